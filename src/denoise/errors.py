@@ -1,0 +1,62 @@
+"""Everything that this package raises on purpose.
+
+    DenoiseError                 the user can mend it: one line, exit code 2
+    ├── ConfigError              the config file: a key, a type, a value
+    ├── VolumeError              an input volume: missing, unreadable, not matching its partner, NaN
+    ├── ScanError                a raw scan: missing dataset, wrong shapes, no usable angles
+    ├── CheckpointError          a model file: missing, damaged, hostile, of another mode
+    ├── OutputError              an output: exists already, cannot be written, disk full
+    ├── DeviceError              the GPU that was asked for is not there; memory ran out at the smallest batch
+    └── WorkerError              a training process died; carries that process's own message
+    Interrupted                  SIGINT or SIGTERM was obeyed after saving; exit code 128 + signal number
+
+Messages say what was expected, what was found, where, and what to do, with values.
+"""
+
+from __future__ import annotations
+
+
+class DenoiseError(Exception):
+    """A mistake or a condition that the user can mend; shown as one line, without a traceback."""
+
+    exit_code = 2
+
+
+class ConfigError(DenoiseError):
+    """The config file cannot be used as it is."""
+
+
+class VolumeError(DenoiseError):
+    """A reconstruction cannot be read, or does not fit the others."""
+
+
+class ScanError(DenoiseError):
+    """A raw scan cannot be reconstructed."""
+
+
+class CheckpointError(DenoiseError):
+    """A model file is missing, damaged, or not one of ours."""
+
+
+class OutputError(DenoiseError):
+    """A result cannot be written where it was asked for."""
+
+
+class DeviceError(DenoiseError):
+    """The compute device is not there or its memory is too small."""
+
+
+class WorkerError(DenoiseError):
+    """A training process failed; the message is that process's own."""
+
+    def __init__(self, message: str, exit_code: int = 1) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
+
+
+class Interrupted(Exception):
+    """A signal ended the run after everything worth keeping was saved."""
+
+    def __init__(self, signal_number: int, message: str) -> None:
+        super().__init__(message)
+        self.exit_code = 128 + signal_number

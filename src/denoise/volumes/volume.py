@@ -1,0 +1,267 @@
+"""What the rest of the package knows of a volume: two protocols, and the one place where reads are reflected.
+
+A ``Volume`` is read lazily, region by region, as float32; a ``VolumeSink`` takes finished slabs in order of need and
+gives the result its final name only when it is whole. Files of every format hide behind these two.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Protocol, Self, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from denoise.errors import VolumeError
+from denoise.tiles import Region, Triple, reflect_indices
+
+Float32Array: TypeAlias = NDArray[np.float32]
+VoxelSize: TypeAlias = tuple[float, float, float]
+
+
+class Volume(Protocol):
+    """A stack of slices, (Z, Y, X), that can be read in part. Picklable: it holds paths, not open handles."""
+
+    @property
+    def name(self) -> str:
+        """What to call it in a message: its path."""
+        ...
+
+    @property
+    def shape(self) -> Triple:
+        """(Z, Y, X) in voxels."""
+        ...
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """The type of the stored values (native byte order)."""
+        ...
+
+    @property
+    def voxel_size_um(self) -> VoxelSize | None:
+        """Voxel size (Z, Y, X) in micrometres, or None where the file does not say."""
+        ...
+
+    @property
+    def slice_numbers(self) -> range:
+        """The number that the user knows each slice by (from file names; otherwise 0, 1, 2, ...)."""
+        ...
+
+    def read(self, region: Region) -> Float32Array:
+        """Values of a region that lies inside the volume, float32, in the stored units.
+
+        Raises
+        ------
+        VolumeError
+            When a file is missing, cut short, unreadable or of another shape than the first; names the file.
+        """
+        ...
+
+    def read_stored(self, region: Region) -> NDArray[Any]:
+        """As ``read``, but in the stored type ``dtype``."""
+        ...
+
+
+class VolumeSink(Protocol):
+    """Takes slabs of float32 and becomes a file or folder under its final name when all of them were written.
+
+    A context manager: leaving it normally finishes the result (fsync, rename); leaving it with an exception removes
+    what was partial and leaves whatever stood under the final name before.
+    """
+
+    @property
+    def path(self) -> str:
+        """The final name."""
+        ...
+
+    @property
+    def allows_parallel_slabs(self) -> bool:
+        """Whether several processes may write disjoint slabs."""
+        ...
+
+    def write(self, z_start: int, slab: Float32Array) -> None:
+        """Store slices z_start.. (counted from 0 in this output). Integer outputs are rounded and clipped, counted."""
+        ...
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
+
+
+def read_reflected(volume: Volume, region: Region) -> Float32Array:
+    """Read a region that may reach outside the volume; what is outside is mirrored at the edge voxels.
+
+    Parameters
+    ----------
+    region
+        Any start, also negative; any shape.
+
+    Returns
+    -------
+    float32 array of ``region.shape_zyx``.
+    """
+    if region.inside(volume.shape):
+        return volume.read(region)
+    indices = [
+        reflect_indices(start, count, 0, size)
+        for start, count, size in zip(region.start_zyx, region.shape_zyx, volume.shape, strict=True)
+    ]
+    low = [int(i.min()) for i in indices]
+    count = [int(i.max()) - a + 1 for i, a in zip(indices, low, strict=True)]
+    core = volume.read(Region((low[0], low[1], low[2]), (count[0], count[1], count[2])))
+    z, y, x = (i - a for i, a in zip(indices, low, strict=True))
+    return core[np.ix_(z, y, x)]
+
+
+@dataclass(frozen=True)
+class ArrayVolume:
+    """An array in memory as a Volume: (Z, Y, X), any real type."""
+
+    array: NDArray[Any]
+    name: str = "array"
+    voxel_size_um: VoxelSize | None = None
+    first_slice: int = 0
+
+    def __post_init__(self) -> None:
+        if self.array.ndim != 3 or 0 in self.array.shape:
+            raise VolumeError(f"{self.name} has shape {self.array.shape}; a volume has three axes (Z, Y, X), none empty")
+        if not (np.issubdtype(self.array.dtype, np.integer) or np.issubdtype(self.array.dtype, np.floating)):
+            raise VolumeError(f"{self.name} holds values of type {self.array.dtype}; expected integers or floats")
+
+    @property
+    def shape(self) -> Triple:
+        """(Z, Y, X)."""
+        z, y, x = self.array.shape
+        return z, y, x
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Type of the array, in native byte order."""
+        return self.array.dtype.newbyteorder("=")
+
+    @property
+    def slice_numbers(self) -> range:
+        """Counted from ``first_slice``."""
+        return range(self.first_slice, self.first_slice + self.shape[0])
+
+    def read_stored(self, region: Region) -> NDArray[Any]:
+        """A copy of a region in the array's own type."""
+        return self.array[region.slices].astype(self.dtype)
+
+    def read(self, region: Region) -> Float32Array:
+        """A copy of a region as float32."""
+        return self.array[region.slices].astype(np.float32)
+
+
+@dataclass(frozen=True)
+class MeanVolume:
+    """The mean of several volumes of one shape, computed as it is read: K-1 splits as one input (X:1)."""
+
+    volumes: tuple[Volume, ...]
+
+    @property
+    def name(self) -> str:
+        """All their names."""
+        return " + ".join(v.name for v in self.volumes)
+
+    @property
+    def shape(self) -> Triple:
+        """(Z, Y, X) of each."""
+        return self.volumes[0].shape
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """A mean is a float."""
+        return np.dtype(np.float32)
+
+    @property
+    def voxel_size_um(self) -> VoxelSize | None:
+        """That of the first."""
+        return self.volumes[0].voxel_size_um
+
+    @property
+    def slice_numbers(self) -> range:
+        """Those of the first."""
+        return self.volumes[0].slice_numbers
+
+    def read(self, region: Region) -> Float32Array:
+        """The mean over the volumes, float32."""
+        total = self.volumes[0].read(region)
+        for volume in self.volumes[1:]:
+            total += volume.read(region)
+        total /= len(self.volumes)
+        return total
+
+    def read_stored(self, region: Region) -> NDArray[Any]:
+        """The same as ``read``."""
+        return self.read(region)
+
+
+@dataclass(frozen=True)
+class SplitSet:
+    """K sub-reconstructions proven to have one shape, voxel size and slice numbering."""
+
+    volumes: tuple[Volume, ...]
+
+    @classmethod
+    def of(cls, volumes: Sequence[Volume]) -> SplitSet:
+        """Check that the volumes belong together.
+
+        Raises
+        ------
+        VolumeError
+            Fewer than two; the same one twice; shapes, voxel sizes or slice numbers that differ. Both facts are named.
+        """
+        if len(volumes) < 2:
+            raise VolumeError(f"expected at least two sub-reconstructions, found {len(volumes)}; list two or more splits")
+        first = volumes[0]
+        for k, other in enumerate(volumes):
+            for j in range(k):
+                if other.name == volumes[j].name and not isinstance(other, ArrayVolume):
+                    raise VolumeError(
+                        f"splits {j} and {k} are the same volume, {other.name}; noise can only be told from signal "
+                        "between two different splits: correct one of the names"
+                    )
+            require_same_grid(first, other, "split 0", f"split {k}")
+        return cls(tuple(volumes))
+
+    @property
+    def shape(self) -> Triple:
+        """(Z, Y, X) of every split."""
+        return self.volumes[0].shape
+
+    def __len__(self) -> int:
+        return len(self.volumes)
+
+
+def require_same_grid(one: Volume, other: Volume, one_role: str, other_role: str) -> None:
+    """Check that two volumes show the same voxels.
+
+    Raises
+    ------
+    VolumeError
+        Shapes, slice numbers or (where both say) voxel sizes differ.
+    """
+    where = f"({other_role}: {other.name}; {one_role}: {one.name})"
+    again = "reconstruct both in the same way, `denoise prepare` does"
+    if one.shape != other.shape:
+        raise VolumeError(f"{other_role} has shape {other.shape} but {one_role} has {one.shape} {where}; {again}")
+    if one.slice_numbers != other.slice_numbers:
+        raise VolumeError(
+            f"{other_role} has slices {describe_numbers(other.slice_numbers)} but {one_role} has "
+            f"{describe_numbers(one.slice_numbers)} {where}; {again}"
+        )
+    if one.voxel_size_um and other.voxel_size_um and not np.allclose(one.voxel_size_um, other.voxel_size_um, rtol=1e-3):
+        raise VolumeError(
+            f"{other_role} has voxel size {other.voxel_size_um} um but {one_role} has {one.voxel_size_um} um {where}; {again}"
+        )
+
+
+def describe_numbers(numbers: range) -> str:
+    """Slice numbers as a user would say them: ``10..73`` or ``10..70 in steps of 2``."""
+    text = f"{numbers[0]}..{numbers[-1]}"
+    return text if numbers.step == 1 else f"{text} in steps of {numbers.step}"
