@@ -1,0 +1,151 @@
+"""Files and folders that appear under their final name only when they are whole.
+
+Everything this package writes goes through here: a partial name beside the final one, fsync, rename. A kill at any
+moment leaves the last good state readable. Nothing that exists is replaced unless the caller says so.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from denoise.errors import OutputError
+
+_PARTIAL = ".partial-"
+
+
+def partial_path(final: Path) -> Path:
+    """A hidden name beside ``final``, of this process; it keeps the suffix, by which libraries choose a format."""
+    host = socket.gethostname().split(".")[0]
+    return final.with_name(f".{final.stem}{_PARTIAL}{host}-{os.getpid()}{final.suffix}")
+
+
+def remove_leftovers(final: Path) -> None:
+    """Remove partial results for ``final`` whose process, on this host, is no longer alive."""
+    host = socket.gethostname().split(".")[0]
+    for path in final.parent.glob(f".{_escaped(final.stem)}{_PARTIAL}{host}-*{_escaped(final.suffix)}"):
+        pid = path.name.removesuffix(final.suffix).rpartition("-")[2]
+        if pid.isdigit() and not _is_alive(int(pid)):
+            discard(path)
+
+
+def require_free(path: Path, *, overwrite: bool) -> None:
+    """Refuse to go on where a result already stands and the user has not said ``--overwrite``.
+
+    Raises
+    ------
+    OutputError
+        ``path`` exists and ``overwrite`` is false, or its folder cannot be written.
+    """
+    if os.path.lexists(path) and not overwrite:
+        raise OutputError(f"{path} exists already; choose another --output, or replace it with --overwrite")
+    folder = path.parent
+    while not folder.exists():
+        folder = folder.parent
+    if not folder.is_dir():
+        raise OutputError(f"{path} cannot be written: {folder} is a file, not a folder; choose another place")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise OutputError(f"{path} cannot be written: no permission to write in {folder}; choose another place")
+
+
+@contextmanager
+def whole_file(final: Path) -> Iterator[Path]:
+    """Give a partial path to write to; on a clean exit it replaces ``final``, otherwise it is removed.
+
+    Raises
+    ------
+    OutputError
+        The disk is full, or the folder cannot be written.
+    """
+    with explained(final):
+        final.parent.mkdir(parents=True, exist_ok=True)
+        remove_leftovers(final)
+        partial = partial_path(final)
+        try:
+            yield partial
+            sync(partial)
+            partial.replace(final)
+            sync(final.parent)
+        finally:
+            discard(partial)
+
+
+def write_text(final: Path, text: str) -> None:
+    """Write a whole text file, UTF-8."""
+    with whole_file(final) as partial:
+        partial.write_text(text, encoding="utf-8")
+
+
+def publish(partial: Path, final: Path) -> None:
+    """Give a finished file or folder its final name; what stood there is moved aside first and removed last."""
+    for path in sorted(partial.rglob("*")) if partial.is_dir() else []:
+        sync(path)
+    sync(partial)
+    if os.path.lexists(final):
+        aside = final.with_name(f".{final.stem}.replaced-{os.getpid()}{final.suffix}")
+        final.rename(aside)
+        partial.rename(final)
+        discard(aside)
+    else:
+        partial.rename(final)
+    sync(final.parent)
+
+
+def discard(path: Path) -> None:
+    """Remove a partial file or folder of ours, if it is there."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def sync(path: Path) -> None:
+    """Flush a file, or a folder's entries, to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def explained(path: Path) -> Iterator[None]:
+    """Turn the operating system's refusals to write into one clear sentence.
+
+    Raises
+    ------
+    OutputError
+        Disk full, quota, read-only or forbidden.
+    """
+    try:
+        yield
+    except OSError as error:
+        reasons = {
+            errno.ENOSPC: "the disk is full; free some space or choose another --output",
+            errno.EDQUOT: "your disk quota is used up; free some space or choose another --output",
+            errno.EROFS: "the file system is read-only; choose another --output",
+            errno.EACCES: "no permission; choose another --output",
+            errno.EPERM: "not permitted; choose another --output",
+        }
+        if error.errno in reasons:
+            raise OutputError(f"{path} cannot be written: {reasons[error.errno]}") from error
+        raise
+
+
+def _escaped(name: str) -> str:
+    return "".join(f"[{c}]" if c in "*?[" else c for c in name)
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
