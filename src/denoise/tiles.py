@@ -44,7 +44,9 @@ class Region:
 
     def inside(self, shape_zyx: Triple) -> bool:
         """Whether every voxel lies in a volume of this shape."""
-        return all(a >= 0 and a + n <= size for a, n, size in zip(self.start_zyx, self.shape_zyx, shape_zyx, strict=True))
+        return all(
+            a >= 0 and a + n <= size for a, n, size in zip(self.start_zyx, self.shape_zyx, shape_zyx, strict=True)
+        )
 
 
 def reflect_indices(start: int, count: int, low: int, high: int) -> NDArray[np.int64]:
@@ -84,15 +86,13 @@ class Window:
         for read, predict, stride, before in zip(
             self.read_zyx, self.predict_zyx, self.stride_zyx, self.before_zyx, strict=True
         ):
-            if not (1 <= stride <= predict and 0 <= before and before + predict <= read):
+            if not (1 <= stride <= predict and before >= 0 and before + predict <= read):
                 raise ValueError(f"impossible window: {self}")
 
     @property
     def after_zyx(self) -> Triple:
         """How many voxels of the block lie after the predicted part."""
-        z, y, x = (
-            r - b - p for r, b, p in zip(self.read_zyx, self.before_zyx, self.predict_zyx, strict=True)
-        )
+        z, y, x = (r - b - p for r, b, p in zip(self.read_zyx, self.before_zyx, self.predict_zyx, strict=True))
         return z, y, x
 
     @property

@@ -1,0 +1,1 @@
+"""One streaming engine for a slice, a range of slices or a volume, in every mode."""

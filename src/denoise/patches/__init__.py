@@ -1,0 +1,1 @@
+"""Where training and validation blocks are cut from a volume."""

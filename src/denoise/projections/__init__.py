@@ -1,0 +1,1 @@
+"""From raw projections to reconstructed splits, and simulated scans to try it on."""

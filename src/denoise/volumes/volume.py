@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Protocol, Self, TypeAlias
+from typing import Any, Final, Protocol, Self, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +19,8 @@ from denoise.tiles import Region, Triple, reflect_indices
 
 Float32Array: TypeAlias = NDArray[np.float32]
 VoxelSize: TypeAlias = tuple[float, float, float]
+
+STORED_TYPES: Final = ("uint8", "uint16", "int16", "float32", "float64")
 
 
 class Volume(Protocol):
@@ -92,23 +94,28 @@ class VolumeSink(Protocol):
     ) -> None: ...
 
 
-def read_reflected(volume: Volume, region: Region) -> Float32Array:
+def read_reflected(volume: Volume, region: Region, box: Region | None = None) -> Float32Array:
     """Read a region that may reach outside the volume; what is outside is mirrored at the edge voxels.
 
     Parameters
     ----------
     region
         Any start, also negative; any shape.
+    box
+        Mirror at the faces of this part of the volume instead, and read nothing outside it.
 
     Returns
     -------
     float32 array of ``region.shape_zyx``.
     """
-    if region.inside(volume.shape):
+    if box is None and region.inside(volume.shape):
         return volume.read(region)
+    box = box or Region((0, 0, 0), volume.shape)
     indices = [
-        reflect_indices(start, count, 0, size)
-        for start, count, size in zip(region.start_zyx, region.shape_zyx, volume.shape, strict=True)
+        reflect_indices(start, count, low, low + size)
+        for start, count, low, size in zip(
+            region.start_zyx, region.shape_zyx, box.start_zyx, box.shape_zyx, strict=True
+        )
     ]
     low = [int(i.min()) for i in indices]
     count = [int(i.max()) - a + 1 for i, a in zip(indices, low, strict=True)]
@@ -128,7 +135,9 @@ class ArrayVolume:
 
     def __post_init__(self) -> None:
         if self.array.ndim != 3 or 0 in self.array.shape:
-            raise VolumeError(f"{self.name} has shape {self.array.shape}; a volume has three axes (Z, Y, X), none empty")
+            raise VolumeError(
+                f"{self.name} has shape {self.array.shape}; a volume has three axes (Z, Y, X), none empty"
+            )
         if not (np.issubdtype(self.array.dtype, np.integer) or np.issubdtype(self.array.dtype, np.floating)):
             raise VolumeError(f"{self.name} holds values of type {self.array.dtype}; expected integers or floats")
 
@@ -150,10 +159,12 @@ class ArrayVolume:
 
     def read_stored(self, region: Region) -> NDArray[Any]:
         """A copy of a region in the array's own type."""
+        require_inside(self, region)
         return self.array[region.slices].astype(self.dtype)
 
     def read(self, region: Region) -> Float32Array:
         """A copy of a region as float32."""
+        require_inside(self, region)
         return self.array[region.slices].astype(np.float32)
 
 
@@ -217,7 +228,9 @@ class SplitSet:
             Fewer than two; the same one twice; shapes, voxel sizes or slice numbers that differ. Both facts are named.
         """
         if len(volumes) < 2:
-            raise VolumeError(f"expected at least two sub-reconstructions, found {len(volumes)}; list two or more splits")
+            raise VolumeError(
+                f"expected at least two sub-reconstructions, found {len(volumes)}; list two or more splits"
+            )
         first = volumes[0]
         for k, other in enumerate(volumes):
             for j in range(k):
@@ -236,6 +249,35 @@ class SplitSet:
 
     def __len__(self) -> int:
         return len(self.volumes)
+
+
+def require_inside(volume: Volume, region: Region) -> None:
+    """Assert that a region lies in the volume: a negative start would otherwise silently mean "from the end"."""
+    assert region.inside(volume.shape), f"{region} reaches outside {volume.name}, whose shape is {volume.shape}"
+
+
+def require_stored_type(dtype: np.dtype[Any] | None, what: str) -> np.dtype[Any]:
+    """The type in native byte order, if it is one that volumes may have.
+
+    Raises
+    ------
+    VolumeError
+        Complex, boolean, text, 32-bit integers, ...; names what was found.
+    """
+    if dtype is None or dtype.kind not in "uif" or dtype.newbyteorder("=").name not in STORED_TYPES:
+        raise VolumeError(
+            f"{what} holds values of type {dtype if dtype is not None else 'unknown'}; expected one of "
+            f"{', '.join(STORED_TYPES)}: convert it first"
+        )
+    return dtype.newbyteorder("=")
+
+
+def stored_numbers(first: object, step: object, count: int) -> range:
+    """Slice numbers from what a file says of its first slice and step; 0, 1, 2, ... where that makes no sense."""
+    whole = (int, np.integer)
+    if isinstance(first, whole) and isinstance(step, whole) and first >= 0 and step >= 1:
+        return range(int(first), int(first) + count * int(step), int(step))
+    return range(count)
 
 
 def require_same_grid(one: Volume, other: Volume, one_role: str, other_role: str) -> None:
@@ -257,7 +299,8 @@ def require_same_grid(one: Volume, other: Volume, one_role: str, other_role: str
         )
     if one.voxel_size_um and other.voxel_size_um and not np.allclose(one.voxel_size_um, other.voxel_size_um, rtol=1e-3):
         raise VolumeError(
-            f"{other_role} has voxel size {other.voxel_size_um} um but {one_role} has {one.voxel_size_um} um {where}; {again}"
+            f"{other_role} has voxel size {other.voxel_size_um} um but {one_role} has {one.voxel_size_um} um "
+            f"{where}; {again}"
         )
 
 

@@ -1,0 +1,350 @@
+"""What a training run leaves behind: models (all that inference needs) and its own state (all that resume needs).
+
+Files are torch archives of tensors and plain values, written whole and loaded with ``weights_only=True``: a model from
+a shared folder is hostile until parsed, and loading one runs no code. Files of the published tools (a dict with
+``model_state_dict`` only) are recognised by their parameter names.
+"""
+
+from __future__ import annotations
+
+import math
+import pickle
+import platform
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from datetime import datetime, timezone
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+import torch
+
+from denoise.errors import CheckpointError, ConfigError
+from denoise.files import whole_file
+from denoise.networks.catalogue import build_network
+from denoise.networks.spec import NetworkSpec
+from denoise.networks.stored import recognise, without_prefix
+from denoise.normalization import Normalization
+
+Weights: TypeAlias = dict[str, torch.Tensor]
+
+_FORMAT = "ct-denoise checkpoint"
+_FORMAT_VERSION = 1
+#: What an archive that is damaged, cut short or not ours makes torch.load raise.
+_LOAD_ERRORS = (
+    pickle.UnpicklingError,
+    RuntimeError,
+    EOFError,
+    ValueError,
+    KeyError,
+    AttributeError,
+    IndexError,
+    TypeError,
+    ImportError,
+)
+
+#: Which file holds the best model by which score; see the method, "Selecting a model".
+CRITERIA = {"val": "best_val_model.pth", "lcl": "best_lcl_model.pth", "edge": "best_edge_model.pth"}
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A trained model with everything that inference needs besides the volume.
+
+    ``weights`` are on the CPU, float32. ``normalization`` is None only for models stored by the published tools, which
+    do not carry one. ``patch_size`` is the edge of the blocks that it was trained on (None: unknown).
+    """
+
+    network: NetworkSpec
+    weights: Weights
+    normalization: Normalization | None
+    patch_size: int | None = None
+    criterion: str = "val"
+    epoch: int = 0
+    step: int = 0
+    scores: Mapping[str, float] = field(default_factory=dict)
+    sample: str = ""
+    versions: Mapping[str, str] = field(default_factory=dict)
+    created: str = ""
+
+    def build(self) -> torch.nn.Module:
+        """The network with these weights, in evaluation mode, on the CPU.
+
+        Raises
+        ------
+        CheckpointError
+            The weights do not fit the network that the file names.
+        """
+        network = build_network(self.network)
+        try:
+            network.load_state_dict(self.weights, strict=True)
+        except RuntimeError as error:
+            raise CheckpointError(
+                f"the weights do not fit the network {self.network.name} {dict(self.network.options)} that the model "
+                f"file names: {_first_line(error)}; the file is damaged or was changed"
+            ) from error
+        network.eval()
+        return network
+
+    def save(self, path: Path) -> None:
+        """Write the model whole; readers see the old file or the new one, never half of one."""
+        content = {
+            "format": _FORMAT,
+            "format_version": _FORMAT_VERSION,
+            "model_state_dict": self.weights,
+            "network": {"name": self.network.name, "options": dict(self.network.options)},
+            "normalization": asdict(self.normalization) if self.normalization else None,
+            "patch_size": self.patch_size,
+            "criterion": self.criterion,
+            "epoch": self.epoch,
+            "step": self.step,
+            "scores": dict(self.scores),
+            "sample": self.sample,
+            "versions": dict(self.versions) or software_versions(),
+            "created": self.created or datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        }
+        with whole_file(path) as partial:
+            torch.save(content, partial)
+
+    @classmethod
+    def load(cls, path: Path) -> Checkpoint:
+        """Read a model file of ours or of the published tools.
+
+        Raises
+        ------
+        CheckpointError
+            The file is missing, damaged, holds code or anything but tensors and plain values, or is no such model.
+        """
+        content = _load_archive(path)
+        if "model_state_dict" not in content:
+            raise CheckpointError(
+                f"{path} holds {_keys(content)} but no 'model_state_dict'; expected a model written by `denoise train` "
+                "(best_val_model.pth) or by the published tools"
+            )
+        weights = _checked_weights(content["model_state_dict"], path)
+        if content.get("format") != _FORMAT:
+            return _published(weights, path)
+        if content.get("format_version") != _FORMAT_VERSION:
+            raise CheckpointError(
+                f"{path} has format version {content.get('format_version')!r}, this release of denoise reads "
+                f"{_FORMAT_VERSION}; install a newer release"
+            )
+        return _parsed(content, weights, path)
+
+
+def _published(weights: Weights, path: Path) -> Checkpoint:
+    weights = without_prefix(weights)
+    try:
+        network = recognise(weights)
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: {error}") from error
+    return Checkpoint(network, weights, None)
+
+
+def _parsed(content: Mapping[str, Any], weights: Weights, path: Path) -> Checkpoint:
+    def take(key: str, kind: type | tuple[type, ...], default: Any = None) -> Any:
+        value = content.get(key, default)
+        if not isinstance(value, kind) or isinstance(value, bool):
+            raise CheckpointError(f"{path}: {key} is {value!r:.80}; the file is damaged or was changed")
+        return value
+
+    network, patch_size = take("network", dict), take("patch_size", (int, type(None)))
+    name, options = network.get("name"), network.get("options")
+    plain = isinstance(options, dict) and all(type(k) is str and type(v) is int for k, v in options.items())
+    if not isinstance(name, str) or not plain:
+        raise CheckpointError(f"{path}: network is {network!r:.80}; the file is damaged or was changed")
+    spec = NetworkSpec(name, options)
+    normalization = take("normalization", dict)
+    numbers = [normalization.get("mean"), normalization.get("std")]
+    if not all(type(n) is float and math.isfinite(n) for n in numbers) or numbers[1] <= 0:
+        raise CheckpointError(f"{path}: normalization is {normalization!r:.80}; the file is damaged or was changed")
+    if patch_size is not None and not 1 <= patch_size <= 8192:
+        raise CheckpointError(f"{path}: patch_size is {patch_size}; expected 1 to 8192; the file was changed")
+    scores = {str(k): float(v) for k, v in take("scores", dict).items() if isinstance(v, int | float)}
+    versions = {str(k): str(v) for k, v in take("versions", dict).items()}
+    checkpoint = Checkpoint(
+        network=spec,
+        weights=weights,
+        normalization=Normalization(numbers[0], numbers[1]),
+        patch_size=patch_size,
+        criterion=take("criterion", str),
+        epoch=take("epoch", int),
+        step=take("step", int),
+        scores=scores,
+        sample=take("sample", str),
+        versions=versions,
+        created=take("created", str),
+    )
+    _require_fit(checkpoint, path)
+    return checkpoint
+
+
+def _require_fit(checkpoint: Checkpoint, path: Path) -> None:
+    """Build the network without memory behind it, so that a wrong shape is found before anything is allocated."""
+    try:
+        with torch.device("meta"):
+            network = build_network(checkpoint.network)
+    except ConfigError as error:
+        raise CheckpointError(f"{path}: {error}") from error
+    expected = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
+    found = {name: tuple(tensor.shape) for name, tensor in checkpoint.weights.items()}
+    if expected != found:
+        differing = sorted({n for n in expected.keys() | found.keys() if expected.get(n) != found.get(n)})[0]
+        raise CheckpointError(
+            f"{path}: the network {checkpoint.network.name} {dict(checkpoint.network.options)} has {differing} of shape "
+            f"{expected.get(differing)} but the file holds {found.get(differing)}; the file is damaged or was changed"
+        )
+
+
+@dataclass(frozen=True)
+class TrainState:
+    """Everything that an interrupted run needs to go on as if nothing had happened; tensors and plain values only."""
+
+    fingerprint: Mapping[str, Any]
+    model: Weights
+    ema: Weights | None
+    optimizer: dict[str, Any]
+    progress: dict[str, Any]
+    normalization: Normalization
+    generator: torch.Tensor
+
+    def save(self, path: Path) -> None:
+        """Write the state whole."""
+        content = {name: getattr(self, name) for name in self.__dataclass_fields__}
+        content["normalization"] = asdict(self.normalization)
+        content["fingerprint"] = dict(self.fingerprint)
+        with whole_file(path) as partial:
+            torch.save(content, partial)
+
+    @classmethod
+    def load(cls, path: Path) -> TrainState:
+        """Read a state.
+
+        Raises
+        ------
+        CheckpointError
+            The file is missing, damaged or not a training state.
+        """
+        content = _load_archive(path)
+        if set(content) != set(cls.__dataclass_fields__):
+            raise CheckpointError(f"{path} holds {_keys(content)}; expected the state of a training run")
+        content["normalization"] = Normalization(**content["normalization"])
+        return cls(**content)
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """The names of everything that a training run writes."""
+
+    path: Path
+
+    def model(self, criterion: str) -> Path:
+        """The best model by one score."""
+        return self.path / CRITERIA[criterion]
+
+    @property
+    def state(self) -> Path:
+        """What ``--resume`` reads."""
+        return self.path / "resume_state.pth"
+
+    @property
+    def config(self) -> Path:
+        """The resolved config of the run; the user's own file is never touched."""
+        return self.path / "config.yaml"
+
+    @property
+    def history(self) -> Path:
+        """One JSON object per validation."""
+        return self.path / "history.jsonl"
+
+    @property
+    def curves(self) -> Path:
+        """Loss and scores as a picture."""
+        return self.path / "curves.png"
+
+    @property
+    def log(self) -> Path:
+        """What the run said."""
+        return self.path / "train.log"
+
+    def preview(self, epoch: int) -> Path:
+        """Input, prediction and other split after an epoch."""
+        return self.path / "previews" / f"epoch_{epoch:06d}.png"
+
+    @property
+    def holds_a_run(self) -> bool:
+        """Whether a run has written here before."""
+        return any(p.exists() for p in (self.state, self.history, *(self.model(c) for c in CRITERIA)))
+
+
+def find_model(path: Path, criterion: str) -> Path:
+    """The model file that a user means by a file or a training folder.
+
+    Raises
+    ------
+    CheckpointError
+        Nothing is there, or the folder has no model of this criterion (yet).
+    """
+    if path.is_file():
+        return path
+    if not path.is_dir():
+        raise CheckpointError(f"there is no model at {path}; run `denoise train` first, or name one with --model")
+    wanted = RunFolder(path).model(criterion)
+    if wanted.is_file():
+        return wanted
+    there = [c for c in CRITERIA if RunFolder(path).model(c).is_file()]
+    if not there:
+        raise CheckpointError(f"{path} holds no model yet (expected {wanted.name}); run `denoise train` first")
+    raise CheckpointError(
+        f"{path} holds no {wanted.name}, only {', '.join(CRITERIA[c] for c in there)}; the lcl and edge models are "
+        f"written after train.warmup_steps: use --checkpoint {there[0]}, or train longer"
+    )
+
+
+def software_versions() -> dict[str, str]:
+    """Versions that matter for repeating a result."""
+    return {
+        "ct-denoise": version("ct-denoise"),
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+        "python": platform.python_version(),
+    }
+
+
+def _load_archive(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise CheckpointError(f"there is no file {path}; check the name, or run `denoise train` first")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except PermissionError as error:
+        raise CheckpointError(f"{path} cannot be read: no permission; ask its owner") from error
+    except _LOAD_ERRORS as error:
+        raise CheckpointError(
+            f"{path} is damaged, or holds more than tensors and plain values, and is not loaded: {_first_line(error)}"
+        ) from error
+    if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
+        raise CheckpointError(f"{path} holds a {type(content).__name__}; expected the dict that `denoise train` writes")
+    return content
+
+
+def _checked_weights(weights: Any, path: Path) -> Weights:
+    if not isinstance(weights, Mapping) or not weights:
+        raise CheckpointError(f"{path}: model_state_dict is a {type(weights).__name__}; expected named tensors")
+    checked = {}
+    for name, tensor in weights.items():
+        if not isinstance(name, str) or not isinstance(tensor, torch.Tensor) or not tensor.is_floating_point():
+            raise CheckpointError(f"{path}: {name!r:.60} is not a tensor of floats; the file is damaged or was changed")
+        if not bool(torch.isfinite(tensor).all()):
+            raise CheckpointError(f"{path}: the weight {name} holds NaN or Inf; take another checkpoint of the run")
+        checked[name] = tensor.float()
+    return checked
+
+
+def _keys(content: Mapping[str, Any]) -> str:
+    return ", ".join(repr(k)[:30] for k in list(content)[:6]) or "nothing"
+
+
+def _first_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0][:200] if lines else type(error).__name__

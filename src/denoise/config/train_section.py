@@ -1,0 +1,265 @@
+"""The section `train` of the config file; see ``sections``."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, TypeAlias
+
+from pydantic import Field
+
+from denoise.config.fields import (
+    COUNT_OR_ZERO_RULE,
+    COUNT_RULE,
+    EDGE_RULE,
+    PRECISION_RULE,
+    About,
+    AnyCase,
+    Count,
+    CountOrZero,
+    Edge,
+    Flag,
+    Folder,
+    Positive,
+    Precision,
+    Section,
+)
+
+ModeName: TypeAlias = Literal["2.5d", "3d"]
+NetworkName: TypeAlias = Literal["unet", "residual", "unet2d", "unet3d", "residual2d", "residual3d"]
+
+
+class TrainSection(Section):
+    """How the network is trained."""
+
+    mode: Annotated[
+        Annotated[ModeName, AnyCase],
+        About(
+            "How the volume is cut up",
+            '"2.5d" or "3d"',
+            "2.5d: a centre slice is predicted from it and its neighbours; quick. 3d: cubes are predicted from cubes; "
+            "slower, best along z.",
+        ),
+    ] = "2.5d"
+    network: Annotated[
+        NetworkName,
+        About(
+            "The network",
+            '"unet" or "residual" (the mode picks the dimension), or one of "unet2d", "unet3d", "residual2d", '
+            '"residual3d" that fits the mode',
+            "unet: the published networks. residual: a light network with additive skips and no normalisation layers, "
+            "several times cheaper per voxel.",
+        ),
+    ] = "unet"
+    n_slices: Annotated[
+        Annotated[int, Field(strict=True, ge=1, le=99)],
+        About(
+            "Slices that the 2.5D network sees at once",
+            "a whole number, 1 to 99",
+            "More slices use more of the context along z. Only in 2.5D.",
+            unit="slices",
+        ),
+    ] = 5
+    patch_size: Annotated[
+        Edge,
+        About(
+            "Edge of the square training patches in 2.5D",
+            EDGE_RULE,
+            "Divisible by 8 for unet2d, by 2^(levels-1) for residual2d. Larger: more context, more memory.",
+            "voxels",
+        ),
+    ] = 256
+    patch_size_3d: Annotated[
+        Edge,
+        About(
+            "Edge of the training cubes in 3D",
+            EDGE_RULE,
+            "Divisible by 2^n_blocks for unet3d, by 2^(levels-1) for residual3d. Memory grows with its third power.",
+            "voxels",
+        ),
+    ] = 96
+    batch_size: Annotated[
+        Count | None,
+        About(
+            "Patches per optimiser step, all GPUs together",
+            f"null, or {COUNT_RULE}",
+            "Lower it when the memory of the GPU is too small. null: 32 in 2.5D, 4 in 3D.",
+            unit="patches",
+        ),
+    ] = None
+    learning_rate: Annotated[
+        Positive,
+        About("Step size of the optimiser", "a number above 0", "Too large: the loss jumps. Too small: slow."),
+    ] = 0.001
+    schedule: Annotated[
+        Literal["constant", "cosine"],
+        About(
+            "Course of the learning rate",
+            '"constant" or "cosine"',
+            "cosine: falls to zero over `max_epochs`, so set that to what you will really run.",
+        ),
+    ] = "constant"
+    warmup_steps: Annotated[
+        CountOrZero,
+        About(
+            "Steps before the Laplacian contrast loss is added and the lcl and edge checkpoints count",
+            COUNT_OR_ZERO_RULE,
+            "Until then only the distance to the other split counts.",
+            unit="optimiser steps",
+        ),
+    ] = 2000
+    max_epochs: Annotated[
+        Count,
+        About("Epochs after which training ends", COUNT_RULE, "The best model so far is kept at any time.", "epochs"),
+    ] = 2000
+    patience: Annotated[
+        CountOrZero,
+        About(
+            "Epochs without improvement of the held-out score after which training stops",
+            COUNT_OR_ZERO_RULE,
+            "0: never stop early.",
+            unit="epochs",
+        ),
+    ] = 0
+    z_stride: Annotated[
+        Count,
+        About(
+            "Train on every n-th centre slice",
+            COUNT_RULE,
+            "Above 1: shorter epochs; the neighbours of a centre slice stay the true neighbours. Only in 2.5D.",
+            unit="slices",
+        ),
+    ] = 1
+    patches_per_epoch: Annotated[
+        Count | None,
+        About(
+            "Patches drawn per epoch in 2.5D", f"null, or {COUNT_RULE}", "null: one per training slice.", unit="patches"
+        ),
+    ] = None
+    patches_per_epoch_3d: Annotated[
+        Count | None,
+        About(
+            "Cubes drawn per epoch in 3D",
+            f"null, or {COUNT_RULE}",
+            "null: as many as fill the training volume once.",
+            unit="cubes",
+        ),
+    ] = None
+    n_blocks: Annotated[
+        Annotated[int, Field(strict=True, ge=1, le=8)],
+        About("Levels of unet3d", "a whole number, 1 to 8", "More: wider view, more memory."),
+    ] = 4
+    start_filters: Annotated[
+        Annotated[int, Field(strict=True, ge=1, le=1024)],
+        About("Filters of the first level of unet3d", "a whole number, 1 to 1024", "Doubles from level to level."),
+    ] = 56
+    width: Annotated[
+        Annotated[int, Field(strict=True, ge=1, le=1024)],
+        About(
+            "Channels of the first level of a residual network", "a whole number, 1 to 1024", "Doubles at each level."
+        ),
+    ] = 16
+    levels: Annotated[
+        Annotated[int, Field(strict=True, ge=1, le=8)],
+        About(
+            "Levels of a residual network",
+            "a whole number, 1 to 8",
+            "More: wider view.",
+        ),
+    ] = 3
+    loss: Annotated[
+        Literal["l1", "l2", "huber"],
+        About(
+            "Distance between the prediction and the other split",
+            '"l1", "l2" or "huber"',
+            "l1 (mean absolute error) withstands outliers; l2 (mean squared error) learns faster at high noise.",
+        ),
+    ] = "l1"
+    huber_delta: Annotated[
+        Positive,
+        About(
+            "Where the Huber loss turns from squared to absolute",
+            "a number above 0",
+            'Only for `loss: "huber"`.',
+            unit="standard deviations of the data",
+        ),
+    ] = 1.0
+    lcl_weight: Annotated[
+        Annotated[float, Field(strict=True, allow_inf_nan=False, ge=0)],
+        About(
+            "Weight of the Laplacian contrast loss",
+            "a number, 0 or more",
+            "Larger: smoother areas, sharper edges, less faithful. 0: without it.",
+        ),
+    ] = 0.01
+    strategy: Annotated[
+        Literal["X:1", "1:X"],
+        About(
+            "What is predicted from what with more than two splits",
+            '"X:1" or "1:X"',
+            "X:1: one split from the mean of the others. 1:X: the reverse. With two splits both are the same.",
+        ),
+    ] = "X:1"
+    gradient_clip: Annotated[
+        Positive | None,
+        About("Largest norm of the gradient", "null, or a number above 0", "null: gradients are not clipped."),
+    ] = 1.0
+    ema_decay: Annotated[
+        Annotated[float, Field(strict=True, gt=0, lt=1)] | None,
+        About(
+            "Decay of a running average of the weights, which is then the model that is scored and stored",
+            "null, or a number above 0 and below 1",
+            "Typical: 0.999. null: the weights themselves.",
+        ),
+    ] = None
+    precision: Annotated[
+        Precision,
+        About("Arithmetic of the network", PRECISION_RULE, "auto: bf16 where the device is fast at it, else float32."),
+    ] = "auto"
+    augment: Annotated[
+        Flag,
+        About("Turn and mirror patches at random", "true or false", "Almost always helps; costs nothing."),
+    ] = True
+    validation_fraction: Annotated[
+        Annotated[float, Field(strict=True, gt=0, le=0.5)],
+        About(
+            "Share of the slices held out to choose the best model",
+            "a number above 0, at most 0.5",
+            "They are one z-band that is never trained on.",
+            unit="fraction",
+        ),
+    ] = 0.1
+    validate_every: Annotated[
+        Count | None,
+        About(
+            "Epochs from one held-out score to the next",
+            f"null, or {COUNT_RULE}",
+            "null: chosen so that scoring takes a small part of the time.",
+            unit="epochs",
+        ),
+    ] = None
+    seed: Annotated[
+        Annotated[int, Field(strict=True, ge=0, lt=2**63)],
+        About(
+            "Seed of everything random", COUNT_OR_ZERO_RULE, "The same seed gives the same patches and first weights."
+        ),
+    ] = 0
+    save_every_minutes: Annotated[
+        Positive,
+        About(
+            "Time from one saved state to the next",
+            "a number above 0",
+            "At most this much work is lost when the machine fails.",
+            unit="minutes",
+        ),
+    ] = 5.0
+    tensorboard: Annotated[
+        Flag,
+        About("Write curves for TensorBoard too", "true or false", "Needs the extra `tensorboard`."),
+    ] = False
+    output_dir: Annotated[
+        Folder | None,
+        About(
+            "Folder for the models and the record of the run",
+            "null, or a folder",
+            "Relative paths start at the folder of the config file. null: `<folder>/<sample>_training_<mode>`.",
+        ),
+    ] = None

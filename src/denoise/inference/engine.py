@@ -1,0 +1,233 @@
+"""One streaming engine for a slice, a range of slices and a volume, in every mode.
+
+Slabs are read ahead in one thread, tiles go through the network in batches, predictions are blended on the device, and
+finished slices are written behind in another thread. Memory is a slab and a batch, whatever the depth of the volume.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from denoise.arithmetic import autocast, fast_layout
+from denoise.errors import CheckpointError, DeviceError
+from denoise.inference.blend import SlabAccumulator
+from denoise.inference.reader import SlabReader
+from denoise.normalization import Normalization
+from denoise.tiles import TileGrid, Triple, Window
+from denoise.volumes.volume import Float32Array, Volume
+
+_log = logging.getLogger(__name__)
+
+#: Slices predicted per slab where tiles are one slice deep: enough to read and write in runs, little to hold.
+_SLICES_PER_SLAB = 8
+#: Slabs waiting to be written; more would only hide a slow disk in memory.
+_WRITES_WAITING = 2
+_MOST_TILES = 64
+#: Input voxels of a batch on a CPU: larger ones fall out of its caches.
+_CPU_BATCH_VOXELS = 4 * 5 * 256**2
+#: Share of the free memory of an accelerator that a batch may take.
+_DEVICE_SHARE = 0.6
+
+Write = Callable[[int, Float32Array], None]
+"""Takes where finished slices start (counted from the start of the range) and the slices, in the input's units."""
+
+
+@dataclass(frozen=True)
+class Denoiser:
+    """A network ready to run: weights on the device, evaluation mode, and how it sees a volume."""
+
+    network: nn.Module
+    normalization: Normalization
+    window: Window
+    device: torch.device
+    dtype: torch.dtype = torch.float32
+    batch_size: int | None = None
+    fill_non_finite: bool = False
+
+    def prepared(self) -> Denoiser:
+        """The same with the network moved to the device in its fastest layout."""
+        network = fast_layout(self.network.eval()).to(self.device)
+        return Denoiser(
+            network, self.normalization, self.window, self.device, self.dtype, self.batch_size, self.fill_non_finite
+        )
+
+
+def denoise_slices(
+    inputs: Sequence[Volume],
+    denoiser: Denoiser,
+    z_range: range,
+    write: Write,
+    progress: Callable[[int], None] = lambda slices: None,
+) -> None:
+    """Denoise slices of a volume; a range gives the same values as the same slices of a full run.
+
+    Parameters
+    ----------
+    inputs
+        Volumes of one shape; the network's output is averaged over them (one: the full reconstruction).
+    denoiser
+        See ``Denoiser``; the batch size is found from the free memory where it is None, and halved when memory runs
+        out.
+    z_range
+        Consecutive slices, counted from 0; their neighbours are read too.
+    write
+        Called from one thread, with consecutive runs of slices in ascending order.
+    progress
+        Called with the number of slices finished so far.
+
+    Raises
+    ------
+    VolumeError
+        A slice cannot be read, or holds NaN or Inf.
+    DeviceError
+        Memory is too small even for one tile.
+    CheckpointError
+        The network predicts NaN or Inf.
+    """
+    grid = TileGrid(inputs[0].shape, denoiser.window)
+    layers = grid.layers(z_range.start, z_range.stop)
+    at_once = max(1, _SLICES_PER_SLAB // denoiser.window.stride_zyx[0])
+    runs = [layers[i : i + at_once] for i in range(0, len(layers), at_once)]
+    reader = SlabReader(inputs, grid, denoiser.normalization, fill_non_finite=denoiser.fill_non_finite)
+    blended = SlabAccumulator(grid, layers, at_once, denoiser.device, 1 / len(inputs))
+    predict = _BatchedNetwork(denoiser)
+    with _Writer(write, denoiser.normalization, z_range) as writer, ThreadPoolExecutor(1) as reading:
+        ahead = reading.submit(reader.read, runs[0][0], runs[0][-1])
+        for i, run in enumerate(runs):
+            slab = torch.from_numpy(ahead.result())
+            if i + 1 < len(runs):
+                ahead = reading.submit(reader.read, runs[i + 1][0], runs[i + 1][-1])
+            _blend_run(slab, run, grid, predict, blended)
+            start, slices = blended.finished(run[-1])
+            writer.put(start, slices)
+            progress(min(max(start + len(slices) - z_range.start, 0), len(z_range)))
+    if reader.filled:
+        _log.warning("%d NaN or Inf voxels of the input were replaced by its mean before denoising", reader.filled)
+
+
+def _blend_run(
+    slab: Tensor, run: list[int], grid: TileGrid, predict: _BatchedNetwork, blended: SlabAccumulator
+) -> None:
+    slab = slab.to(predict.device, non_blocking=True)
+    tiles = [(z, y, x, v) for z in run for y, x in grid.in_layer() for v in range(len(slab))]
+    origin = grid.axes[0].starts[run[0]]
+    starts = [
+        (v, grid.axes[0].starts[z] - origin, grid.axes[1].starts[y], grid.axes[2].starts[x]) for z, y, x, v in tiles
+    ]
+    for (z, y, x, _), prediction in zip(tiles, predict(slab, starts), strict=True):
+        blended.add(prediction, z, y, x)
+
+
+class _BatchedNetwork:
+    """Runs tiles of a slab through the network, as many at once as memory allows."""
+
+    def __init__(self, denoiser: Denoiser) -> None:
+        self._denoiser = denoiser
+        self.device = denoiser.device
+        self._batch_size = denoiser.batch_size or _found_batch_size(denoiser)
+
+    def __call__(self, slab: Tensor, starts: Sequence[tuple[int, int, int, int]]) -> Iterator[Tensor]:
+        """Predictions (Z, Y, X) of the tiles that start at (input, z, y, x) within the slab, one after the other."""
+        depth, height, width = self._denoiser.window.read_zyx
+        done = 0
+        while done < len(starts):
+            tiles = [
+                slab[v, z : z + depth, y : y + height, x : x + width]
+                for v, z, y, x in starts[done : done + self._batch_size]
+            ]
+            try:
+                predictions = _forward(self._denoiser, torch.stack(tiles))
+            except (torch.OutOfMemoryError, RuntimeError) as error:
+                if not _is_out_of_memory(error):
+                    raise
+                self._halve(error)
+                continue
+            yield from predictions
+            done += len(tiles)
+
+    def _halve(self, error: Exception) -> None:
+        if self._batch_size == 1:
+            raise DeviceError(
+                f"memory ran out on {self.device} with a single tile of {self._denoiser.window.read_zyx} voxels; "
+                "use a smaller infer.tile_size, or another device"
+            ) from error
+        self._batch_size = max(1, self._batch_size // 2)
+        _log.warning("memory ran out on %s; going on with batches of %d tiles", self.device, self._batch_size)
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+
+def _forward(denoiser: Denoiser, blocks: Tensor) -> Tensor:
+    with torch.inference_mode(), autocast(denoiser.device, denoiser.dtype):
+        predictions: Tensor = denoiser.network(blocks)
+    return predictions
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+
+
+def _found_batch_size(denoiser: Denoiser) -> int:
+    """As many tiles as fit: on a GPU from the memory that one tile took, on a CPU from the size of its caches."""
+    shape: Triple = denoiser.window.read_zyx
+    if denoiser.device.type != "cuda":
+        return int(np.clip(_CPU_BATCH_VOXELS // np.prod(shape), 1, _MOST_TILES))
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats(denoiser.device)
+    before = torch.cuda.memory_allocated(denoiser.device)
+    try:
+        _forward(denoiser, torch.zeros((1, *shape), device=denoiser.device))
+    except torch.OutOfMemoryError:
+        return 1
+    one = torch.cuda.max_memory_allocated(denoiser.device) - before
+    free, _ = torch.cuda.mem_get_info(denoiser.device)
+    return int(np.clip(_DEVICE_SHARE * free / max(one, 1), 1, _MOST_TILES))
+
+
+class _Writer:
+    """Hands finished slices to ``write`` in a thread of its own, in order; holds back when that falls behind."""
+
+    def __init__(self, write: Write, normalization: Normalization, z_range: range) -> None:
+        self._write = write
+        self._normalization = normalization
+        self._z_range = z_range
+        self._thread = ThreadPoolExecutor(1)
+        self._waiting: deque[Future[None]] = deque()
+
+    def put(self, start: int, slices: Tensor) -> None:
+        """Queue slices that start at ``start`` in the volume; those outside the range are left out."""
+        low, high = max(start, self._z_range.start), min(start + len(slices), self._z_range.stop)
+        if low >= high:
+            return
+        while len(self._waiting) >= _WRITES_WAITING:
+            self._waiting.popleft().result()
+        kept = slices[low - start : high - start].cpu()
+        self._waiting.append(self._thread.submit(self._finish, low, kept))
+
+    def _finish(self, low: int, slices: Tensor) -> None:
+        slab: Float32Array = self._normalization.invert(slices).numpy()
+        if not np.isfinite(slab).all():
+            raise CheckpointError(
+                f"the network predicts NaN or Inf in slices {low} to {low + len(slab) - 1}; "
+                "take another checkpoint, or set infer.precision: float32"
+            )
+        self._write(low - self._z_range.start, slab)
+
+    def __enter__(self) -> _Writer:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        try:
+            if kind is None:
+                while self._waiting:
+                    self._waiting.popleft().result()
+        finally:
+            self._thread.shutdown(cancel_futures=True)

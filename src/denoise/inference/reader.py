@@ -1,0 +1,93 @@
+"""Slabs for the engine: read once, ahead of the network, with reflections where tiles reach past the volume."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+
+import numpy as np
+
+from denoise.errors import VolumeError
+from denoise.normalization import Normalization
+from denoise.tiles import Region, TileGrid, reflect_indices
+from denoise.volumes.volume import Float32Array, Volume
+
+_log = logging.getLogger(__name__)
+
+
+class SlabReader:
+    """Reads what a run of tile layers needs; slices that the next run needs again are kept, not read twice.
+
+    Not safe for several threads at once; the engine calls it from one.
+    """
+
+    def __init__(
+        self, inputs: Sequence[Volume], grid: TileGrid, normalization: Normalization, *, fill_non_finite: bool
+    ) -> None:
+        self._inputs = inputs
+        self._grid = grid
+        self._normalization = normalization
+        self._fill = fill_non_finite
+        self._kept_from = 0
+        self._kept: Float32Array = np.empty((len(inputs), 0, *grid.shape_zyx[1:]), dtype=np.float32)
+        self.filled = 0
+        """How many NaN or Inf voxels were replaced by the mean so far."""
+
+    def read(self, first_layer: int, last_layer: int) -> Float32Array:
+        """Normalised float32 (inputs, Z, Y, X): everything that the tiles of these layers read, in that order.
+
+        Element (_, 0, 0, 0) is the first voxel of the block of the first tile.
+
+        Raises
+        ------
+        VolumeError
+            NaN or Inf voxels, unless they are to be filled; names volume and slice.
+        """
+        indices = []
+        window = self._grid.window
+        ends = [(first_layer, last_layer), (0, -1), (0, -1)]
+        for axis, (first, last) in enumerate(ends):
+            starts = self._grid.axes[axis].starts
+            low = starts[first] - window.before_zyx[axis]
+            count = starts[last] - starts[first] + window.read_zyx[axis]
+            indices.append(reflect_indices(low, count, 0, self._grid.shape_zyx[axis]))
+        z, y, x = indices
+        low, high = int(z.min()), int(z.max()) + 1
+        self._advance(low, high)
+        # Without reflections the kept slices are what was asked for: no copy of a slab.
+        slab = self._kept if len(z) == high - low else self._kept[:, z - low]
+        for axis, index in ((2, y), (3, x)):
+            if len(index) != slab.shape[axis] or index[0] != 0 or index[-1] != slab.shape[axis] - 1:
+                slab = slab.take(index, axis=axis)
+        return slab
+
+    def _advance(self, low: int, high: int) -> None:
+        """Hold exactly the slices low..high-1 of every input, normalised."""
+        shape = self._grid.shape_zyx
+        end = self._kept_from + self._kept.shape[1]
+        reusable = self._kept_from <= low < end
+        first_new = min(end, high) if reusable else low
+        slab = np.empty((len(self._inputs), high - low, *shape[1:]), dtype=np.float32)
+        if reusable:
+            slab[:, : first_new - low] = self._kept[:, low - self._kept_from : first_new - self._kept_from]
+        if first_new < high:
+            for row, volume in zip(slab, self._inputs, strict=True):
+                new = row[first_new - low :]
+                new[:] = volume.read(Region.of_slices(first_new, high, shape))
+                self._check(new, volume, first_new)
+                new -= np.float32(self._normalization.mean)
+                new /= np.float32(self._normalization.std)
+        self._kept, self._kept_from = slab, low
+
+    def _check(self, slices: Float32Array, volume: Volume, first: int) -> None:
+        for i, image in enumerate(slices):
+            bad = ~np.isfinite(image)
+            count = int(np.count_nonzero(bad))
+            if count and not self._fill:
+                raise VolumeError(
+                    f"{volume.name} holds {count} NaN or Inf voxels in slice {volume.slice_numbers[first + i]}; "
+                    "reconstruct again without them, or set dataset.non_finite: fill to replace them by the mean"
+                )
+            if count:
+                image[bad] = self._normalization.mean
+                self.filled += count

@@ -1,0 +1,59 @@
+"""The two modes: a sampler, the networks that fit, and a window are all that distinguishes 2.5D from 3D.
+
+2.5D reads ``n_slices`` adjacent slices and predicts the centre one; its z axis is the network's channel axis. 3D reads
+and predicts cubes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from denoise.networks.catalogue import NETWORKS
+from denoise.networks.spec import NetworkSpec
+from denoise.patches.sampler import CubeSampler, SliceSampler
+from denoise.tiles import Window
+
+
+@dataclass(frozen=True)
+class Mode:
+    """One way of working."""
+
+    name: str
+    sampler: type[SliceSampler] | type[CubeSampler]
+    network_dimensions: int
+    window: Callable[[NetworkSpec, int, float, str], Window]
+    """(network, tile edge, overlap as a fraction of it, taper) -> Window."""
+
+
+def _slice_window(network: NetworkSpec, edge: int, overlap: float, taper: str) -> Window:
+    depth = network.options["n_slices"]
+    stride = _stride(edge, overlap)
+    # An even number of slices has its centre after the middle: n // 2 slices lie before it, n // 2 - 1 after.
+    return Window((depth, edge, edge), (1, edge, edge), (1, stride, stride), (depth // 2, 0, 0), taper)
+
+
+def _cube_window(network: NetworkSpec, edge: int, overlap: float, taper: str) -> Window:
+    del network
+    stride = _stride(edge, overlap)
+    return Window((edge, edge, edge), (edge, edge, edge), (stride, stride, stride), (0, 0, 0), taper)
+
+
+def _stride(edge: int, overlap: float) -> int:
+    return max(1, round(edge * (1 - overlap)))
+
+
+#: By the name that users write.
+MODES: Mapping[str, Mode] = {
+    mode.name: mode
+    for mode in (
+        Mode("2.5d", SliceSampler, 2, _slice_window),
+        Mode("3d", CubeSampler, 3, _cube_window),
+    )
+}
+
+
+def mode_of(network: NetworkSpec) -> Mode:
+    """The mode that a network works in."""
+    dimensions = NETWORKS[network.name].dimensions
+    return next(mode for mode in MODES.values() if mode.network_dimensions == dimensions)

@@ -1,0 +1,118 @@
+"""One mean and one standard deviation for a whole run: measured once, kept in the checkpoint, used everywhere.
+
+Values are summed in float64 around their own mean (Welford; pairwise merging after Chan, Golub and LeVeque 1983), so
+that a mean of 30000 with a standard deviation of 5 comes out right. NaN and Inf are left out and counted.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, Protocol, Self, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from denoise.errors import VolumeError
+
+
+class _Arithmetic(Protocol):
+    """What numpy arrays and torch tensors have in common here."""
+
+    def __sub__(self, other: float, /) -> Self: ...
+    def __add__(self, other: float, /) -> Self: ...
+    def __mul__(self, other: float, /) -> Self: ...
+    def __truediv__(self, other: float, /) -> Self: ...
+
+
+Block = TypeVar("Block", bound=_Arithmetic)
+
+
+@dataclass(frozen=True)
+class Normalization:
+    """Mean and standard deviation, in the volume's units, pooled over the splits."""
+
+    mean: float
+    std: float
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.mean) and math.isfinite(self.std) and self.std > 0):
+            raise VolumeError(
+                f"the normalisation needs a finite mean and a positive standard deviation, found mean {self.mean} and "
+                f"standard deviation {self.std}; check mean4norm and std4norm, or whether the volumes are constant"
+            )
+
+    def apply(self, block: Block) -> Block:
+        """Grey values to normalised values, same shape and type."""
+        return (block - self.mean) / self.std
+
+    def invert(self, block: Block) -> Block:
+        """Normalised values back to grey values, same shape and type."""
+        return block * self.std + self.mean
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Count, mean and summed squared deviation of finite values, and how many values were not finite."""
+
+    count: int = 0
+    mean: float = 0.0
+    squared_deviation: float = 0.0
+    non_finite: int = 0
+
+    @classmethod
+    def of(cls, values: NDArray[Any]) -> Moments:
+        """Two passes over an array of any shape and real type, in float64."""
+        if np.issubdtype(values.dtype, np.integer):
+            finite, bad = values.ravel(), 0
+        else:
+            good = np.isfinite(values)
+            bad = int(values.size - np.count_nonzero(good))
+            finite = values[good] if bad else values.ravel()
+        if finite.size == 0:
+            return cls(non_finite=bad)
+        mean = float(finite.mean(dtype=np.float64))
+        deviation = finite.astype(np.float64) - mean
+        return cls(int(finite.size), mean, float(np.dot(deviation, deviation)), bad)
+
+    @classmethod
+    def of_slice(cls, image: NDArray[Any]) -> Moments:
+        """Moments of one slice (Y, X), without exact zeros outside the inscribed ellipse, where CT slices are masked."""
+        outside = _outside_inscribed_ellipse(image.shape[0], image.shape[1])
+        masked = outside & (image == 0)
+        return cls.of(image[~masked] if masked.any() else image)
+
+    def merged(self, other: Moments) -> Moments:
+        """Moments of both sets together."""
+        count = self.count + other.count
+        non_finite = self.non_finite + other.non_finite
+        if count == 0:
+            return Moments(non_finite=non_finite)
+        delta = other.mean - self.mean
+        mean = self.mean + delta * other.count / count
+        squared = self.squared_deviation + other.squared_deviation + delta**2 * self.count * other.count / count
+        return Moments(count, mean, squared, non_finite)
+
+    def normalization(self) -> Normalization:
+        """Mean and (population) standard deviation.
+
+        Raises
+        ------
+        VolumeError
+            No finite value was seen, or all are the same.
+        """
+        if self.count == 0:
+            raise VolumeError("the sub-reconstructions hold no finite value at all; check the files")
+        std = math.sqrt(self.squared_deviation / self.count)
+        if std <= 1e-12 * abs(self.mean) or std == 0:
+            raise VolumeError(
+                f"every voxel of the sub-reconstructions has the same value {self.mean:g}: there is no noise to learn "
+                "from; check the files"
+            )
+        return Normalization(self.mean, std)
+
+
+def _outside_inscribed_ellipse(height: int, width: int) -> NDArray[np.bool_]:
+    y = (np.arange(height) - (height - 1) / 2) / (height / 2)
+    x = (np.arange(width) - (width - 1) / 2) / (width / 2)
+    return np.asarray(y[:, None] ** 2 + x[None, :] ** 2 > 1.0)

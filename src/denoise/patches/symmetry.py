@@ -1,0 +1,57 @@
+"""The symmetries of a square and of a cube, as what they are: permutations of axes with signs.
+
+An element says, for every axis of the result, which axis of the source it walks along and in which direction. Applying
+one to index vectors instead of voxels makes augmentation free (see ``sampler.BlockOffsets``).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import permutations, product
+
+import numpy as np
+from numpy.typing import NDArray
+from typing_extensions import TypeVar
+
+from denoise.tiles import Triple
+
+Scalar = TypeVar("Scalar", bound=np.generic)
+
+
+@dataclass(frozen=True)
+class Symmetry:
+    """Axis i of the result runs along source axis ``source_axis[i]``, backwards where ``reverse[i]``."""
+
+    source_axis: Triple
+    reverse: tuple[bool, bool, bool]
+
+    def apply(self, block: NDArray[Scalar]) -> NDArray[Scalar]:
+        """The transformed view of a block (..., Z, Y, X); axes that are exchanged must have equal lengths."""
+        lead = block.ndim - 3
+        turned = block.transpose(*range(lead), *(lead + axis for axis in self.source_axis))
+        return turned[(..., *(slice(None, None, -1 if r else 1) for r in self.reverse))]
+
+    @property
+    def determinant(self) -> int:
+        """+1 for a rotation, -1 where a mirror is involved."""
+        matrix = np.zeros((3, 3))
+        for row, (axis, reverse) in enumerate(zip(self.source_axis, self.reverse, strict=True)):
+            matrix[row, axis] = -1 if reverse else 1
+        return round(float(np.linalg.det(matrix)))
+
+
+IDENTITY = Symmetry((0, 1, 2), (False, False, False))
+
+#: The 8 symmetries of the square, in the plane of a slice; z stays as it is.
+SQUARE = tuple(
+    Symmetry((0, *axes), (False, *reverse))  # type: ignore[arg-type]
+    for axes in permutations((1, 2))
+    for reverse in product((False, True), repeat=2)
+)
+
+#: The 24 rotations of the cube and their mirror images, 48 in all.
+CUBE = tuple(
+    Symmetry(axes, reverse)  # type: ignore[arg-type]
+    for axes in permutations((0, 1, 2))
+    for reverse in product((False, True), repeat=3)
+)

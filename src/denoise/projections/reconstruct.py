@@ -1,0 +1,269 @@
+"""From a scan to the full reconstruction and its K splits, a slab of slices at a time.
+
+In: a ``Scan``, and sinks that were opened by the caller. Out: slices of attenuation per voxel length, whose grey
+values do not depend on the number of angles, so that splits and full reconstruction may share one normalisation.
+Finding the rotation axis is here too. Knows nothing of file formats.
+"""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import psutil
+from numpy.typing import NDArray
+
+from denoise.errors import ScanError
+from denoise.projections.preprocess import Repairs, line_integrals, remove_stripes
+from denoise.projections.scan import Scan
+from denoise.tiles import Triple
+from denoise.volumes.volume import Float32Array, VolumeSink
+
+logger = logging.getLogger(__name__)
+
+# Rows that are back-projected together: their sum over one image line stays in the cache.
+_ROWS_TOGETHER = 16
+# Reading whole rows is faster in larger slabs, up to about here.
+_MOST_ROWS_PER_SLAB = 64
+# Fewest angles per detector column from which a split has no visible streaks of its own (method, section 6).
+_ANGLES_PER_COLUMN = 1.5
+_GIVE_CENTER = "measure it with other software and give it with --center"
+
+
+@dataclass(frozen=True)
+class ReconstructionFacts:
+    """What was reconstructed and how, for the record."""
+
+    shape_zyx: Triple
+    n_angles: int
+    n_splits: int
+    center: float
+    stripes: bool
+    rows_per_slab: int
+    repairs: Repairs
+
+
+def split_indices(n_angles: int, n_splits: int) -> list[NDArray[np.int64]]:
+    """Which projections belong to which split: k, k + K, k + 2K, ... for split k of K.
+
+    Raises
+    ------
+    ScanError
+        A split would have fewer than two projections.
+    """
+    if n_splits < 1 or n_angles < 2 * n_splits:
+        raise ScanError(
+            f"{n_angles} projections cannot be divided into {n_splits} splits; expected at least 2 for each "
+            "of at least 1 split: choose fewer splits"
+        )
+    return [np.arange(k, n_angles, n_splits) for k in range(n_splits)]
+
+
+def angular_weights(angles_rad: NDArray[np.float64]) -> NDArray[np.float64]:
+    """How much of the half circle each projection stands for, in radians.
+
+    Parallel projections at a and a + pi hold the same rays, so angles are taken modulo pi; each stands for the half of
+    the gaps to its two neighbours (on the circle, Voronoi), and projections at the same angle share. The sum is pi, so
+    grey values do not depend on the number of angles, and of 0 and 180 degrees none counts twice.
+
+    Gaps more than three times as wide as the ordinary one (their 0.9 quantile) are missing wedges: nothing was measured
+    there, and giving their whole width to the two projections at their edge would draw streaks along these. Such a gap
+    counts as an ordinary one, and the sum is then smaller than pi.
+    """
+    # 1e-7 of the half circle is 0.06 arc seconds, finer than any rotation stage; it joins 0 with 180 after rounding.
+    steps = np.rint(angles_rad / np.pi * 1e7).astype(np.int64) % 10_000_000
+    distinct, index, multiplicity = np.unique(steps, return_inverse=True, return_counts=True)
+    if distinct.size == 1:
+        return np.full(angles_rad.size, np.pi / angles_rad.size)
+    gaps = np.diff(distinct, append=distinct[0] + 10_000_000) * (np.pi / 1e7)  # after each distinct angle
+    ordinary = np.quantile(gaps, 0.9, method="lower")
+    gaps = np.where(gaps > 3 * ordinary, ordinary, gaps)
+    weights = 0.5 * (gaps + np.roll(gaps, 1)) / multiplicity
+    return np.asarray(weights[index], dtype=np.float64)
+
+
+def angles_warning(scan: Scan, n_splits: int) -> str | None:
+    """What to tell the user before reconstructing with too few angles or a missing wedge; None where all is well."""
+    n_angles, _, columns = scan.shape
+    sentences = []
+    fewest = n_angles // n_splits
+    needed = round(_ANGLES_PER_COLUMN * columns)
+    if fewest < needed:
+        sentences.append(
+            f"each of {n_splits} splits has {fewest} angles for {columns} detector columns; below about {needed} a "
+            "reconstruction has streaks of its own, which differ between the splits and limit what can be learned"
+        )
+    missing = 180.0 - float(np.rad2deg(angular_weights(scan.angles_rad).sum()))
+    if missing > 1.0:
+        sentences.append(
+            f"the angles leave a wedge of about {missing:.0f} of 180 degrees unmeasured; edges along it are blurred "
+            "in the splits and in the full reconstruction alike, and denoising cannot tell"
+        )
+    return "; ".join(sentences) or None
+
+
+def reconstruct_rows(sinograms: Float32Array, angles_rad: NDArray[np.float64], center: float) -> Float32Array:
+    """Filtered back-projection with an unsmoothed ramp filter.
+
+    Parameters
+    ----------
+    sinograms
+        Line integrals, (angles, rows, columns).
+    angles_rad
+        (angles,), radians, in any order and over any range; weighted by ``angular_weights``.
+    center
+        Detector column of the rotation axis, counted from 0; it comes to lie at the slices' centre.
+
+    Returns
+    -------
+    float32 array, (rows, columns, columns): attenuation per pixel; 0 outside the circle that touches the sides.
+    """
+    from denoise.projections.backprojection import back_project, filter_projections
+
+    _, rows, columns = sinograms.shape
+    angles = np.ascontiguousarray(angles_rad, dtype=np.float64)
+    weights = angular_weights(angles)
+    slices = np.empty((rows, columns, columns), dtype=np.float32)
+    for start in range(0, rows, _ROWS_TOGETHER):
+        filtered = filter_projections(sinograms[:, start : start + _ROWS_TOGETHER], weights)
+        slices[start : start + _ROWS_TOGETHER] = back_project(filtered, angles, float(center))
+    return slices
+
+
+def reconstruct_scan(
+    scan: Scan,
+    *,
+    center: float,
+    n_splits: int,
+    stripes: bool,
+    full: VolumeSink,
+    splits: Sequence[VolumeSink],
+    rows_per_slab: int | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> ReconstructionFacts:
+    """Reconstruct a scan from all of its angles and from each k::K of them.
+
+    Rows are read and corrected once. Stripe removal mixes the noise of the angles that it sees, so it works on each
+    split by itself: the noise of the splits stays independent.
+
+    Parameters
+    ----------
+    center
+        Detector column of the rotation axis, from ``find_center`` or from the user.
+    n_splits
+        K, the number of splits.
+    stripes
+        Whether to remove stripes, which cause rings.
+    full, splits
+        Entered sinks of (rows, columns, columns) voxels; slabs are written in order. The caller closes them.
+    rows_per_slab
+        Memory grows with it; None lets free memory decide. The result does not depend on it.
+    progress
+        Called after each slab with the rows that are done, and all rows.
+
+    Raises
+    ------
+    ScanError
+        ``center`` lies outside the detector; too many splits; pixels that are not finite; unreadable file.
+    """
+    n_angles, rows, columns = scan.shape
+    parts = split_indices(n_angles, n_splits)
+    if not 0 <= center <= columns - 1:
+        raise ScanError(f"center {center:g} is not on the detector of {scan.path}; it has columns 0..{columns - 1}")
+    assert len(splits) == n_splits, f"{len(splits)} sinks for {n_splits} splits"
+    depth = min(rows_per_slab or _rows_that_fit(scan), rows)
+    repairs = Repairs()
+    for start in range(0, rows, depth):
+        stop = min(start + depth, rows)
+        values, repaired = line_integrals(scan.read_rows(start, stop))
+        repairs += repaired
+        full.write(start, reconstruct_rows(_cleaned(values, stripes), scan.angles_rad, center))
+        for sink, part in zip(splits, parts, strict=True):
+            sink.write(start, reconstruct_rows(_cleaned(values[part], stripes), scan.angles_rad[part], center))
+        if progress is not None:
+            progress(stop, rows)
+    if repairs.sentence:
+        logger.warning("%s: %s", scan.path, repairs.sentence)
+    return ReconstructionFacts((rows, columns, columns), n_angles, n_splits, center, stripes, depth, repairs)
+
+
+def find_center(scan: Scan) -> float:
+    """Find the detector column of the rotation axis, counted from 0, to a quarter of a column.
+
+    Vo, Drakopoulos, Atwood, Reinhard 2014, Opt. Express 22:19078, doi 10.1364/OE.22.019078, as in algotom, on five
+    places over the height, each the mean of up to five adjacent rows; the median of those that show the sample.
+
+    Raises
+    ------
+    ScanError
+        The angles do not cover a half circle; no place gives an axis within a quarter of the width from the middle.
+    """
+    n_angles, rows, columns = scan.shape
+    half = _half_turn(scan)
+    depth = min(5, rows)
+    starts = np.unique(np.linspace(0, rows - depth, 5).astype(int)) if rows > depth else np.array([0])
+    sinograms = []
+    for start in starts:
+        values, _ = line_integrals(scan.read_rows(int(start), int(start) + depth))
+        sinograms.append(values.mean(axis=1)[half])
+    contrast = np.array([sinogram.mean(axis=0).std() for sinogram in sinograms])
+    shown = [s for s, c in zip(sinograms, contrast, strict=True) if c >= 0.25 * contrast.max()]
+    found = [axis for axis in map(_axis, shown) if axis is not None]
+    if not found:
+        raise ScanError(
+            f"the rotation axis of {scan.path} was not found between columns {columns // 4} and {columns * 3 // 4} of "
+            f"{columns} ({n_angles} angles, {len(shown)} places tried); {_GIVE_CENTER}"
+        )
+    center = float(np.median(found))
+    if np.ptp(found) > 2:
+        logger.warning(
+            "the rotation axis of %s is uncertain: columns %s at different heights, %.2f is taken; look for doubled "
+            "edges in the slices, and if there are any, give --center",
+            scan.path, ", ".join(f"{axis:.2f}" for axis in found), center,
+        )  # fmt: skip
+    return center
+
+
+def _half_turn(scan: Scan) -> NDArray[np.int64]:
+    """Projections of half a turn, sorted by angle."""
+    turn = np.mod(scan.angles_rad - scan.angles_rad.min() + 1e-9, 2 * np.pi)
+    order = np.argsort(turn, kind="stable")
+    half = order[turn[order] <= np.pi + 1e-6]
+    gaps = np.rad2deg(np.diff(turn[half], append=np.pi))
+    # The method compares each projection with its mirror image half a turn away: it needs them all.
+    if half.size < 10 or gaps.max() > 10.0:
+        raise ScanError(
+            f"the angles of {scan.path} have {half.size} projections in the half turn from the lowest, with a gap of "
+            f"{gaps.max() if half.size else 180.0:.1f} degrees; finding the axis needs 10 or more without a gap "
+            f"over 10 degrees: {_GIVE_CENTER}"
+        )
+    return np.asarray(half, dtype=np.int64)
+
+
+def _axis(sinogram: Float32Array) -> float | None:
+    """Search near the middle, then further out; None where the best place is at the end of both ranges."""
+    from algotom.prep.calculation import find_center_vo
+
+    columns = sinogram.shape[1]
+    for reach in (columns // 16, columns // 4):
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            axis = float(find_center_vo(sinogram, start=columns // 2 - reach, stop=columns // 2 + reach))
+        if not any("out of the searching range" in str(warning.message) for warning in caught):
+            return axis
+    return None
+
+
+def _cleaned(sinograms: Float32Array, stripes: bool) -> Float32Array:
+    return remove_stripes(sinograms) if stripes else sinograms
+
+
+def _rows_that_fit(scan: Scan) -> int:
+    """Take at most a quarter of the free memory: about eight copies of a row's sinogram and three slices at once."""
+    angles, _, columns = scan.shape
+    bytes_per_row = 4 * (8 * angles * columns + 3 * columns * columns)
+    fitting = psutil.virtual_memory().available // 4 // bytes_per_row
+    return int(np.clip(fitting, 1, _MOST_ROWS_PER_SLAB))

@@ -1,0 +1,123 @@
+"""What a training process is told, and what it reports while it works. Plain, picklable values."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from denoise.checkpoint import Weights
+from denoise.config import TrainSection
+from denoise.networks.spec import NetworkSpec
+from denoise.training.validation import Preview, Scores
+from denoise.volumes.volume import SplitSet
+
+
+@dataclass(frozen=True)
+class TrainJob:
+    """One training run. ``settings`` holds what has the same meaning in every mode; the rest is resolved already."""
+
+    splits: SplitSet
+    network: NetworkSpec
+    settings: TrainSection
+    patch_size: int
+    batch_size: int
+    folder: Path
+    sample: str = "sample"
+    patches_per_epoch: int | None = None
+    train_slices: range | None = None
+    non_finite: str = "error"
+    resume: bool = False
+    initial: Weights | None = None
+    show_progress: bool = True
+
+    def fingerprint(self) -> Mapping[str, Any]:
+        """What must not change between a run and its resumption; plain values."""
+        settings = self.settings
+        return {
+            "network": self.network.name,
+            **{f"network.{name}": value for name, value in self.network.options.items()},
+            "splits": len(self.splits),
+            "shape": list(self.splits.shape),
+            "patch size": self.patch_size,
+            "batch_size": self.batch_size,
+            "patches per epoch": self.patches_per_epoch,
+            "training slices": [self.train_slices[0], self.train_slices[-1] + 1] if self.train_slices else None,
+            **{
+                name: getattr(settings, name)
+                for name in (
+                    "seed",
+                    "strategy",
+                    "loss",
+                    "huber_delta",
+                    "lcl_weight",
+                    "warmup_steps",
+                    "z_stride",
+                    "augment",
+                    "ema_decay",
+                    "validation_fraction",
+                )
+            },
+        }
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What the run is going to do."""
+
+    epochs: int
+    steps_per_epoch: int
+    first_step: int
+    blocks_per_step: int
+    validation_blocks: int
+    validate_every: int
+    device: str
+    precision: str
+    processes: int
+    parameters: int
+
+    @property
+    def total_steps(self) -> int:
+        """Optimiser steps of the whole run."""
+        return self.epochs * self.steps_per_epoch
+
+
+@dataclass(frozen=True)
+class Record:
+    """One line of the history: where the run stands after a validation."""
+
+    epoch: int
+    step: int
+    seconds: float
+    learning_rate: float
+    train_loss: float
+    scores: Scores
+    blocks_per_second: float
+    improved: tuple[str, ...]
+
+    def as_plain(self) -> dict[str, Any]:
+        """For JSON."""
+        plain = asdict(self)
+        scores = plain.pop("scores")
+        return {**plain, **{f"val_{name}": value for name, value in scores.items()}, "improved": list(self.improved)}
+
+
+class Observer(Protocol):
+    """Is told what happens, on the chief only."""
+
+    def started(self, plan: Plan) -> None:
+        """Before the first step."""
+        ...
+
+    def stepped(self, step: int, epoch: int, loss: float | None) -> None:
+        """After a step; ``loss`` is given now and then (reading it waits for the device)."""
+        ...
+
+    def validated(self, record: Record, preview: Preview | None) -> None:
+        """After scoring on the held-out blocks."""
+        ...
+
+    def close(self) -> None:
+        """At the end, also when an error or a signal ends the run."""
+        ...

@@ -1,0 +1,345 @@
+"""The training loop, one for all modes: sample, predict every split from the others, step; score; keep the best.
+
+In goes a TrainJob, out come checkpoints, a history and a state to resume from in its folder. The loop asks the mode's
+table for a sampler and a window and never which mode it is in.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from denoise.arithmetic import autocast, fast_layout, resolve_precision
+from denoise.checkpoint import Checkpoint, RunFolder, TrainState, Weights
+from denoise.errors import CheckpointError, DeviceError, Interrupted
+from denoise.launch import StopRequest, World, describe_device, listening_for_signals
+from denoise.modes import mode_of
+from denoise.networks.catalogue import build_network
+from denoise.patches.holdout import HoldOut
+from denoise.patches.sampler import BlockPlace
+from denoise.training.data import open_blocks
+from denoise.training.job import Observer, Plan, Record, TrainJob
+from denoise.training.objective import Objective, learning_rate, paired
+from denoise.training.observers import observers_of
+from denoise.training.validation import Scores, Validator
+
+_log = logging.getLogger(__name__)
+
+#: Validation costs a forward pass per block, a training step three: this keeps it near 5 % of the time.
+_VALIDATION_SHARE = 0.15
+#: Reading the loss waits for the device; once in so many steps that is not noticed.
+_STEPS_PER_LOSS = 10
+
+
+def run_worker(world: World, job: TrainJob) -> None:
+    """Train; what every process of a run executes.
+
+    Raises
+    ------
+    Interrupted
+        SIGINT or SIGTERM came; the state to resume from was saved.
+    DenoiseError
+        The data, the resume state or the device cannot be used.
+    """
+    with listening_for_signals(world) as stop:
+        run = TrainingRun(world, job)
+        try:
+            run.train(stop)
+        except torch.OutOfMemoryError as error:
+            raise DeviceError(
+                f"the memory of {describe_device(world.device)} is too small for {job.batch_size} blocks of "
+                f"{job.patch_size} voxels a side; lower train.batch_size or the patch size"
+            ) from error
+        finally:
+            run.close()
+
+
+@dataclass
+class Progress:
+    """Where a run stands; all of it is saved and restored."""
+
+    epoch: int = 0
+    step_in_epoch: int = 0
+    step: int = 0
+    loss_sum: float = 0.0
+    loss_steps: int = 0
+    seconds: float = 0.0
+    best: dict[str, float] = field(default_factory=dict)
+    best_epoch: int = 0
+
+
+class TrainingRun:
+    """A run in one process: network, optimiser, data, and where it stands."""
+
+    def __init__(self, world: World, job: TrainJob) -> None:
+        self.world, self.job, self.folder = world, job, RunFolder(job.folder)
+        settings = job.settings
+        state = self._load_state() if job.resume else None
+        mode = mode_of(job.network)
+        # Training blocks never overlap by plan; overlap and taper matter at inference only.
+        self.window = mode.window(job.network, job.patch_size, 0.0, "uniform")
+        shape = job.splits.shape
+        self.holdout = HoldOut.of(shape, self.window, settings.validation_fraction, job.train_slices)
+        self.sampler = mode.sampler(
+            self.holdout, self.window, settings.seed, settings.augment, settings.z_stride, job.patches_per_epoch
+        )
+        if job.batch_size < world.size:
+            raise DeviceError(
+                f"train.batch_size is {job.batch_size}, fewer than the {world.size} processes that share it; "
+                "raise it or use fewer GPUs"
+            )
+        self.steps_per_epoch = math.ceil(self.sampler.epoch_size / job.batch_size)
+        self.objective = Objective(settings.loss, settings.huber_delta, settings.strategy, settings.lcl_weight)
+        self.dtype = resolve_precision(settings.precision, world.device)
+        self.source = open_blocks(job.splits, world, job.non_finite, state.normalization if state else None)
+        self.validator = Validator(
+            self.holdout,
+            self.window,
+            shape,
+            strategy=settings.strategy,
+            batch_size=max(1, job.batch_size // world.size),
+            world=world,
+        )
+        self.validate_every = settings.validate_every or max(
+            1, round(self.validator.block_count / (_VALIDATION_SHARE * self.steps_per_epoch * job.batch_size))
+        )
+        self._build(state)
+
+    def _build(self, state: TrainState | None) -> None:
+        settings, world = self.job.settings, self.world
+        torch.manual_seed(settings.seed)
+        network = build_network(self.job.network)
+        if self.job.initial is not None:
+            network.load_state_dict(self.job.initial)
+        self.network = fast_layout(network).to(world.device)
+        self.averaged = (
+            AveragedModel(self.network, multi_avg_fn=get_ema_multi_avg_fn(settings.ema_decay))
+            if settings.ema_decay
+            else None
+        )
+        self.optimizer = torch.optim.Adam(self.network.parameters(), lr=settings.learning_rate)
+        self.progress = Progress()
+        self._saved_at = time.monotonic()
+        if state is not None:
+            self._restore(state)
+        self.parallel: nn.Module = (
+            DistributedDataParallel(self.network, gradient_as_bucket_view=True) if world.size > 1 else self.network
+        )
+
+    @property
+    def plan(self) -> Plan:
+        """What this run is going to do."""
+        return Plan(
+            epochs=self.job.settings.max_epochs,
+            steps_per_epoch=self.steps_per_epoch,
+            first_step=self.progress.step,
+            blocks_per_step=self.job.batch_size,
+            validation_blocks=self.validator.block_count,
+            validate_every=self.validate_every,
+            device=describe_device(self.world.device),
+            precision=str(self.dtype).removeprefix("torch."),
+            processes=self.world.size,
+            parameters=sum(p.numel() for p in self.network.parameters()),
+        )
+
+    def train(self, stop: StopRequest) -> None:
+        """Run to the last epoch, or until the held-out score stops improving, or until a signal comes."""
+        observers = observers_of(self.job, self.folder) if self.world.is_chief else []
+        try:
+            reason = self._epochs(observers, stop)
+        finally:
+            for observer in observers:
+                observer.close()
+        if self.world.is_chief:
+            _log.info("training ended after epoch %d: %s", self.progress.epoch, reason)
+
+    def _epochs(self, observers: Sequence[Observer], stop: StopRequest) -> str:
+        for observer in observers:
+            observer.started(self.plan)
+        reason = "all epochs done"
+        progress, settings = self.progress, self.job.settings
+        while progress.epoch < settings.max_epochs:
+            self._epoch(observers, stop)
+            progress.epoch, progress.step_in_epoch = progress.epoch + 1, 0
+            if progress.epoch % self.validate_every == 0 or progress.epoch == settings.max_epochs:
+                self._validate(observers)
+                if settings.patience and progress.epoch - progress.best_epoch >= settings.patience:
+                    reason = f"no better held-out score for {progress.epoch - progress.best_epoch} epochs"
+                    break
+        self._save_state()
+        return reason
+
+    def _epoch(self, observers: Sequence[Observer], stop: StopRequest) -> None:
+        progress = self.progress
+        total = self.job.settings.max_epochs * self.steps_per_epoch
+        self.parallel.train()
+        last = time.monotonic()
+        losses = torch.zeros((), dtype=torch.float64, device=self.world.device)
+        for blocks in self.source.batches(self._places()):
+            rate = learning_rate(progress.step, total, self.job.settings.learning_rate, self.job.settings.schedule)
+            loss = self._step(blocks, rate)
+            losses += loss
+            progress.step += 1
+            progress.step_in_epoch += 1
+            progress.loss_steps += 1
+            now = time.monotonic()
+            progress.seconds, last = progress.seconds + now - last, now
+            read_now = progress.step % _STEPS_PER_LOSS == 0
+            for observer in observers:
+                observer.stepped(progress.step, progress.epoch, float(loss) if read_now else None)
+            # Every rank must stop after the same step: a rank that stopped alone would leave the others waiting.
+            stopping = self.world.any(stop.is_set)
+            if stopping or now - self._saved_at > 60 * self.job.settings.save_every_minutes:
+                progress.loss_sum, losses = progress.loss_sum + float(losses), torch.zeros_like(losses)
+                self._save_state()
+            if stopping:
+                self._stop(stop)
+        progress.loss_sum += float(losses)
+
+    def _places(self) -> Iterator[list[BlockPlace]]:
+        """For every step left in this epoch, the blocks that fall to this process."""
+        batch, epoch = self.job.batch_size, self.progress.epoch
+        share = self.world.share(batch)
+        for step in range(self.progress.step_in_epoch, self.steps_per_epoch):
+            yield self.sampler.places(epoch, [step * batch + i for i in share])
+
+    def _step(self, blocks: Tensor, rate: float) -> Tensor:
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        inputs, targets = paired(blocks, self.objective.strategy)
+        with autocast(self.world.device, self.dtype):
+            prediction = self.parallel(inputs)
+        targets = targets[(slice(None), *self.window.predicted)]
+        with_lcl = self.progress.step >= self.job.settings.warmup_steps
+        loss = self.objective(prediction, targets, with_lcl=with_lcl)
+        # Gradients are averaged over processes; where their shares differ, that weighs them by their number of blocks.
+        (loss * (len(blocks) * self.world.size / self.job.batch_size)).backward()  # type: ignore[no-untyped-call]
+        if self.job.settings.gradient_clip:
+            nn.utils.clip_grad_norm_(self.network.parameters(), self.job.settings.gradient_clip)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        if self.averaged is not None:
+            self.averaged.update_parameters(self.network)
+        return loss.detach()
+
+    def _validate(self, observers: Sequence[Observer]) -> None:
+        progress = self.progress
+        model = self.averaged.module if self.averaged is not None else self.network
+        model.eval()
+        scores, preview = self.validator.scores(model, self.source, self.dtype)
+        if not math.isfinite(scores.l1):
+            raise DeviceError(
+                f"the held-out score became {scores.l1} after {progress.step} steps: training diverged; lower "
+                "train.learning_rate, or set train.precision: float32"
+            )
+        improved = self._improved(scores)
+        if self.world.is_chief:
+            for criterion in improved:
+                self._checkpoint(criterion, model, scores).save(self.folder.model(criterion))
+        total = self.job.settings.max_epochs * self.steps_per_epoch
+        settings = self.job.settings
+        record = Record(
+            epoch=progress.epoch,
+            step=progress.step,
+            seconds=round(progress.seconds, 3),
+            learning_rate=learning_rate(progress.step, total, settings.learning_rate, settings.schedule),
+            train_loss=progress.loss_sum / max(1, progress.loss_steps),
+            scores=scores,
+            blocks_per_second=round(progress.step * self.job.batch_size / max(progress.seconds, 1e-9), 3),
+            improved=improved,
+        )
+        progress.loss_sum, progress.loss_steps = 0.0, 0
+        for observer in observers:
+            observer.validated(record, preview)
+
+    def _improved(self, scores: Scores) -> tuple[str, ...]:
+        """Which of the three bests these scores beat; the sharpness scores count after the warm-up only."""
+        progress = self.progress
+        candidates = {"val": scores.l1}
+        if progress.step >= self.job.settings.warmup_steps:
+            candidates |= {"lcl": scores.lcl, "edge": -scores.edge}
+        improved = tuple(name for name, value in candidates.items() if value < progress.best.get(name, math.inf))
+        progress.best |= {name: candidates[name] for name in improved}
+        if "val" in improved:
+            progress.best_epoch = progress.epoch
+        return improved
+
+    def _checkpoint(self, criterion: str, model: nn.Module, scores: Scores) -> Checkpoint:
+        return Checkpoint(
+            network=self.job.network,
+            weights=_on_cpu(model.state_dict()),
+            normalization=self.source.normalization,
+            patch_size=self.job.patch_size,
+            criterion=criterion,
+            epoch=self.progress.epoch,
+            step=self.progress.step,
+            scores=asdict(scores),
+            sample=self.job.sample,
+        )
+
+    def _stop(self, stop: StopRequest) -> None:
+        self.world.barrier()  # nobody leaves before the chief has saved: the launcher ends the others when one is gone
+        number = stop.signal_number or 15
+        progress = self.progress
+        raise Interrupted(
+            number,
+            f"stopped in epoch {progress.epoch + 1} after {progress.step} steps; the state is saved in "
+            f"{self.folder.path}, `denoise train --resume` continues from it",
+        )
+
+    def _save_state(self) -> None:
+        self._saved_at = time.monotonic()
+        if not self.world.is_chief:
+            return
+        TrainState(
+            fingerprint=self.job.fingerprint(),
+            model=_on_cpu(self.network.state_dict()),
+            ema=_on_cpu(self.averaged.state_dict()) if self.averaged is not None else None,
+            optimizer=self.optimizer.state_dict(),
+            progress=asdict(self.progress),
+            normalization=self.source.normalization,
+            generator=torch.get_rng_state(),
+        ).save(self.folder.state)
+
+    def _load_state(self) -> TrainState:
+        state = TrainState.load(self.folder.state)
+        now, then = self.job.fingerprint(), state.fingerprint
+        changed = [name for name in now if now[name] != then.get(name)]
+        if changed:
+            name = changed[0]
+            raise CheckpointError(
+                f"{self.folder.state} was saved with {name} = {then.get(name)!r}, the config now has {now[name]!r}; "
+                "set it back to resume, or start a new run with another --output-dir (--finetune begins from a model)"
+            )
+        return state
+
+    def _restore(self, state: TrainState) -> None:
+        try:
+            self.network.load_state_dict(state.model)
+            if self.averaged is not None and state.ema is not None:
+                self.averaged.load_state_dict(state.ema)
+            self.optimizer.load_state_dict(state.optimizer)
+            self.progress = Progress(**state.progress)
+            torch.set_rng_state(state.generator)
+        except (RuntimeError, ValueError, KeyError, TypeError) as error:
+            raise CheckpointError(
+                f"{self.folder.state} does not fit this run ({error}); it is damaged, start a new run with another "
+                "--output-dir"
+            ) from error
+
+    def close(self) -> None:
+        """Release data and threads."""
+        self.source.close()
+
+
+def _on_cpu(weights: Weights) -> Weights:
+    """A copy that later steps do not change."""
+    return {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in weights.items()}

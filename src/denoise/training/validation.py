@@ -1,0 +1,107 @@
+"""Scores on held-out blocks, summed over all ranks: what the three checkpoints are chosen by."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from denoise.arithmetic import autocast
+from denoise.launch import World
+from denoise.patches.holdout import HoldOut
+from denoise.patches.sampler import BlockPlace, scored_part, validation_places
+from denoise.quality import edge_score, edge_sums, laplacian_contrast_loss
+from denoise.tiles import Triple, Window
+from denoise.training.data import BlockSource
+from denoise.training.objective import centre_slice, paired
+
+#: Enough blocks for a score that does not jump, few enough to cost little.
+_MOST_BLOCKS = 32
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Held-out scores, in normalised units."""
+
+    l1: float
+    """E|f(x_i) - x_j|: its minimum selects the ``val`` model."""
+    l2: float
+    """E(f(x_i) - x_j)^2: equals the true mean squared error plus a constant."""
+    lcl: float
+    """Laplacian Contrast Loss of the predictions; no measure of fidelity."""
+    edge: float
+    """Pooled Laplacian edge score of the predictions; no measure of fidelity."""
+
+
+@dataclass(frozen=True)
+class Preview:
+    """One held-out slice as three images (Y, X), float32, normalised."""
+
+    noisy: Tensor
+    predicted: Tensor
+    other: Tensor
+
+
+class Validator:
+    """Fixed held-out blocks, each rank its share of them."""
+
+    def __init__(
+        self, holdout: HoldOut, window: Window, shape: Triple, *, strategy: str, batch_size: int, world: World
+    ) -> None:
+        self._places = validation_places(holdout, window, shape, _MOST_BLOCKS)
+        self._holdout = holdout
+        self._window = window
+        self._strategy = strategy
+        self._batch_size = batch_size
+        self._world = world
+
+    @property
+    def block_count(self) -> int:
+        """How many blocks are scored, over all ranks."""
+        return len(self._places)
+
+    @torch.inference_mode()
+    def scores(self, network: nn.Module, source: BlockSource, dtype: torch.dtype) -> tuple[Scores, Preview | None]:
+        """Score a network; the preview (of the first block) is there on the chief only."""
+        device = self._world.device
+        sums = torch.zeros(5, dtype=torch.float64, device=device)  # |d|, d^2, voxels, sum of LCL, images
+        edges = torch.zeros(4, dtype=torch.float64, device=device)
+        preview = None
+        mine = [self._places[i] for i in self._world.share(len(self._places))]
+        batches = [mine[i : i + self._batch_size] for i in range(0, len(mine), self._batch_size)]
+        for places, blocks in zip(batches, source.batches(batches), strict=True):
+            inputs, targets = paired(blocks, self._strategy)
+            with autocast(device, dtype):
+                predictions = network(inputs)
+            if preview is None and self._world.is_chief:
+                middle = self._window.before_zyx[0] + self._window.predict_zyx[0] // 2
+                shown = (inputs[0, middle], centre_slice(predictions)[0, 0], targets[0, middle])
+                preview = Preview(*(image.float().cpu() for image in shown))
+            targets = targets[(slice(None), *self._window.predicted)]
+            for predicted, target in self._held_out(places, predictions.float(), targets):
+                difference = predicted - target
+                sums[0] += difference.abs().sum(dtype=torch.float64)
+                sums[1] += difference.square().sum(dtype=torch.float64)
+                sums[2] += difference.numel()
+                sums[3] += laplacian_contrast_loss(centre_slice(predicted)).double() * len(predicted)
+                sums[4] += len(predicted)
+                edges += edge_sums(predicted).to(device)
+        self._world.sum(sums)
+        self._world.sum(edges)
+        l1, l2, voxels, lcl, images = sums.tolist()
+        return Scores(l1 / voxels, l2 / voxels, lcl / images, edge_score(edges)), preview
+
+    def _held_out(
+        self, places: list[BlockPlace], predictions: Tensor, targets: Tensor
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """The held-out parts of predictions and targets, batched over neighbours whose part has the same place."""
+        parts = [scored_part(place, self._holdout, self._window) for place in places]
+        choices = len(predictions) // len(places)
+        first = 0
+        for last in range(1, len(parts) + 1):
+            if last == len(parts) or parts[last] != parts[first]:
+                rows = slice(first * choices, last * choices)
+                yield predictions[(rows, *parts[first])], targets[(rows, *parts[first])]
+                first = last

@@ -1,0 +1,30 @@
+"""Volumes on disk: open one of any format, create one of any format, read it region by region."""
+
+from __future__ import annotations
+
+from denoise.volumes.opening import create_sink, open_volume
+from denoise.volumes.volume import (
+    ArrayVolume,
+    MeanVolume,
+    SplitSet,
+    Volume,
+    VolumeSink,
+    VoxelSize,
+    describe_numbers,
+    read_reflected,
+    require_same_grid,
+)
+
+__all__ = [
+    "ArrayVolume",
+    "MeanVolume",
+    "SplitSet",
+    "Volume",
+    "VolumeSink",
+    "VoxelSize",
+    "create_sink",
+    "describe_numbers",
+    "open_volume",
+    "read_reflected",
+    "require_same_grid",
+]

@@ -1,0 +1,260 @@
+"""A dataset in an HDF5 file (DXchange, NXtomo, our own): reading and writing.
+
+A file speaks for itself only: external links, external storage and virtual datasets, by which an HDF5 file from
+somebody else would make us read other files, are refused. The file is opened for each read, so that volumes may be
+pickled, forked and used from several threads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import h5py
+import hdf5plugin  # noqa: F401 - registers the compression filters that detectors use
+import numpy as np
+from numpy.typing import NDArray
+
+from denoise.errors import OutputError, VolumeError
+from denoise.tiles import Region, Triple
+from denoise.volumes.sink import VolumeHeader
+from denoise.volumes.volume import Float32Array, VoxelSize, require_inside, require_stored_type, stored_numbers
+
+_MOST_LINKS = 32
+_MOST_CANDIDATES = 20
+_VOXEL_SIZE, _FIRST, _STEP = "element_size_um", "first_slice_number", "slice_number_step"
+
+
+@dataclass(frozen=True)
+class Hdf5Volume:
+    """A three-axis dataset as a Volume; ``dataset`` is its place in the file with links inside the file resolved."""
+
+    path: Path
+    dataset: str
+    shape: Triple
+    dtype: np.dtype[Any]
+    voxel_size_um: VoxelSize | None
+    slice_numbers: range
+
+    @classmethod
+    def open(cls, path: Path, dataset: str = "") -> Hdf5Volume:
+        """Find the dataset and read its description.
+
+        Parameters
+        ----------
+        dataset
+            Its place in the file; may be empty if the file has a single numeric dataset with three axes.
+
+        Raises
+        ------
+        VolumeError
+            No HDF5 file; no such dataset, or not exactly one candidate (they are listed); a link to another file;
+            not three axes; a type that volumes cannot have.
+        """
+        with _opened(path) as file:
+            place = _resolve(file, dataset) if dataset.strip("/") else _only_candidate(file, path)
+            what = f"{path}::{place}"
+            found = _dataset(file, place, what)
+            if found.ndim != 3 or 0 in found.shape:
+                raise VolumeError(f"{what} has shape {found.shape}; expected three axes (Z, Y, X), none empty")
+            z, y, x = (int(n) for n in found.shape)
+            attributes = found.attrs
+            numbers = stored_numbers(attributes.get(_FIRST), attributes.get(_STEP), z)
+            dtype = require_stored_type(found.dtype, what)
+            return cls(path, place, (z, y, x), dtype, _voxel_size(attributes), numbers)
+
+    @property
+    def name(self) -> str:
+        """``file.h5::/dataset``."""
+        return f"{self.path}::{self.dataset}"
+
+    def read(self, region: Region) -> Float32Array:
+        """Values of a region as float32."""
+        return self.read_stored(region).astype(np.float32, copy=False)
+
+    def read_stored(self, region: Region) -> NDArray[Any]:
+        """Values of a region in the stored type."""
+        require_inside(self, region)
+        with _opened(self.path) as file:
+            found = _dataset(file, self.dataset, self.name)
+            if found.shape != self.shape:
+                raise VolumeError(f"{self.name} has changed its shape from {self.shape} to {found.shape}; start again")
+            values: NDArray[Any] = found[region.slices]
+            return values.astype(self.dtype, copy=False)
+
+
+@dataclass
+class Hdf5Writer:
+    """Writes slabs, in any order, into one chunked dataset."""
+
+    partial: Path
+    header: VolumeHeader
+    dataset: str
+    _file: Any = field(default=None, init=False)
+
+    @property
+    def allows_parallel_slabs(self) -> bool:
+        """One process at a time may write an HDF5 file."""
+        return False
+
+    def create(self) -> None:
+        """Open the file and make the dataset with its attributes."""
+        header = self.header
+        self._file = h5py.File(self.partial, "w")
+        made = self._file.create_dataset(self.dataset, header.shape, header.dtype, chunks=header.chunk_shape)
+        made.attrs[_FIRST] = header.slice_numbers[0]
+        made.attrs[_STEP] = header.slice_numbers.step
+        if header.voxel_size_um is not None:
+            made.attrs[_VOXEL_SIZE] = header.voxel_size_um
+        if header.description:
+            made.attrs["description"] = header.description
+
+    def store(self, z_start: int, slab: NDArray[Any], *, wait: bool) -> None:
+        """Write the slices."""
+        self._file[self.dataset][z_start : z_start + len(slab)] = slab
+
+    def holds(self, z: int) -> bool:
+        """No other process writes."""
+        return False
+
+    def finish(self) -> None:
+        """Flush and close."""
+        self._file.flush()
+        self.abandon()
+
+    def abandon(self) -> None:
+        """Close the file."""
+        if self._file is not None:
+            file, self._file = self._file, None
+            file.close()
+
+
+def require_only_dataset(path: Path, dataset: str) -> None:
+    """Refuse to replace an HDF5 file that holds anything but one dataset.
+
+    Raises
+    ------
+    OutputError
+        There are other datasets or links (the first is named), or it is no HDF5 file.
+    """
+    foreign: list[str] = []
+
+    def visit(place: str, link: Any) -> None:
+        inside = f"/{place}"
+        kept = isinstance(link, h5py.HardLink) and (
+            inside == dataset or (dataset.startswith(inside + "/") and isinstance(file[place], h5py.Group))
+        )
+        if not kept:
+            foreign.append(inside)
+
+    try:
+        with h5py.File(path, "r") as file:
+            file.visititems_links(visit)
+    except OSError as error:
+        raise OutputError(
+            f"{path} exists and is no HDF5 file that can be read; it is not replaced: choose another --output"
+        ) from error
+    if foreign:
+        raise OutputError(
+            f"{path} holds {foreign[0]} besides {dataset}; a file with other things in it is never replaced: "
+            "choose another --output"
+        )
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    try:
+        with h5py.File(path, "r") as file:
+            yield file
+    except FileNotFoundError as error:
+        raise VolumeError(f"{path} does not exist (any more); put it back, or correct the path") from error
+    except (OSError, RuntimeError, KeyError) as error:
+        raise VolumeError(f"{path} cannot be read as HDF5, it may be damaged or cut short: {error}") from error
+
+
+def _resolve(file: Any, dataset: str) -> str:
+    """Follow the path link by link, within the file only; the place of the object itself."""
+    parts = [p for p in dataset.split("/") if p]
+    place = ""
+    links = 0
+    while parts:
+        part = parts.pop(0)
+        here = f"{place}/{part}"
+        group = file[place or "/"]
+        link = group.get(part, getlink=True) if isinstance(group, h5py.Group) and part != "." else None
+        if link is None:
+            available = _describe(_candidates(file))
+            raise VolumeError(f"{file.filename} has no {here} (asked for {dataset}); datasets that it has: {available}")
+        if isinstance(link, h5py.ExternalLink):
+            raise VolumeError(
+                f"{file.filename}::{here} is a link into another file, {link.filename}, which is not followed; "
+                "name that file itself"
+            )
+        if isinstance(link, h5py.SoftLink):
+            links += 1
+            if links > _MOST_LINKS:
+                raise VolumeError(f"{file.filename}::{dataset} is a link that leads round in circles; name the dataset")
+            target = [p for p in link.path.split("/") if p and p != "."]
+            parts = target + parts
+            place = "" if link.path.startswith("/") else place
+        else:
+            place = here
+    return place or "/"
+
+
+def _dataset(file: Any, place: str, what: str) -> Any:
+    """The dataset at a resolved place, if it keeps its values in this file."""
+    # Resolved again at every read: the file may have been changed in between.
+    if _resolve(file, place) != place:
+        raise VolumeError(f"{what} has become a link since it was opened; start again")
+    found = file[place]
+    if not isinstance(found, h5py.Dataset):
+        raise VolumeError(
+            f"{what} is a group, expected a dataset; datasets in the file: {_describe(_candidates(file))}"
+        )
+    if found.is_virtual or found.external:
+        kind = "virtual dataset, assembled from others" if found.is_virtual else "dataset stored in other files"
+        raise VolumeError(
+            f"{what} is a {kind}, which is not followed; copy it into one file, with h5repack for example"
+        )
+    return found
+
+
+def _only_candidate(file: Any, path: Path) -> str:
+    found = _candidates(file)
+    if len(found) != 1:
+        raise VolumeError(
+            f"{path} has {len(found)} datasets with three axes: {_describe(found)}; expected one, or its name: "
+            f"{path.name}::{next(iter(found), '/exchange/data')}"
+        )
+    return next(iter(found))
+
+
+def _candidates(file: Any) -> dict[str, str]:
+    """Numeric datasets with three axes, reached without any link, and their shapes in words."""
+    found: dict[str, str] = {}
+
+    def visit(place: str, item: Any) -> None:
+        if isinstance(item, h5py.Dataset) and item.ndim == 3 and item.dtype.kind in "iuf":
+            found[f"/{place}"] = f"{item.shape} {item.dtype}"
+
+    file.visititems(visit)
+    return found
+
+
+def _describe(candidates: dict[str, str]) -> str:
+    lines = [f"{place} {shape}" for place, shape in candidates.items()]
+    more = [f"and {len(lines) - _MOST_CANDIDATES} more"] if len(lines) > _MOST_CANDIDATES else []
+    return ", ".join(lines[:_MOST_CANDIDATES] + more) or "none"
+
+
+def _voxel_size(attributes: Any) -> VoxelSize | None:
+    """The attribute as (z, y, x), None where it is missing or makes no sense."""
+    size = np.asarray(attributes.get(_VOXEL_SIZE))
+    if size.shape != (3,) or size.dtype.kind not in "iuf" or not np.all(np.isfinite(size)) or not np.all(size > 0):
+        return None
+    z, y, x = (float(n) for n in size)
+    return z, y, x

@@ -1,0 +1,232 @@
+"""A folder with one TIFF file per slice, as most reconstruction software writes it.
+
+Opening lists the folder and reads the header of the first slice; every other slice is checked when it is read.
+Slices are ordered naturally (2 before 10) and known by the last number in their file names.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import deque
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tifffile
+from numpy.typing import NDArray
+
+from denoise.errors import VolumeError
+from denoise.tiles import Region, Triple
+from denoise.volumes.sink import VolumeHeader
+from denoise.volumes.tiff_metadata import slice_tags, voxel_size_um
+from denoise.volumes.tiff_page import Rectangle, image_format, in_threads, opened, page_offsets, read_rectangle
+from denoise.volumes.volume import Float32Array, VoxelSize, require_inside
+
+TIFF_SUFFIXES = (".tif", ".tiff")
+
+_WRITING_THREADS = 4
+# Slices waiting to be written: enough to keep the threads busy, few enough that memory stays that of a slab.
+_WAITING_SLICES = 16
+
+
+@dataclass(frozen=True)
+class TiffStackVolume:
+    """A folder of TIFF slices as a Volume."""
+
+    folder: Path
+    file_names: tuple[str, ...]
+    slice_numbers: range
+    image_shape: tuple[int, int]
+    dtype: np.dtype[Any]
+    voxel_size_um: VoxelSize | None
+
+    @classmethod
+    def open(cls, folder: Path) -> TiffStackVolume:
+        """List the slices and read the header of the first.
+
+        Raises
+        ------
+        VolumeError
+            No TIFF files; numbers that are missing, doubled or absent in some names; an unreadable first slice.
+        """
+        names = _tiff_names(folder)
+        numbers = _numbers(folder, names)
+        what = f"{folder / names[0]} (slice {numbers[0]})"
+        with opened(folder / names[0], what) as tif:
+            _require_single_page(tif, what)
+            shape, dtype = image_format(tif.pages.first, what)
+            return cls(folder, names, numbers, shape, dtype, voxel_size_um(tif))
+
+    @property
+    def name(self) -> str:
+        """The folder."""
+        return str(self.folder)
+
+    @property
+    def shape(self) -> Triple:
+        """(Z, Y, X)."""
+        return (len(self.file_names), *self.image_shape)
+
+    def read(self, region: Region) -> Float32Array:
+        """Values of a region as float32; slices are read in a few threads."""
+        return self._read(region, np.dtype(np.float32))
+
+    def read_stored(self, region: Region) -> NDArray[Any]:
+        """Values of a region in the stored type."""
+        return self._read(region, self.dtype)
+
+    def _read(self, region: Region, dtype: np.dtype[Any]) -> NDArray[Any]:
+        require_inside(self, region)
+        z, y, x = region.slices
+        rectangle = Rectangle(y.start, y.stop, x.start, x.stop)
+        out = np.empty(region.shape_zyx, dtype)
+        in_threads(lambda k: self._read_slice(z.start + k, rectangle, out[k]), list(range(len(out))))
+        return out
+
+    def _read_slice(self, z: int, rectangle: Rectangle, out: NDArray[Any]) -> None:
+        path = self.folder / self.file_names[z]
+        what = f"{path} (slice {self.slice_numbers[z]})"
+        with opened(path, what) as tif:
+            _require_single_page(tif, what)
+            page = tif.pages.first
+            shape, dtype = image_format(page, what)
+            if shape != self.image_shape or dtype != self.dtype:
+                raise VolumeError(
+                    f"{what} has shape {shape} and type {dtype}, but the first slice, {self.file_names[0]}, has "
+                    f"{self.image_shape} and {self.dtype}; keep the slices of one volume only in {self.folder}"
+                )
+            read_rectangle(page, rectangle, out, what)
+
+
+@dataclass
+class TiffStackWriter:
+    """Writes slices as files ``<stem>_00010.tif`` into a folder, through a small pool of threads."""
+
+    partial: Path
+    header: VolumeHeader
+    stem: str
+    _pool: ThreadPoolExecutor | None = field(default=None, init=False)
+    _pending: deque[Future[None]] = field(default_factory=deque, init=False)
+
+    @property
+    def allows_parallel_slabs(self) -> bool:
+        """Every slice is its own file."""
+        return True
+
+    def create(self) -> None:
+        """Make the folder and the pool."""
+        self.partial.mkdir()
+        self._pool = ThreadPoolExecutor(_WRITING_THREADS, thread_name_prefix="tiff-writer")
+
+    def store(self, z_start: int, slab: NDArray[Any], *, wait: bool) -> None:
+        """Hand copies of the slices to the pool, at most a few ahead; or write them here and now."""
+        if wait or self._pool is None:
+            for k, image in enumerate(slab):
+                self._write_slice(z_start + k, image)
+            return
+        for k, image in enumerate(slab):
+            while len(self._pending) >= _WAITING_SLICES:
+                self._pending.popleft().result()
+            self._pending.append(self._pool.submit(self._write_slice, z_start + k, image.copy()))
+
+    def holds(self, z: int) -> bool:
+        """Whether the slice's file is there."""
+        return self._slice_path(z).is_file()
+
+    def finish(self) -> None:
+        """Wait for the pool; its first error is raised."""
+        while self._pending:
+            self._pending.popleft().result()
+        self.abandon()
+
+    def abandon(self) -> None:
+        """Drop what waits and stop the pool."""
+        if self._pool is not None:
+            self._pool.shutdown(wait=True, cancel_futures=True)
+            self._pool = None
+        self._pending.clear()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_pool": None, "_pending": deque()}
+
+    def _write_slice(self, z: int, image: NDArray[Any]) -> None:
+        tifffile.imwrite(self._slice_path(z), image, **slice_tags(self.header))
+
+    def _slice_path(self, z: int) -> Path:
+        numbers = self.header.slice_numbers
+        width = max(5, len(str(numbers[-1])))
+        return self.partial / f"{self.stem}_{numbers[z]:0{width}d}.tif"
+
+
+def first_foreign_entry(folder: Path) -> Path | None:
+    """Something in a folder, hidden or not, that is not a TIFF file; None where there is nothing else."""
+    entries = sorted(folder.iterdir())
+    return next((p for p in entries if p.suffix.lower() not in TIFF_SUFFIXES or not p.is_file()), None)
+
+
+def _tiff_names(folder: Path) -> tuple[str, ...]:
+    try:
+        names = [
+            p.name
+            for p in folder.iterdir()
+            if p.suffix.lower() in TIFF_SUFFIXES and not p.name.startswith(".") and not p.is_dir()
+        ]
+    except OSError as error:
+        raise VolumeError(f"{folder} cannot be listed: {error.strerror or error}") from error
+    if not names:
+        raise VolumeError(
+            f"{folder} holds no .tif or .tiff file; expected a folder with one TIFF file per slice, or a Zarr store"
+        )
+    return tuple(sorted(names, key=_natural_key))
+
+
+def _natural_key(name: str) -> tuple[list[tuple[int, int, str]], str]:
+    """Orders runs of digits by value, everything else without regard to case; the name itself settles ties."""
+    parts = re.split("([0-9]+)", name)
+    return [(1, int(p), "") if p.isdigit() else (0, 0, p.lower()) for p in parts], name
+
+
+def _numbers(folder: Path, names: tuple[str, ...]) -> range:
+    """The slice numbers, from the last whole number in each name; names without any are counted from 0."""
+    found = [re.findall("[0-9]+", Path(name).stem) for name in names]
+    if not any(found):
+        return range(len(names))
+    for name, numbers in zip(names, found, strict=True):
+        if not numbers:
+            raise VolumeError(f"{folder / name} has no slice number in its name, the others have; move it elsewhere")
+    last = [int(numbers[-1]) for numbers in found]
+    by_number: dict[int, str] = {}
+    for number, name in zip(last, names, strict=True):
+        if number in by_number:
+            raise VolumeError(
+                f"two files in {folder} are slice {number}: {by_number[number]} and {name}; keep the slices of one "
+                "volume only, with the slice number as the last number in the name"
+            )
+        by_number[number] = name
+    steps = [b - a for a, b in pairwise(last)]
+    step = min(steps, default=1)
+    if step < 1:
+        k = steps.index(step)
+        raise VolumeError(
+            f"slice numbers in {folder} go backwards, from {names[k]} to {names[k + 1]}; "
+            "give the slices of one volume the same name but for the number"
+        )
+    for k, gap in enumerate(steps):
+        if gap != step:
+            raise VolumeError(
+                f"slice {last[k] + step} is missing in {folder}, between {names[k]} and {names[k + 1]}; "
+                "put it there, or move the slices on one side of the gap elsewhere"
+            )
+    return range(last[0], last[0] + len(last) * step, step)
+
+
+def _require_single_page(tif: tifffile.TiffFile, what: str) -> None:
+    n_pages = len(page_offsets(tif, what))
+    if n_pages != 1:
+        raise VolumeError(
+            f"{what} holds {n_pages} images; in a folder expected one slice per file. If it is a volume of its own, "
+            "give the path of the file, not of the folder"
+        )

@@ -1,0 +1,248 @@
+"""A Zarr array or an OME-Zarr image (its finest level), formats 2 and 3: reading; and writing OME-Zarr 0.5.
+
+The OME metadata is a few lines of JSON, read and written here by hand. Stores are opened for each read, so that
+volumes may be pickled, forked and used from several threads.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import zarr
+from numpy.typing import NDArray
+from zarr.storage import LocalStore
+
+from denoise.errors import VolumeError
+from denoise.tiles import Region, Triple
+from denoise.volumes.sink import VolumeHeader
+from denoise.volumes.units import in_micrometres
+from denoise.volumes.volume import Float32Array, VoxelSize, require_inside, require_stored_type, stored_numbers
+
+_METADATA_NAMES = ("zarr.json", ".zarray", ".zgroup")
+# All names in a store with one array in it: metadata, the level, "c" and the chunks' coordinates.
+_OUR_NAMES = re.compile(r"zarr\.json|\.z(array|group|attrs|metadata)|c|\d+(\.\d+)*")
+_LEVEL = "0"
+_OUR_ATTRIBUTES = "denoise"
+_MOST_CANDIDATES = 20
+
+
+def looks_like_zarr(folder: Path) -> bool:
+    """Whether a folder is the root of a Zarr store."""
+    return any((folder / name).is_file() for name in _METADATA_NAMES)
+
+
+def first_foreign_entry(folder: Path) -> Path | None:
+    """Something below a folder that a store of one array would not hold; None where there is nothing else."""
+    return next((p for p in sorted(folder.rglob("*")) if not _OUR_NAMES.fullmatch(p.name)), None)
+
+
+@dataclass(frozen=True)
+class ZarrVolume:
+    """A three-axis Zarr array as a Volume; ``array`` is its place in the store, empty for the root."""
+
+    path: Path
+    array: str
+    shape: Triple
+    dtype: np.dtype[Any]
+    voxel_size_um: VoxelSize | None
+    slice_numbers: range
+
+    @classmethod
+    def open(cls, path: Path, inner: str = "") -> ZarrVolume:
+        """Find the array and read its metadata.
+
+        Parameters
+        ----------
+        inner
+            Place of an array, or of an OME-Zarr group, in the store.
+
+        Raises
+        ------
+        VolumeError
+            No Zarr store; no such array, or not exactly one candidate (they are listed); axes other than z, y, x;
+            a type that volumes cannot have.
+        """
+        inner = inner.strip("/")
+        what = f"{path}::{inner}" if inner else str(path)
+        if not looks_like_zarr(path / _safe(inner, what)):
+            raise VolumeError(f"{what} is no Zarr array or group; expected zarr.json, .zarray or .zgroup in it")
+        with _explained(what):
+            node = zarr.open(LocalStore(path, read_only=True), path=inner, mode="r")
+            voxel_size: VoxelSize | None = None
+            ours: Mapping[str, Any] = {}
+            if isinstance(node, zarr.Group):
+                attributes = node.attrs.asdict()
+                ours = _mapping(attributes.get(_OUR_ATTRIBUTES))
+                level, voxel_size = _finest_level(attributes, what) or (_only_array(node, what), None)
+                inner = f"{inner}/{_safe(level, what)}".strip("/")
+            array = _array(path, inner)
+        what = f"{path}::{inner}"
+        if len(array.shape) != 3 or 0 in array.shape:
+            raise VolumeError(f"{what} has shape {array.shape}; expected three axes (Z, Y, X), none empty")
+        z, y, x = (int(n) for n in array.shape)
+        numbers = stored_numbers(ours.get("first_slice_number"), ours.get("slice_number_step"), z)
+        return cls(path, inner, (z, y, x), require_stored_type(array.dtype, what), voxel_size, numbers)
+
+    @property
+    def name(self) -> str:
+        """The store, and the place in it."""
+        return f"{self.path}::{self.array}" if self.array else str(self.path)
+
+    def read(self, region: Region) -> Float32Array:
+        """Values of a region as float32."""
+        return self.read_stored(region).astype(np.float32, copy=False)
+
+    def read_stored(self, region: Region) -> NDArray[Any]:
+        """Values of a region in the stored type."""
+        require_inside(self, region)
+        with _explained(self.name):
+            array = _array(self.path, self.array)
+            if tuple(array.shape) != self.shape:
+                raise VolumeError(f"{self.name} has changed its shape from {self.shape} to {array.shape}; start again")
+            return np.asarray(array[region.slices]).astype(self.dtype, copy=False)
+
+
+@dataclass
+class ZarrWriter:
+    """Writes slabs, in any order, into level 0 of an OME-Zarr 0.5 image; chunks are one slice deep."""
+
+    partial: Path
+    header: VolumeHeader
+    title: str
+    _array: Any = field(default=None, init=False)
+
+    @property
+    def allows_parallel_slabs(self) -> bool:
+        """No two slabs share a chunk."""
+        return True
+
+    def create(self) -> None:
+        """Write the metadata of the group and of the array."""
+        header = self.header
+        attributes = {"ome": ome_metadata(header.voxel_size_um, self.title)}
+        attributes[_OUR_ATTRIBUTES] = {
+            "first_slice_number": header.slice_numbers[0],
+            "slice_number_step": header.slice_numbers.step,
+            "description": header.description,
+        }
+        group = zarr.create_group(LocalStore(self.partial), zarr_format=3, attributes=attributes)
+        group.create_array(
+            _LEVEL,
+            shape=header.shape,
+            chunks=header.chunk_shape,
+            dtype=header.dtype,
+            fill_value=0,
+            dimension_names=("z", "y", "x"),
+        )
+
+    def store(self, z_start: int, slab: NDArray[Any], *, wait: bool) -> None:
+        """Write the slices; chunks of zeros too, so that ``holds`` can tell them from chunks never written."""
+        if self._array is None:
+            array = zarr.open_array(LocalStore(self.partial), path=_LEVEL, mode="r+")
+            self._array = array.with_config({"write_empty_chunks": True})
+        self._array[z_start : z_start + len(slab)] = slab
+
+    def holds(self, z: int) -> bool:
+        """Whether the last chunk of the slice is there."""
+        _, y, x = (-(-n // c) - 1 for n, c in zip(self.header.shape, self.header.chunk_shape, strict=True))
+        return (self.partial / _LEVEL / "c" / str(z) / str(y) / str(x)).is_file()
+
+    def finish(self) -> None:
+        """Nothing is open."""
+        self._array = None
+
+    def abandon(self) -> None:
+        """Nothing is open."""
+        self._array = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_array": None}
+
+
+def ome_metadata(voxel_size_um: VoxelSize | None, title: str) -> dict[str, Any]:
+    """The ``ome`` attribute of an OME-Zarr 0.5 image with one level; scale 1 without a unit where none is known."""
+    unit = {} if voxel_size_um is None else {"unit": "micrometer"}
+    scale = {"type": "scale", "scale": list(voxel_size_um or (1.0, 1.0, 1.0))}
+    return {
+        "version": "0.5",
+        "multiscales": [
+            {
+                "name": title,
+                "axes": [{"name": axis, "type": "space", **unit} for axis in "zyx"],
+                "datasets": [{"path": _LEVEL, "coordinateTransformations": [scale]}],
+            }
+        ],
+    }
+
+
+@contextmanager
+def _explained(what: str) -> Iterator[None]:
+    try:
+        yield
+    # zarr and numcodecs raise these for missing nodes, damaged metadata and damaged chunks.
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
+        raise VolumeError(f"{what} cannot be read as Zarr, it may be damaged or incomplete: {error}") from error
+
+
+def _array(path: Path, inner: str) -> Any:
+    what = f"{path}::{inner}"
+    array = zarr.open(LocalStore(path, read_only=True), path=inner, mode="r")
+    if not isinstance(array, zarr.Array):
+        raise VolumeError(f"{what} is a group, expected an array; name the array after {path.name}::")
+    return array
+
+
+def _finest_level(attributes: Mapping[str, Any], what: str) -> tuple[str, VoxelSize | None] | None:
+    """Path and voxel size of level 0 from OME-Zarr metadata (0.5, or 0.4 and older); None where there is none."""
+    multiscales = _mapping(attributes.get("ome")).get("multiscales") or attributes.get("multiscales")
+    if not multiscales:
+        return None
+    image = multiscales[0]
+    axes = [_mapping(axis) or {"name": axis} for axis in image.get("axes", [])]
+    names = [str(axis.get("name")) for axis in axes]
+    if names and names != ["z", "y", "x"]:
+        raise VolumeError(f"{what} has the axes {', '.join(names)}; expected z, y, x: save one channel and time alone")
+    finest = image["datasets"][0]
+    scale = np.ones(3)
+    found = False
+    for transformation in [*finest.get("coordinateTransformations", []), *image.get("coordinateTransformations", [])]:
+        if transformation.get("type") == "scale":
+            scale, found = scale * np.asarray(transformation["scale"], dtype=np.float64), True
+    units = [str(axis.get("unit", "")) for axis in axes]
+    return str(finest["path"]), _voxel_size(scale.tolist(), units) if found and axes else None
+
+
+def _voxel_size(scale: Sequence[float], units: Sequence[str]) -> VoxelSize | None:
+    z, y, x = (in_micrometres(length, unit) for length, unit in zip(scale, units, strict=True))
+    return None if z is None or y is None or x is None else (z, y, x)
+
+
+def _only_array(group: zarr.Group, what: str) -> str:
+    """Path of the one numeric array with three axes that lies directly in a group without OME metadata."""
+    shapes = {
+        name: f"{a.shape} {a.dtype}" for name, a in sorted(group.arrays()) if a.ndim == 3 and a.dtype.kind in "iuf"
+    }
+    if len(shapes) != 1:
+        listed = [f"{name} {shape}" for name, shape in shapes.items()][:_MOST_CANDIDATES]
+        raise VolumeError(
+            f"{what} is a group with {len(shapes)} arrays of three axes: {', '.join(listed) or 'none'}; expected one, "
+            "OME-Zarr metadata, or the array's name after the store's: store.zarr::name"
+        )
+    return next(iter(shapes))
+
+
+def _safe(inner: str, what: str) -> str:
+    """A place in a store, if it stays in the store."""
+    if inner.startswith("/") or any(part in (".", "..") for part in re.split(r"[/\\]", inner)):
+        raise VolumeError(f"{what} points to {inner!r}; expected a place inside of the store, without . or ..")
+    return inner
+
+
+def _mapping(value: object) -> Mapping[str, Any]:
+    return value if isinstance(value, Mapping) else {}

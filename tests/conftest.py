@@ -1,0 +1,27 @@
+"""Shared by all tests: where the real data is, and generators that are seeded."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+
+def _shared_data() -> Path:
+    return Path(os.environ.get("DENOISE_SHARED_DATA", Path(__file__).parents[2] / "shared" / "data"))
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The folder with the real scan and the stored models; the test is skipped where it is missing."""
+    folder = _shared_data()
+    if not folder.is_dir():
+        pytest.skip(f"no shared data at {folder}")
+    return folder
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    return np.random.default_rng(20261123)
