@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import pickle
 import platform
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from datetime import datetime, timezone
@@ -306,7 +307,7 @@ def software_versions() -> dict[str, str]:
     """Versions that matter for repeating a result."""
     return {
         "ct-denoise": version("ct-denoise"),
-        "torch": torch.__version__,
+        "torch": str(torch.__version__),  # its own type is no plain string
         "numpy": np.__version__,
         "python": platform.python_version(),
     }
@@ -320,8 +321,10 @@ def _load_archive(path: Path) -> dict[str, Any]:
     except PermissionError as error:
         raise CheckpointError(f"{path} cannot be read: no permission; ask its owner") from error
     except _LOAD_ERRORS as error:
+        foreign = re.search(r"GLOBAL (\S+)", str(error))
+        reason = f"it refers to code ({foreign[1]})" if foreign else "it is damaged or cut short"
         raise CheckpointError(
-            f"{path} is damaged, or holds more than tensors and plain values, and is not loaded: {_first_line(error)}"
+            f"{path} is not loaded: {reason}; expected tensors and plain values as `denoise train` writes them"
         ) from error
     if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
         raise CheckpointError(f"{path} holds a {type(content).__name__}; expected the dict that `denoise train` writes")

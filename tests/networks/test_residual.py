@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import Literal
 
 import pytest
@@ -99,6 +100,16 @@ def noisy_discs(generator: torch.Generator, count: int, side: int) -> tuple[Tens
     return truth, one, other
 
 
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Two threads on a core that something else uses wait for each other: 26 s were measured instead of 2."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("one_thread")
 def test_it_learns_to_remove_noise_from_noisy_pairs_alone() -> None:
     torch.manual_seed(0)
     generator = torch.Generator().manual_seed(1)
@@ -120,7 +131,6 @@ def test_it_learns_to_remove_noise_from_noisy_pairs_alone() -> None:
     with torch.no_grad():
         error = (network(noisy) - truth[:, 2:3]).square().mean()
     gain = 10 * torch.log10((noisy[:, 2] - truth[:, 2]).square().mean() / error)
-    print(gain)
     assert gain > 8
 
 

@@ -16,14 +16,14 @@ from denoise.volumes import open_volume
 
 @pytest.mark.parametrize("path", ["nothing", "nothing.h5::/data", "nothing.zarr", "nothing.tif"])
 def test_a_path_where_nothing_is_says_what_was_expected(tmp_path, path):
-    with pytest.raises(VolumeError, match="does not exist; expected a folder of .tif slices"):
+    with pytest.raises(VolumeError, match=r"does not exist; expected a folder of \.tif slices"):
         open_volume(tmp_path / path)
 
 
 @pytest.mark.parametrize("path", ["v.png", "v.raw", "v", "v.tif::/data"])
 def test_a_file_of_another_format_says_what_was_expected(tmp_path, path):
     (tmp_path / path.partition("::")[0]).write_bytes(b"x")
-    with pytest.raises(VolumeError, match="is of no known format; expected a folder of .tif slices"):
+    with pytest.raises(VolumeError, match=r"is of no known format; expected a folder of \.tif slices"):
         open_volume(f"{tmp_path}/{path}")
 
 

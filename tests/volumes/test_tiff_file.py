@@ -163,7 +163,7 @@ def test_ome_metadata_that_points_to_other_files_is_not_followed(tmp_path):
         '<TiffData FirstZ="1"><UUID FileName="../secret.tif">urn:uuid:0</UUID></TiffData></Pixels></Image></OME>'
     )
     tifffile.imwrite(tmp_path / "v.tif", _numbered()[0], description=xml, metadata=None)
-    with pytest.raises(VolumeError, match="says that it holds 2 images.*other files, which are not followed"):
+    with pytest.raises(VolumeError, match=r"says that it holds 2 images.*other files, which are not followed"):
         open_volume(tmp_path / "v.tif")
 
 

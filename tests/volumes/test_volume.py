@@ -144,8 +144,15 @@ def test_other_types_are_refused_by_name(dtype):
 
 @pytest.mark.parametrize(
     ("first", "step", "expected"),
-    [(10, 2, range(10, 16, 2)), (np.int64(3), np.int64(1), range(3, 6)), (-1, 1, range(3)), (5, 0, range(3))]
-    + [(None, 1, range(3)), ("7", 1, range(3)), (1.5, 1, range(3))],
+    [
+        (10, 2, range(10, 16, 2)),
+        (np.int64(3), np.int64(1), range(3, 6)),
+        (-1, 1, range(3)),
+        (5, 0, range(3)),
+        (None, 1, range(3)),
+        ("7", 1, range(3)),
+        (1.5, 1, range(3)),
+    ],
 )
 def test_stored_slice_numbers_that_make_no_sense_are_ignored(first, step, expected):
     assert stored_numbers(first, step, 3) == expected

@@ -122,9 +122,9 @@ class TrainSection(Section):
     z_stride: Annotated[
         Count,
         About(
-            "Train on every n-th centre slice",
+            "Train on every n-th centre slice (3D: on cubes that start at every n-th slice)",
             COUNT_RULE,
-            "Above 1: shorter epochs; the neighbours of a centre slice stay the true neighbours. Only in 2.5D.",
+            "Above 1: shorter epochs in 2.5D; the neighbours of a slice always stay its true neighbours.",
             unit="slices",
         ),
     ] = 1

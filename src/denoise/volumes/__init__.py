@@ -13,6 +13,7 @@ from denoise.volumes.volume import (
     describe_numbers,
     read_reflected,
     require_same_grid,
+    slice_range,
 )
 
 __all__ = [
@@ -27,4 +28,5 @@ __all__ = [
     "open_volume",
     "read_reflected",
     "require_same_grid",
+    "slice_range",
 ]

@@ -140,7 +140,12 @@ class WholeVolumeSink:
             self._encoder.report(self.path)
             self._encoder = GreyValueEncoder(self.header.dtype)
 
+    def __getstate__(self) -> dict[str, object]:
+        # No process has the number 0: a copy is a copy also on another host where the numbers happen to agree.
+        return self.__dict__ | {"_owner": 0}
+
     def __enter__(self) -> Self:
+        self._owner = os.getpid()
         with files.explained(self.final):
             self.final.parent.mkdir(parents=True, exist_ok=True)
             files.remove_leftovers(self.final)

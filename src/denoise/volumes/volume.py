@@ -308,3 +308,33 @@ def describe_numbers(numbers: range) -> str:
     """Slice numbers as a user would say them: ``10..73`` or ``10..70 in steps of 2``."""
     text = f"{numbers[0]}..{numbers[-1]}"
     return text if numbers.step == 1 else f"{text} in steps of {numbers.step}"
+
+
+def slice_range(volume: Volume, start: int | None, end: int | None) -> range:
+    """Slices from number ``start`` up to, not including, number ``end``, as positions counted from 0.
+
+    Parameters
+    ----------
+    start, end
+        Slice numbers as the user knows them; None: from the first, to the last.
+
+    Raises
+    ------
+    VolumeError
+        A slice that does not exist; says which exist.
+    """
+    numbers = volume.slice_numbers
+    after_last = numbers[-1] + numbers.step
+    first = numbers[0] if start is None else start
+    stop = after_last if end is None else end
+    for name, number, allowed in (("start", first, numbers), ("end", stop, range(numbers[0], after_last + 1))):
+        if number not in allowed:
+            raise VolumeError(
+                f"there is no {name} slice {number} in {volume.name}; its slices are {describe_numbers(numbers)}"
+            )
+    if stop <= first:
+        raise VolumeError(
+            f"slices {first} to {stop} are none: the end slice is the first that is left out and must be larger than "
+            f"the start slice; {volume.name} has slices {describe_numbers(numbers)}"
+        )
+    return range(numbers.index(first), -((numbers[0] - stop) // numbers.step))

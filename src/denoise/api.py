@@ -1,0 +1,293 @@
+"""The jobs of this package as functions on arrays and Volumes; the command line calls the same ones.
+
+``train`` makes a model from two or more splits, ``denoise_volume`` applies one, ``load_checkpoint`` finds one. Files
+are opened and created with ``open_volume`` and ``create_sink`` (``denoise.volumes``).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from denoise.arithmetic import resolve_precision
+from denoise.checkpoint import Checkpoint, RunFolder, find_model
+from denoise.config import InferSection, RunConfig, render
+from denoise.errors import CheckpointError, ConfigError, OutputError
+from denoise.files import write_text
+from denoise.inference.engine import Denoiser, denoise_slices
+from denoise.launch import choose_devices, launch
+from denoise.modes import mode_of
+from denoise.networks.catalogue import find_network
+from denoise.networks.spec import NetworkSpec
+from denoise.normalization import Normalization
+from denoise.training.job import TrainJob
+from denoise.training.loop import run_worker
+from denoise.volumes import ArrayVolume, MeanVolume, SplitSet, Volume, open_volume, slice_range
+from denoise.volumes.volume import Float32Array
+
+VolumeLike: TypeAlias = Volume | NDArray[Any] | str | os.PathLike[str]
+
+#: Edge of an inference tile for networks whose output does not depend on the tile: large tiles cost less overlap.
+_LARGE_TILES = {2: 256, 3: 96}
+
+
+@dataclass(frozen=True)
+class Compute:
+    """Where to run: see ``denoise.launch.choose_devices``."""
+
+    device: str | None = None
+    gpus: tuple[int, ...] | None = None
+    processes: int | None = None
+
+    def devices(self) -> list[torch.device]:
+        """One device per process."""
+        return choose_devices(self.device, self.gpus, self.processes)
+
+
+def train(
+    splits: Sequence[VolumeLike],
+    output_dir: str | os.PathLike[str],
+    *,
+    mode: str = "2.5d",
+    finetune: str | os.PathLike[str] | None = None,
+    resume: bool = False,
+    compute: Compute | None = None,
+    show_progress: bool = False,
+    **settings: Any,
+) -> Checkpoint:
+    """Train a network that removes the noise of these splits.
+
+    Parameters
+    ----------
+    splits
+        Two or more sub-reconstructions (Z, Y, X) of one scan from interleaved angles: arrays, Volumes or paths.
+    output_dir
+        Folder for models, history and resume state; must not hold a run, unless ``resume``.
+    mode
+        "2.5d" or "3d".
+    finetune
+        Model file or training folder to start from.
+    resume
+        Continue the run in ``output_dir``.
+    compute
+        Devices; None: all GPUs that are visible, else the CPU.
+    settings
+        Any field of the config's section ``train``, by its documented name, e.g. ``network="residual"``.
+
+    Returns
+    -------
+    Checkpoint
+        The best model by held-out score.
+
+    Raises
+    ------
+    DenoiseError
+        As the command line says it.
+    """
+    folder = Path(output_dir)
+    config = RunConfig.from_mapping(
+        {
+            "dataset": {"folder": str(folder), "full": "none", "sample": folder.name or "sample"},
+            "train": {"mode": mode, "output_dir": str(folder.absolute()), **settings},
+        }
+    )
+    run_training(
+        config,
+        SplitSet.of([as_volume(split) for split in splits]),
+        compute or Compute(),
+        resume=resume,
+        finetune=None if finetune is None else Path(finetune),
+        show_progress=show_progress,
+    )
+    return load_checkpoint(folder)
+
+
+def run_training(
+    config: RunConfig,
+    splits: SplitSet,
+    compute: Compute,
+    *,
+    resume: bool = False,
+    finetune: Path | None = None,
+    show_progress: bool = True,
+) -> RunFolder:
+    """Check everything that can be checked, then train in one process per device; returns the folder of the run."""
+    run = RunFolder(config.output_dir)
+    network = NetworkSpec(config.network_name, config.network_options)
+    devices = compute.devices()
+    first, last = config.dataset.train_start_slice, config.dataset.train_end_slice
+    job = TrainJob(
+        splits=splits,
+        network=network,
+        settings=config.train,
+        patch_size=config.patch,
+        batch_size=config.batch_size,
+        folder=run.path,
+        sample=config.sample_name,
+        patches_per_epoch=config.patches_per_epoch,
+        train_slices=None if first is None and last is None else slice_range(splits.volumes[0], first, last),
+        non_finite=config.dataset.non_finite,
+        resume=resume,
+        initial=None if finetune is None else _initial_weights(finetune, network),
+        show_progress=show_progress,
+    )
+    if resume:
+        if not run.state.exists():
+            raise CheckpointError(f"there is nothing to resume in {run.path}; start without --resume")
+    else:
+        if run.holds_a_run:
+            raise OutputError(
+                f"{run.path} holds a training run already; continue it with --resume, or choose another --output-dir"
+            )
+        write_text(run.config, render(config))
+    launch(run_worker, job, devices)
+    return run
+
+
+def _initial_weights(path: Path, network: NetworkSpec) -> dict[str, torch.Tensor]:
+    file = find_model(path, "val")
+    checkpoint = Checkpoint.load(file)
+    if (checkpoint.network.name, dict(checkpoint.network.options)) != (network.name, dict(network.options)):
+        raise CheckpointError(
+            f"{file} holds the network {checkpoint.network.name} {dict(checkpoint.network.options)} but the config "
+            f"asks for {network.name} {dict(network.options)}; make them equal to fine-tune (train.network and its sizes)"
+        )
+    return checkpoint.weights
+
+
+def load_checkpoint(path: str | os.PathLike[str], criterion: str = "val") -> Checkpoint:
+    """A model from a file, or from a training folder the one that is best by a criterion ("val", "lcl", "edge").
+
+    Raises
+    ------
+    CheckpointError
+        There is none, or it is damaged, hostile or unknown.
+    """
+    return Checkpoint.load(find_model(Path(path), criterion))
+
+
+def denoise_volume(
+    inputs: VolumeLike | Sequence[VolumeLike],
+    checkpoint: Checkpoint,
+    *,
+    start_slice: int | None = None,
+    end_slice: int | None = None,
+    infer: InferSection | None = None,
+    compute: Compute | None = None,
+    progress: Callable[[int], None] = lambda slices: None,
+) -> Float32Array:
+    """Denoise a volume, or a range of its slices, into an array.
+
+    Parameters
+    ----------
+    inputs
+        The full reconstruction; or a list of K splits, over which the network's output is averaged.
+    checkpoint
+        From ``train`` or ``load_checkpoint``.
+    start_slice, end_slice
+        Slice numbers, half-open; None: from the first, to the last.
+    infer
+        Overlap, window, tile and batch size; None: the defaults.
+    compute
+        Device; None: the first visible GPU, else the CPU.
+    progress
+        Called with the number of slices done.
+
+    Returns
+    -------
+    float32 array (Z, Y, X) in the units of the input.
+    """
+    if isinstance(inputs, list | tuple):
+        volumes = input_views([as_volume(v) for v in inputs], "X:1")
+    else:
+        volumes = (as_volume(inputs),)  # type: ignore[arg-type]
+    z_range = slice_range(volumes[0], start_slice, end_slice)
+    result = np.empty((len(z_range), *volumes[0].shape[1:]), dtype=np.float32)
+
+    def keep(start: int, slab: Float32Array) -> None:
+        result[start : start + len(slab)] = slab
+
+    device = (compute or Compute()).devices()[0]
+    denoiser = make_denoiser(checkpoint, infer or InferSection(), device)
+    denoise_slices(volumes, denoiser, z_range, keep, progress)
+    return result
+
+
+def input_views(splits: Sequence[Volume], strategy: str) -> tuple[Volume, ...]:
+    """What the network sees of K splits at inference: the same kind of input as in training, for every choice."""
+    if len(splits) <= 2 or strategy == "1:X":
+        return tuple(splits)
+    return tuple(MeanVolume((*splits[:k], *splits[k + 1 :])) for k in range(len(splits)))
+
+
+def make_denoiser(
+    checkpoint: Checkpoint,
+    infer: InferSection,
+    device: torch.device,
+    *,
+    normalization: Normalization | None = None,
+    patch_size: int | None = None,
+    fill_non_finite: bool = False,
+) -> Denoiser:
+    """A model on a device, with its tiles.
+
+    Parameters
+    ----------
+    normalization, patch_size
+        For models that do not carry their own.
+
+    Raises
+    ------
+    CheckpointError
+        The model has no normalisation and none is given.
+    ConfigError
+        The network cannot take tiles of the size that was asked for.
+    """
+    normalization = checkpoint.normalization or normalization
+    if normalization is None:
+        raise CheckpointError(
+            "this model was stored without its normalisation; give the mean and standard deviation that it was trained "
+            "with as mean4norm and std4norm in the config's section dataset (they are in the config of that training)"
+        )
+    kind = find_network(checkpoint.network.name)
+    edge = infer.tile_size or _default_tile(checkpoint, patch_size)
+    divisor = kind.divisor(checkpoint.network.options)
+    if edge % divisor:
+        raise ConfigError(
+            f"infer.tile_size is {edge}; it must be divisible by {divisor} for the network {checkpoint.network.name} "
+            f"{dict(checkpoint.network.options)}"
+        )
+    window = mode_of(checkpoint.network).window(checkpoint.network, edge, infer.overlap, infer.window)
+    return Denoiser(
+        network=checkpoint.build(),
+        normalization=normalization,
+        window=window,
+        device=device,
+        dtype=resolve_precision(infer.precision, device),
+        batch_size=infer.batch_size,
+        fill_non_finite=fill_non_finite,
+    ).prepared()
+
+
+def _default_tile(checkpoint: Checkpoint, patch_size: int | None) -> int:
+    kind = find_network(checkpoint.network.name)
+    trained_at = checkpoint.patch_size or patch_size
+    if kind.content_dependent or trained_at is None:
+        return trained_at or _LARGE_TILES[kind.dimensions]
+    return max(trained_at, _LARGE_TILES[kind.dimensions])
+
+
+def as_volume(source: VolumeLike) -> Volume:
+    """An array, a path or a Volume as a Volume."""
+    if isinstance(source, np.ndarray):
+        return ArrayVolume(source)
+    if isinstance(source, str | os.PathLike):
+        return open_volume(source)
+    return source
