@@ -157,7 +157,7 @@ def _initial_weights(path: Path, network: NetworkSpec) -> dict[str, torch.Tensor
     if (checkpoint.network.name, dict(checkpoint.network.options)) != (network.name, dict(network.options)):
         raise CheckpointError(
             f"{file} holds the network {checkpoint.network.name} {dict(checkpoint.network.options)} but the config "
-            f"asks for {network.name} {dict(network.options)}; make them equal to fine-tune (train.network and its sizes)"
+            f"asks for {network.name} {dict(network.options)}; make them equal to fine-tune"
         )
     return checkpoint.weights
 

@@ -13,7 +13,7 @@ import platform
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -103,7 +103,7 @@ class Checkpoint:
             "scores": dict(self.scores),
             "sample": self.sample,
             "versions": dict(self.versions) or software_versions(),
-            "created": self.created or datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            "created": self.created or datetime.now(UTC).isoformat(timespec="seconds"),
         }
         with whole_file(path) as partial:
             torch.save(content, partial)
@@ -193,7 +193,7 @@ def _require_fit(checkpoint: Checkpoint, path: Path) -> None:
     if expected != found:
         differing = sorted({n for n in expected.keys() | found.keys() if expected.get(n) != found.get(n)})[0]
         raise CheckpointError(
-            f"{path}: the network {checkpoint.network.name} {dict(checkpoint.network.options)} has {differing} of shape "
+            f"{path}: network {checkpoint.network.name} {dict(checkpoint.network.options)} has {differing} of shape "
             f"{expected.get(differing)} but the file holds {found.get(differing)}; the file is damaged or was changed"
         )
 
@@ -263,11 +263,6 @@ class RunFolder:
     def curves(self) -> Path:
         """Loss and scores as a picture."""
         return self.path / "curves.png"
-
-    @property
-    def log(self) -> Path:
-        """What the run said."""
-        return self.path / "train.log"
 
     def preview(self, epoch: int) -> Path:
         """Input, prediction and other split after an epoch."""

@@ -84,7 +84,7 @@ class World:
         return values[source]
 
     def share(self, total: int) -> range:
-        """The part of ``total`` items that falls to this process: contiguous, sizes differ by at most one, nothing left out."""
+        """The part of ``total`` items that falls to this process: contiguous, nothing left out, sizes within one."""
         return range(self.rank * total // self.size, (self.rank + 1) * total // self.size)
 
 

@@ -60,6 +60,19 @@ class Denoiser:
         )
 
 
+def slab_bytes(grid: TileGrid, inputs: int) -> int:
+    """About how much memory the engine holds besides the network and its batch: slabs being read, used and written."""
+    plane = 4 * grid.shape_zyx[1] * grid.shape_zyx[2]
+    at_once = _layers_at_once(grid.window)
+    depth = grid.window.stride_zyx[0] * (at_once - 1)
+    read, predicted = depth + grid.window.read_zyx[0], depth + grid.window.predict_zyx[0]
+    return plane * (2 * inputs * read + (2 + _WRITES_WAITING) * predicted)
+
+
+def _layers_at_once(window: Window) -> int:
+    return max(1, _SLICES_PER_SLAB // window.stride_zyx[0])
+
+
 def denoise_slices(
     inputs: Sequence[Volume],
     denoiser: Denoiser,
@@ -94,7 +107,7 @@ def denoise_slices(
     """
     grid = TileGrid(inputs[0].shape, denoiser.window)
     layers = grid.layers(z_range.start, z_range.stop)
-    at_once = max(1, _SLICES_PER_SLAB // denoiser.window.stride_zyx[0])
+    at_once = _layers_at_once(denoiser.window)
     runs = [layers[i : i + at_once] for i in range(0, len(layers), at_once)]
     reader = SlabReader(inputs, grid, denoiser.normalization, fill_non_finite=denoiser.fill_non_finite)
     blended = SlabAccumulator(grid, layers, at_once, denoiser.device, 1 / len(inputs))

@@ -67,10 +67,11 @@ class SliceSampler:
         """See ``Sampler``."""
         order = np.random.default_rng((self.seed, epoch)).permutation(len(self._centres))
         symmetries = SQUARE if self.augment else (IDENTITY,)
-        return [
-            _place(self.window, *self._centres[order[i % len(order)]], _generator(self.seed, epoch, i), symmetries)
-            for i in indices
-        ]
+        visited = []
+        for index in indices:
+            source, z = self._centres[order[index % len(order)]]
+            visited.append(_place(self.window, source, z, _generator(self.seed, epoch, index), symmetries))
+        return visited
 
 
 @dataclass(frozen=True)

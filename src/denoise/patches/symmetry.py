@@ -11,11 +11,8 @@ from itertools import permutations, product
 
 import numpy as np
 from numpy.typing import NDArray
-from typing_extensions import TypeVar
 
 from denoise.tiles import Triple
-
-Scalar = TypeVar("Scalar", bound=np.generic)
 
 
 @dataclass(frozen=True)
@@ -25,11 +22,11 @@ class Symmetry:
     source_axis: Triple
     reverse: tuple[bool, bool, bool]
 
-    def apply(self, block: NDArray[Scalar]) -> NDArray[Scalar]:
+    def apply(self, block: NDArray[np.float32]) -> NDArray[np.float32]:
         """The transformed view of a block (..., Z, Y, X); axes that are exchanged must have equal lengths."""
         lead = block.ndim - 3
         turned = block.transpose(*range(lead), *(lead + axis for axis in self.source_axis))
-        return turned[(..., *(slice(None, None, -1 if r else 1) for r in self.reverse))]
+        return np.flip(turned, axis=[lead + i for i, r in enumerate(self.reverse) if r])
 
     @property
     def determinant(self) -> int:

@@ -65,12 +65,19 @@ def open_blocks(splits: SplitSet, world: World, non_finite: str, normalization: 
     VolumeError
         NaN or Inf (naming split and slice), constant volumes, unreadable files.
     """
-    stored = _common_dtype(splits)
-    needed = len(splits) * int(np.prod(splits.shape, dtype=np.int64)) * stored.itemsize
-    fits = needed <= _HOST_SHARE * psutil.virtual_memory().available
-    if world.from_chief(fits):
-        return ResidentBlocks.read(splits, world, stored, non_finite, normalization)
+    if world.from_chief(fits_in_memory(splits)):
+        return ResidentBlocks.read(splits, world, _common_dtype(splits), non_finite, normalization)
     return StreamedBlocks.open(splits, world, non_finite, normalization)
+
+
+def resident_bytes(splits: SplitSet) -> int:
+    """How much memory the splits take where they are kept in it, in bytes per node."""
+    return len(splits) * int(np.prod(splits.shape, dtype=np.int64)) * _common_dtype(splits).itemsize
+
+
+def fits_in_memory(splits: SplitSet) -> bool:
+    """Whether the splits leave enough of the free memory for everything else."""
+    return bool(resident_bytes(splits) <= _HOST_SHARE * psutil.virtual_memory().available)
 
 
 class ResidentBlocks:

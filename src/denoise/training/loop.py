@@ -121,7 +121,10 @@ class TrainingRun:
             network.load_state_dict(self.job.initial)
         self.network = fast_layout(network).to(world.device)
         self.averaged = (
-            AveragedModel(self.network, multi_avg_fn=get_ema_multi_avg_fn(settings.ema_decay))
+            AveragedModel(
+                self.network,
+                multi_avg_fn=get_ema_multi_avg_fn(settings.ema_decay),  # type: ignore[no-untyped-call]
+            )
             if settings.ema_decay
             else None
         )

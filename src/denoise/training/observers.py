@@ -169,17 +169,17 @@ class TensorBoard(_Silent):
                 "train.tensorboard is true but tensorboard is not installed; run `pip install ct-denoise[tensorboard]` "
                 "or set it to false"
             ) from error
-        self._writer = SummaryWriter(str(folder))  # type: ignore[no-untyped-call]
+        self._writer = SummaryWriter(str(folder))
 
     def validated(self, record: Record, preview: Preview | None) -> None:
         """Write the numbers."""
         for name, value in record.as_plain().items():
             if isinstance(value, int | float):
-                self._writer.add_scalar(name, value, record.step)  # type: ignore[no-untyped-call]
+                self._writer.add_scalar(name, value, record.step)
 
     def close(self) -> None:
         """Close the file."""
-        self._writer.close()  # type: ignore[no-untyped-call]
+        self._writer.close()
 
 
 class LiveDisplay(_Silent):

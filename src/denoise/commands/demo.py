@@ -1,0 +1,224 @@
+"""``denoise demo``: the whole way on a simulated scan, where the truth is known. Needs no data.
+
+Its files are an ordinary dataset with a config, so that every other command can be tried on them.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from denoise.api import Compute
+from denoise.checkpoint import software_versions
+from denoise.commands.display import say
+from denoise.commands.infer import Choice, denoise_volume
+from denoise.commands.prepare import prepare
+from denoise.commands.train import train
+from denoise.config import load_config
+from denoise.errors import OutputError
+from denoise.files import discard, whole_file, write_text
+from denoise.launch import describe_device
+from denoise.projections.phantom import FoamPhantom, simulate_foam_scan
+from denoise.projections.reconstruct import reconstruct_rows
+from denoise.projections.scan import Scan
+from denoise.quality import psnr, ssim
+from denoise.tiles import Region
+from denoise.volumes import create_sink, open_volume
+from denoise.volumes.volume import Float32Array
+
+_log = logging.getLogger(__name__)
+
+#: Small enough for two CPU cores and three (3D: five) minutes. Real scans deserve the defaults and more time.
+_SETTINGS: dict[str, dict[str, Any]] = {
+    "train": {
+        "network": "residual",
+        "patch_size": 128,
+        "patch_size_3d": 48,
+        "patches_per_epoch": 80,
+        "patches_per_epoch_3d": 20,
+        "learning_rate": 0.002,
+        "schedule": "cosine",
+        "max_epochs": 30,
+        "validate_every": 3,
+    },
+    "infer": {"overlap": 0.25},
+}
+_BATCH_SIZE = {"2.5d": 8, "3d": 2}
+
+
+@dataclass(frozen=True)
+class DemoFolder:
+    """The names of what the demo writes besides an ordinary dataset."""
+
+    path: Path
+
+    @property
+    def scan(self) -> Path:
+        """The simulated raw scan."""
+        return self.path / "foam_scan.h5"
+
+    @property
+    def truth(self) -> Path:
+        """Reconstruction of the noise-free projections."""
+        return self.path / "foam_truth"
+
+    @property
+    def picture(self) -> Path:
+        """Before, after, truth."""
+        return self.path / "before_after_truth.png"
+
+    @property
+    def summary(self) -> Path:
+        """The numbers."""
+        return self.path / "summary.json"
+
+
+@dataclass(frozen=True)
+class Figures:
+    """Quality inside the cylinder against the noise-free reconstruction, whose range is the data range."""
+
+    psnr: float
+    ssim: float
+
+
+def demo(
+    out: Path,
+    *,
+    mode: str = "2.5d",
+    compute: Compute | None = None,
+    settings: dict[str, Any] | None = None,
+    overwrite: bool = False,
+    progress: bool = True,
+    slices: int = 48,
+    size: int = 256,
+) -> Path:
+    """Simulate, reconstruct, train, denoise and compare; returns the path of the summary.
+
+    Parameters
+    ----------
+    settings
+        Sections ``train`` and ``infer`` instead of the demonstration's own.
+    slices, size
+        Size of the phantom; the projections have twice as many angles as columns.
+    """
+    begun = time.monotonic()
+    folder = DemoFolder(out)
+    _require_own(out, overwrite)
+    compute = compute or Compute()
+    mode = mode.lower()
+    if settings is None:
+        _log.info("demonstration setting: a small network, trained briefly; real scans deserve more of both")
+        settings = {**_SETTINGS, "train": {"mode": mode, "batch_size": _BATCH_SIZE.get(mode), **_SETTINGS["train"]}}
+    phantom = simulate_foam_scan(folder.scan, size=size, slices=slices, angles=2 * size)
+    truth = _write_truth(phantom, folder)
+    config_path = prepare(folder.scan, out=out, center=phantom.center, settings=settings)
+    config = load_config(config_path, mode=mode)
+    train(config, compute, progress=progress)
+    noisy = _whole(config.full_path or "")
+    output = denoise_volume(config, compute, Choice(progress=progress))
+    denoised = _whole(output)
+    inside = torch.from_numpy(phantom.inside())
+    before, after = _figures(noisy, truth, inside), _figures(denoised, truth, inside)
+    draw_comparison({"noisy": noisy, "denoised": denoised, "truth": truth}, (before, after), folder.picture)
+    seconds = time.monotonic() - begun
+    summary = {
+        "psnr_noisy": round(before.psnr, 3),
+        "psnr_denoised": round(after.psnr, 3),
+        "ssim_noisy": round(before.ssim, 4),
+        "ssim_denoised": round(after.ssim, 4),
+        "seconds": round(seconds, 1),
+        "mode": config.mode,
+        "network": config.network_name,
+        "device": ", ".join(describe_device(device) for device in compute.devices()),
+        "versions": software_versions(),
+        "setting": "demonstration",
+    }
+    write_text(folder.summary, json.dumps(summary, indent=2) + "\n")
+    _say_results(folder, summary)
+    return folder.summary
+
+
+def _require_own(out: Path, overwrite: bool) -> None:
+    """Refuse a folder with anything in it; with --overwrite, only one that a demo wrote."""
+    if not out.exists():
+        return
+    if not out.is_dir():
+        raise OutputError(f"{out} is a file; choose another --out")
+    if not any(out.iterdir()):
+        return
+    if not overwrite:
+        raise OutputError(
+            f"{out} exists already and is not empty; choose another --out, or replace it with --overwrite"
+        )
+    foreign = sorted(
+        p.name for p in out.iterdir() if not p.name.lstrip(".").startswith(("foam_", "before_", "summary"))
+    )
+    if foreign:
+        raise OutputError(f"{out} holds {foreign[0]}, which no demo wrote; choose another --out")
+    for path in out.iterdir():
+        discard(path)
+
+
+def _write_truth(phantom: FoamPhantom, folder: DemoFolder) -> Float32Array:
+    scan = Scan.open(folder.scan)
+    truth = reconstruct_rows(phantom.project(scan.angles_rad), scan.angles_rad, phantom.center)
+    with create_sink(folder.truth, shape=truth.shape) as sink:
+        sink.write(0, truth)
+    return truth
+
+
+def _whole(path: str) -> Float32Array:
+    volume = open_volume(path)
+    return volume.read(Region((0, 0, 0), volume.shape))
+
+
+def _figures(image: Float32Array, truth: Float32Array, inside: torch.Tensor) -> Figures:
+    wanted = torch.from_numpy(truth)[None]
+    values = wanted[0][:, inside]
+    data_range = float(values.max() - values.min())
+    found = torch.from_numpy(image)[None]
+    return Figures(psnr(found, wanted, data_range, inside), ssim(found, wanted, data_range, inside))
+
+
+def draw_comparison(volumes: dict[str, Float32Array], figures: tuple[Figures, Figures], path: Path) -> None:
+    """The middle slice of each volume at one grey window; below, an enlarged part."""
+    from matplotlib.figure import Figure
+    from matplotlib.patches import Rectangle
+
+    truth = volumes["truth"]
+    z, size = truth.shape[0] // 2, truth.shape[1]
+    low, high = np.percentile(truth[z], (0.5, 99.8))
+    margin = 0.08 * (high - low)
+    corner, edge = int(0.36 * size), int(0.28 * size)
+    titles = [f"{name}\n{f.psnr:.1f} dB, SSIM {f.ssim:.2f}" for name, f in zip(volumes, figures, strict=False)]
+    figure = Figure(figsize=(12, 8.6), layout="constrained")
+    axes = figure.subplots(2, 3)
+    for column, (image, title) in enumerate(zip(volumes.values(), [*titles, "truth\n(noise-free scan)"], strict=True)):
+        for row, shown in enumerate((image[z], image[z, corner : corner + edge, corner : corner + edge])):
+            panel = axes[row, column]
+            panel.imshow(shown, cmap="gray", vmin=low - margin, vmax=high + margin, interpolation="nearest")
+            panel.set_axis_off()
+        axes[0, column].set_title(title)
+        axes[0, column].add_patch(Rectangle((corner, corner), edge, edge, fill=False, edgecolor="tab:orange"))
+    with whole_file(path) as partial:
+        figure.savefig(partial, dpi=110)
+
+
+def _say_results(folder: DemoFolder, summary: dict[str, Any]) -> None:
+    gain = summary["psnr_denoised"] - summary["psnr_noisy"]
+    say(
+        f"\nPSNR {summary['psnr_noisy']:.1f} -> {summary['psnr_denoised']:.1f} dB ({gain:+.1f} dB), "
+        f"SSIM {summary['ssim_noisy']:.2f} -> {summary['ssim_denoised']:.2f}, in {summary['seconds']:.0f} s "
+        f"on {summary['device']} (demonstration setting)"
+    )
+    say("Written:")
+    for path in sorted(folder.path.iterdir()):
+        if not path.name.startswith("."):
+            say(f"  {path}{'/' if path.is_dir() else ''}")

@@ -1,0 +1,65 @@
+"""What commands say: results on stdout, progress on a terminal or as lines for a batch queue's log."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from denoise.launch import describe_device
+
+_log = logging.getLogger(__name__)
+
+_SECONDS_PER_LINE = 30.0
+
+
+def say(text: str) -> None:
+    """A result, on stdout, as it is."""
+    Console(highlight=False, soft_wrap=True, markup=False).print(text)
+
+
+def say_device(devices: Sequence[torch.device], asked_for_cpu: bool) -> None:
+    """Name the devices; where nobody asked for the CPU and there is no GPU, say that."""
+    names = ", ".join(describe_device(device) for device in devices[:8])
+    if devices[0].type == "cpu" and not asked_for_cpu:
+        _log.warning("no GPU is visible: running on the CPU (%d process(es), %s)", len(devices), names)
+    else:
+        _log.info("running on %s", f"{len(devices)} processes on {names}" if len(devices) > 1 else names)
+
+
+@contextmanager
+def progress_bar(what: str, total: int, voxels_per_item: int) -> Iterator[Callable[[int], None]]:
+    """A bar (or a line now and then) with voxels per second; gives a function that takes the items done so far."""
+    console = Console(stderr=True)
+    begun = said = time.monotonic()
+
+    def rate(done: int) -> str:
+        return f"{done * voxels_per_item / max(time.monotonic() - begun, 1e-9) / 1e6:.2f} Mvoxel/s"
+
+    if not console.is_terminal:
+
+        def line(done: int) -> None:
+            nonlocal said
+            if time.monotonic() - said >= _SECONDS_PER_LINE:
+                said = time.monotonic()
+                _log.info("%s: %d of %d slices, %s", what, done, total, rate(done))
+
+        yield line
+        return
+    bar = Progress(
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=None),
+        TextColumn("{task.completed}/{task.total} slices · {task.fields[rate]}"),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        console=console,
+    )
+    with bar:
+        task = bar.add_task(what, total=total, rate="")
+        yield lambda done: bar.update(task, completed=done, rate=rate(done))

@@ -1,0 +1,71 @@
+"""From a config to open volumes, with every check that needs only headers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from denoise.api import input_views
+from denoise.config import RunConfig
+from denoise.errors import ConfigError, OutputError
+from denoise.normalization import Normalization
+from denoise.volumes import SplitSet, Volume, open_volume
+
+
+@dataclass(frozen=True)
+class InferenceInputs:
+    """What is denoised: the volumes whose predictions are averaged, and every file behind them."""
+
+    views: tuple[Volume, ...]
+    paths: tuple[str, ...]
+
+    @property
+    def grid(self) -> Volume:
+        """The volume that gives shape, voxel size, numbering and type."""
+        return self.views[0]
+
+
+def open_splits(config: RunConfig) -> SplitSet:
+    """The splits that a config lists, proven to belong together."""
+    return SplitSet.of([open_volume(path) for path in config.split_paths])
+
+
+def open_inference_inputs(config: RunConfig) -> InferenceInputs:
+    """The full reconstruction, or the splits, as ``infer.input`` says.
+
+    Raises
+    ------
+    ConfigError
+        The config asks for the full reconstruction but names none.
+    """
+    if config.infer.input == "splits":
+        splits = open_splits(config)
+        return InferenceInputs(input_views(splits.volumes, config.train.strategy), tuple(config.split_paths))
+    if config.full_path is None:
+        raise ConfigError(
+            "dataset.full is missing, and it is what is denoised; name the full reconstruction (full_recon_name), or "
+            "set infer.input: splits"
+        )
+    return InferenceInputs((open_volume(config.full_path),), (config.full_path,))
+
+
+def given_normalization(config: RunConfig) -> Normalization | None:
+    """``dataset.mean`` and ``dataset.std``, for models that carry no normalisation."""
+    if config.dataset.mean is None or config.dataset.std is None:
+        return None
+    return Normalization(config.dataset.mean, config.dataset.std)
+
+
+def require_not_an_input(output: Path, inputs: tuple[str, ...]) -> None:
+    """Refuse an output that is, or holds, one of the inputs.
+
+    Raises
+    ------
+    OutputError
+        Names both.
+    """
+    target = output.resolve()
+    for path in inputs:
+        source = Path(path.partition("::")[0]).resolve()
+        if source == target or target in source.parents:
+            raise OutputError(f"the output {output} is or holds the input {path}; choose another --output")

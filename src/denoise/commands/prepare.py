@@ -1,0 +1,160 @@
+"""``denoise prepare``: a raw scan becomes a full reconstruction, K splits and a config that is ready to train from."""
+
+from __future__ import annotations
+
+import logging
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from denoise.commands.display import progress_bar, say
+from denoise.config import RunConfig
+from denoise.errors import ConfigError
+from denoise.files import require_free, write_text
+from denoise.projections.reconstruct import angles_warning, find_center, reconstruct_scan
+from denoise.projections.scan import Scan
+from denoise.volumes import create_sink
+from denoise.volumes.volume import VoxelSize
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The names of everything that ``prepare`` writes for a sample."""
+
+    folder: Path
+    sample: str
+    splits: int
+
+    @property
+    def full(self) -> str:
+        """The reconstruction from all angles."""
+        return f"{self.sample}_full"
+
+    def split(self, k: int) -> str:
+        """The reconstruction from angles k, k + K, k + 2K, ..."""
+        return f"{self.sample}_split{k}"
+
+    @property
+    def config(self) -> Path:
+        """The config to train from."""
+        return self.folder / f"{self.sample}_config.yaml"
+
+    def dataset(self) -> dict[str, Any]:
+        """The section ``dataset`` of that config."""
+        return {
+            "folder": ".",
+            "splits": [self.split(k) for k in range(self.splits)],
+            "full": self.full,
+            "sample": self.sample,
+        }
+
+
+def prepare(
+    scan_path: Path,
+    *,
+    out: Path | None = None,
+    splits: int = 2,
+    center: float | None = None,
+    remove_stripes: bool = False,
+    overwrite: bool = False,
+    settings: dict[str, Any] | None = None,
+    mode: str | None = None,
+) -> Path:
+    """Reconstruct a scan and write a config; returns the config's path.
+
+    Parameters
+    ----------
+    out
+        Folder for the results; None: ``<scan>_rec`` beside the scan.
+    center
+        Rotation centre in detector columns, counted from 0; None: found.
+    settings
+        Sections ``train`` and ``infer`` for the config; None: chosen for the scan and this machine.
+    mode
+        The mode that the config will name.
+    """
+    scan = Scan.open(scan_path)
+    layout = Layout(out or scan_path.with_name(f"{scan_path.stem}_rec"), scan.sample_name, splits)
+    require_free(layout.config, overwrite=overwrite)
+    rows, columns = scan.shape[1:]
+    shape = (rows, columns, columns)
+    size = scan.voxel_size_um
+    voxel_size: VoxelSize | None = None if size is None else (size, size, size)
+    names = [layout.full, *(layout.split(k) for k in range(splits))]
+    sinks = [
+        create_sink(layout.folder / name, shape=shape, voxel_size_um=voxel_size, overwrite=overwrite) for name in names
+    ]
+    # Built before the reconstruction: settings that cannot work must not cost an hour first.
+    settings = settings or default_settings(shape)
+    if mode is not None:
+        settings = {**settings, "train": {**settings["train"], "mode": mode.lower()}}
+    text = _config_text(layout, settings)
+    if warning := angles_warning(scan, splits):
+        _log.warning("%s", warning)
+    if center is None:
+        center = find_center(scan)
+        _log.info("rotation centre found at column %.2f (of %d); give another with --center", center, columns)
+    elif not 0 <= center < columns:
+        raise ConfigError(f"--center {center} lies outside the detector; expected 0 to {columns - 1} (columns)")
+    with ExitStack() as stack:
+        entered = [stack.enter_context(sink) for sink in sinks]
+        progress = stack.enter_context(progress_bar("reconstructing", rows, columns * columns))
+        reconstruct_scan(
+            scan,
+            center=center,
+            n_splits=splits,
+            stripes=remove_stripes,
+            full=entered[0],
+            splits=entered[1:],
+            progress=lambda done, total: progress(done),
+        )
+    write_text(layout.config, text)
+    say(str(layout.config))
+    return layout.config
+
+
+def default_settings(shape: tuple[int, int, int]) -> dict[str, Any]:
+    """Sections ``train`` and ``infer`` that fit the reconstruction and the devices that are visible here."""
+    import torch
+
+    depth, width = shape[0], shape[2]
+    train: dict[str, Any] = {"mode": "2.5d", "n_slices": 5, "patch_size": _fitting(256, width)}
+    train["patch_size_3d"] = _fitting(96, min(width, max(depth, 16)))
+    if not torch.cuda.is_available():
+        _log.info("no GPU is visible: the config asks for the light network (train.network: residual)")
+        train |= {
+            "network": "residual",
+            "patch_size": _fitting(128, width),
+            "patch_size_3d": min(48, int(train["patch_size_3d"])),
+            "batch_size": 8,
+            "learning_rate": 0.002,
+            "schedule": "cosine",
+            "max_epochs": 200,
+        }
+    return {"train": train, "infer": {"overlap": 0.5, "window": "hann"}}
+
+
+def _fitting(wanted: int, available: int) -> int:
+    """The largest multiple of 16 that is neither larger than wanted nor (if possible) than the image."""
+    return max(16, min(wanted, available // 16 * 16))
+
+
+def _config_text(layout: Layout, settings: dict[str, Any]) -> str:
+    """A short config: what was prepared and what people change; the rest are defaults that the reference explains."""
+    from io import StringIO
+
+    from ruamel.yaml import YAML
+
+    mapping = {"dataset": layout.dataset(), **settings}
+    RunConfig.from_mapping(mapping, base=layout.folder)
+    writer = YAML()
+    writer.default_flow_style = False
+    stream = StringIO()
+    writer.dump(mapping, stream)
+    return (
+        "# Written by `denoise prepare`. Every field is explained in docs/configuration.md and baseline_config.yaml.\n"
+        f"# Next: denoise train --config {layout.config.name}\n" + stream.getvalue()
+    )
