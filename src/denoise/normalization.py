@@ -77,7 +77,7 @@ class Moments:
 
     @classmethod
     def of_slice(cls, image: NDArray[Any]) -> Moments:
-        """Moments of one slice (Y, X), without exact zeros outside the inscribed ellipse (CT slices are masked there)."""
+        """Moments of one slice (Y, X), without exact zeros outside the inscribed ellipse, where slices are masked."""
         outside = _outside_inscribed_ellipse(image.shape[0], image.shape[1])
         masked = outside & (image == 0)
         return cls.of(image[~masked] if masked.any() else image)

@@ -26,7 +26,7 @@ class Symmetry:
         """The transformed view of a block (..., Z, Y, X); axes that are exchanged must have equal lengths."""
         lead = block.ndim - 3
         turned = block.transpose(*range(lead), *(lead + axis for axis in self.source_axis))
-        return np.flip(turned, axis=[lead + i for i, r in enumerate(self.reverse) if r])
+        return np.flip(turned, axis=tuple(lead + i for i, r in enumerate(self.reverse) if r))
 
     @property
     def determinant(self) -> int:
