@@ -23,7 +23,7 @@ from denoise.errors import CheckpointError, ConfigError, OutputError
 from denoise.files import write_text
 from denoise.inference.engine import Denoiser, denoise_slices
 from denoise.launch import choose_devices, launch
-from denoise.modes import mode_of
+from denoise.modes import default_tile, mode_of
 from denoise.networks.catalogue import find_network
 from denoise.networks.spec import NetworkSpec
 from denoise.normalization import Normalization
@@ -33,9 +33,6 @@ from denoise.volumes import ArrayVolume, MeanVolume, SplitSet, Volume, open_volu
 from denoise.volumes.volume import Float32Array
 
 VolumeLike: TypeAlias = Volume | NDArray[Any] | str | os.PathLike[str]
-
-#: Edge of an inference tile for networks whose output does not depend on the tile: large tiles cost less overlap.
-_LARGE_TILES = {2: 256, 3: 96}
 
 
 @dataclass(frozen=True)
@@ -257,7 +254,7 @@ def make_denoiser(
             "with as mean4norm and std4norm in the config's section dataset (they are in the config of that training)"
         )
     kind = find_network(checkpoint.network.name)
-    edge = infer.tile_size or _default_tile(checkpoint, patch_size)
+    edge = infer.tile_size or default_tile(checkpoint.network, checkpoint.patch_size or patch_size)
     divisor = kind.divisor(checkpoint.network.options)
     if edge % divisor:
         raise ConfigError(
@@ -274,14 +271,6 @@ def make_denoiser(
         batch_size=infer.batch_size,
         fill_non_finite=fill_non_finite,
     ).prepared()
-
-
-def _default_tile(checkpoint: Checkpoint, patch_size: int | None) -> int:
-    kind = find_network(checkpoint.network.name)
-    trained_at = checkpoint.patch_size or patch_size
-    if kind.content_dependent or trained_at is None:
-        return trained_at or _LARGE_TILES[kind.dimensions]
-    return max(trained_at, _LARGE_TILES[kind.dimensions])
 
 
 def as_volume(source: VolumeLike) -> Volume:

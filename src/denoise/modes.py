@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from denoise.networks.catalogue import NETWORKS
+from denoise.networks.catalogue import find_network
 from denoise.networks.spec import NetworkSpec
 from denoise.patches.sampler import CubeSampler, SliceSampler
 from denoise.tiles import Window
@@ -22,6 +22,8 @@ class Mode:
     name: str
     sampler: type[SliceSampler] | type[CubeSampler]
     network_dimensions: int
+    large_tile: int
+    """Tile edge at inference for networks whose output does not depend on the tile: less overlap is computed twice."""
     window: Callable[[NetworkSpec, int, float, str], Window]
     """(network, tile edge, overlap as a fraction of it, taper) -> Window."""
 
@@ -47,13 +49,25 @@ def _stride(edge: int, overlap: float) -> int:
 MODES: Mapping[str, Mode] = {
     mode.name: mode
     for mode in (
-        Mode("2.5d", SliceSampler, 2, _slice_window),
-        Mode("3d", CubeSampler, 3, _cube_window),
+        Mode("2.5d", SliceSampler, 2, 256, _slice_window),
+        Mode("3d", CubeSampler, 3, 96, _cube_window),
     )
 }
 
 
 def mode_of(network: NetworkSpec) -> Mode:
     """The mode that a network works in."""
-    dimensions = NETWORKS[network.name].dimensions
+    dimensions = find_network(network.name).dimensions
     return next(mode for mode in MODES.values() if mode.network_dimensions == dimensions)
+
+
+def default_tile(network: NetworkSpec, trained_at: int | None) -> int:
+    """Edge of the tiles that a network denoises, where the user gives none.
+
+    Networks with norm layers see a tile's content as a whole: they keep the size of the patches that they were trained
+    on. The others give the same answer for any tile and get a large one.
+    """
+    large = mode_of(network).large_tile
+    if trained_at is None:
+        return large
+    return trained_at if find_network(network.name).content_dependent else max(trained_at, large)

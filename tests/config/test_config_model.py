@@ -82,7 +82,6 @@ def test_the_mode_decides_network_patch_and_batch(
     run = config(train=train)
     assert (run.network_name, run.network_options) == (name, options)
     assert (run.patch, run.batch_size, run.patch_multiple) == (patch, batch, multiple)
-    assert run.tile == patch
 
 
 @pytest.mark.parametrize(

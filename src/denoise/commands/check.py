@@ -18,7 +18,7 @@ from denoise.errors import OutputError
 from denoise.files import require_free
 from denoise.inference.engine import slab_bytes
 from denoise.launch import describe_device
-from denoise.modes import MODES
+from denoise.modes import MODES, default_tile
 from denoise.networks.catalogue import build_network, find_network
 from denoise.networks.spec import NetworkSpec
 from denoise.patches.holdout import HoldOut
@@ -96,7 +96,8 @@ def _training(config: RunConfig, splits: SplitSet, network: NetworkSpec) -> list
 
 
 def _inference(config: RunConfig, grid: Volume, network: NetworkSpec) -> list[tuple[str, str]]:
-    window = MODES[config.mode].window(network, config.tile, config.infer.overlap, config.infer.window)
+    edge = config.infer.tile_size or default_tile(network, config.patch)
+    window = MODES[config.mode].window(network, edge, config.infer.overlap, config.infer.window)
     tiles = TileGrid(grid.shape, window)
     layers = len(tiles.axes[0].starts)
     inputs = 1 if config.infer.input == "full" else len(config.given_splits)

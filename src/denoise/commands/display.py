@@ -25,11 +25,13 @@ def say(text: str) -> None:
 
 def say_device(devices: Sequence[torch.device], asked_for_cpu: bool) -> None:
     """Name the devices; where nobody asked for the CPU and there is no GPU, say that."""
-    names = ", ".join(describe_device(device) for device in devices[:8])
+    names = ", ".join(dict.fromkeys(describe_device(device) for device in devices))
+    if len(devices) > 1:
+        names = f"{len(devices)} processes on {names}"
     if devices[0].type == "cpu" and not asked_for_cpu:
-        _log.warning("no GPU is visible: running on the CPU (%d process(es), %s)", len(devices), names)
+        _log.warning("no GPU is visible: running on %s", names)
     else:
-        _log.info("running on %s", f"{len(devices)} processes on {names}" if len(devices) > 1 else names)
+        _log.info("running on %s", names)
 
 
 @contextmanager

@@ -130,11 +130,6 @@ class RunConfig(Section):
                 return 1 << (self.train.levels - 1)
 
     @property
-    def tile(self) -> int:
-        """Edge of the tiles in inference, voxels."""
-        return self.infer.tile_size or self.patch
-
-    @property
     def patches_per_epoch(self) -> int | None:
         """Patches drawn per epoch; None: one per training slice (2.5D), as many as fill the volume once (3D)."""
         return self.train.patches_per_epoch_3d if self.mode == "3d" else self.train.patches_per_epoch

@@ -55,7 +55,7 @@ class SlabReader:
         low, high = int(z.min()), int(z.max()) + 1
         self._advance(low, high)
         # Without reflections the kept slices are what was asked for: no copy of a slab.
-        slab = self._kept if len(z) == high - low else self._kept[:, z - low]
+        slab = self._kept if len(z) == high - low and z[0] == low else self._kept[:, z - low]
         for axis, index in ((2, y), (3, x)):
             if len(index) != slab.shape[axis] or index[0] != 0 or index[-1] != slab.shape[axis] - 1:
                 slab = slab.take(index, axis=axis)

@@ -1,0 +1,103 @@
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from denoise.errors import VolumeError
+from denoise.inference.reader import SlabReader
+from denoise.normalization import Normalization
+from denoise.tiles import TileGrid, Triple, Window
+from denoise.volumes.volume import ArrayVolume
+
+PLAIN = Normalization(0.0, 1.0)
+
+
+def slices(n_slices: int, edge: int = 4, stride: int = 4) -> Window:
+    return Window((n_slices, edge, edge), (1, edge, edge), (1, stride, stride), (n_slices // 2, 0, 0))
+
+
+def cubes(edge: int, stride: int) -> Window:
+    return Window((edge,) * 3, (edge,) * 3, (stride,) * 3, (0, 0, 0))
+
+
+def with_halo(edge: int, halo: int) -> Window:
+    return Window((edge + 2 * halo,) * 3, (edge,) * 3, (edge,) * 3, (halo,) * 3)
+
+
+def padded(data: np.ndarray[Any, Any], grid: TileGrid) -> tuple[np.ndarray[Any, Any], Triple]:
+    """The volume with everything that any tile reads around it, and how many voxels were put before it."""
+    window = grid.window
+    widths = []
+    for axis, size in enumerate(grid.shape_zyx):
+        before = window.before_zyx[axis]
+        last = grid.axes[axis].starts[-1] - before + window.read_zyx[axis]
+        widths.append((before, max(0, last - size)))
+    result = data
+    for axis, width in enumerate(widths):
+        one = [(0, 0)] * 3
+        one[axis] = width
+        result = np.pad(result, one, mode="reflect" if data.shape[axis] > 1 else "edge")
+    return result, window.before_zyx
+
+
+@pytest.mark.parametrize("at_once", [1, 2, 8])
+@pytest.mark.parametrize("shape", [(1, 4, 4), (2, 3, 9), (3, 1, 5), (9, 8, 8), (14, 5, 11)], ids=str)
+@pytest.mark.parametrize(
+    "window", [slices(1), slices(2), slices(3), slices(6), cubes(4, 4), cubes(4, 1), with_halo(4, 3)], ids=str
+)
+def test_a_slab_holds_what_its_tiles_read_reflected_at_the_faces(window: Window, shape: Triple, at_once: int) -> None:
+    data = np.random.default_rng(0).normal(size=shape).astype(np.float32)
+    grid = TileGrid(shape, window)
+    around, before = padded(data, grid)
+    reader = SlabReader([ArrayVolume(data)], grid, PLAIN, fill_non_finite=False)
+    layers = range(len(grid.axes[0].starts))
+    for first in range(0, len(layers), at_once):
+        last = min(first + at_once, len(layers)) - 1
+        slab = reader.read(first, last)
+        low = grid.axes[0].starts[first] - window.before_zyx[0] + before[0]
+        depth = grid.axes[0].starts[last] - grid.axes[0].starts[first] + window.read_zyx[0]
+        height, width = (
+            grid.axes[a].starts[-1] + window.read_zyx[a] for a in (1, 2)
+        )
+        np.testing.assert_array_equal(slab[0], around[low : low + depth, :height, :width])
+
+
+@pytest.mark.parametrize("n_slices", [1, 2, 3, 4, 5, 8])
+@pytest.mark.parametrize("depth", [1, 2, 3, 6])
+def test_a_single_slice_is_read_with_its_true_neighbours(depth: int, n_slices: int) -> None:
+    data = np.broadcast_to(np.arange(depth, dtype=np.float32)[:, None, None], (depth, 4, 4)).copy()
+    grid = TileGrid(data.shape, slices(n_slices))
+    before = n_slices // 2
+    numbers = np.pad(data[:, 0, 0], (before, n_slices - 1 - before), mode="reflect" if depth > 1 else "edge")
+    for z in range(depth):
+        reader = SlabReader([ArrayVolume(data)], grid, PLAIN, fill_non_finite=False)
+        np.testing.assert_array_equal(reader.read(z, z)[0, :, 0, 0], numbers[z : z + n_slices])
+
+
+def test_values_are_normalised_and_the_inputs_stay_apart() -> None:
+    inputs = [ArrayVolume(np.full((3, 4, 4), value, dtype=np.uint16)) for value in (100, 40000)]
+    grid = TileGrid((3, 4, 4), slices(3))
+    slab = SlabReader(inputs, grid, Normalization(100.0, 50.0), fill_non_finite=False).read(0, 2)
+    assert slab.dtype == np.float32
+    np.testing.assert_allclose(slab[0], 0.0)
+    np.testing.assert_allclose(slab[1], 798.0)
+
+
+def test_a_slab_that_was_handed_out_is_not_changed_by_the_next_read() -> None:
+    data = np.random.default_rng(0).normal(size=(20, 4, 4)).astype(np.float32)
+    reader = SlabReader([ArrayVolume(data)], TileGrid(data.shape, slices(3)), PLAIN, fill_non_finite=False)
+    slab = reader.read(1, 4)
+    before = slab.copy()
+    reader.read(5, 9)
+    np.testing.assert_array_equal(slab, before)
+
+
+def test_the_second_input_is_checked_too_and_named() -> None:
+    good, bad = np.zeros((3, 4, 4), np.float32), np.zeros((3, 4, 4), np.float32)
+    bad[2, 0, 0] = np.nan
+    inputs = [ArrayVolume(good, "recon_0", None, 10), ArrayVolume(bad, "recon_1", None, 10)]
+    reader = SlabReader(inputs, TileGrid((3, 4, 4), slices(1)), PLAIN, fill_non_finite=False)
+    with pytest.raises(VolumeError, match=r"recon_1 holds 1 NaN or Inf voxels in slice 12"):
+        reader.read(0, 2)
