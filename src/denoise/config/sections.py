@@ -152,8 +152,8 @@ class InferSection(Section):
         About(
             "Edge of the tiles",
             f"null, or {EDGE_RULE}",
-            "Divisible as the training patch. null: as large as that for unet; at least 256 (3D: 96) for residual, whose "
-            "result does not depend on it.",
+            "Divisible as the training patch. null: as large as that for unet; at least 256 (3D: 96) for residual, "
+            "whose result does not depend on it.",
             unit="voxels",
         ),
     ] = None

@@ -112,7 +112,10 @@ def denoise_slices(
     reader = SlabReader(inputs, grid, denoiser.normalization, fill_non_finite=denoiser.fill_non_finite)
     blended = SlabAccumulator(grid, layers, at_once, denoiser.device, 1 / len(inputs))
     predict = _BatchedNetwork(denoiser)
-    with _Writer(write, denoiser.normalization, z_range) as writer, ThreadPoolExecutor(1) as reading:
+    with (
+        _Writer(write, denoiser.normalization, z_range, inputs[0].slice_numbers) as writer,
+        ThreadPoolExecutor(1) as reading,
+    ):
         ahead = reading.submit(reader.read, runs[0][0], runs[0][-1])
         for i, run in enumerate(runs):
             slab = torch.from_numpy(ahead.result())
@@ -208,10 +211,11 @@ def _found_batch_size(denoiser: Denoiser) -> int:
 class _Writer:
     """Hands finished slices to ``write`` in a thread of its own, in order; holds back when that falls behind."""
 
-    def __init__(self, write: Write, normalization: Normalization, z_range: range) -> None:
+    def __init__(self, write: Write, normalization: Normalization, z_range: range, slice_numbers: range) -> None:
         self._write = write
         self._normalization = normalization
         self._z_range = z_range
+        self._numbers = slice_numbers
         self._thread = ThreadPoolExecutor(1)
         self._waiting: deque[Future[None]] = deque()
 
@@ -229,7 +233,8 @@ class _Writer:
         slab: Float32Array = self._normalization.invert(slices).numpy()
         if not np.isfinite(slab).all():
             raise CheckpointError(
-                f"the network predicts NaN or Inf in slices {low} to {low + len(slab) - 1}; "
+                f"the network predicts NaN or Inf in slices {self._numbers[low]} to "
+                f"{self._numbers[low + len(slab) - 1]}; "
                 "take another checkpoint, or set infer.precision: float32"
             )
         self._write(low - self._z_range.start, slab)
