@@ -46,48 +46,84 @@ class HoldOut:
             Share of the slices to hold out; at least one.
         train_z
             Slices (counted from 0) that the user wants to train on; None for all.
+            Neighbours outside are read too.
         """
-        z_low, z_high = (train_z[0], train_z[-1] + 1) if train_z else (0, shape[0])
-        depth = z_high - z_low
+        limits = (train_z[0], train_z[-1] + 1) if train_z else (0, shape[0])
+        depth = limits[1] - limits[0]
         band = max(1, round(fraction * depth))
-        for start in ((z_low + z_high - band) // 2, z_high - band):
-            sources = _slices_around(shape, window, (z_low, z_high), (start, start + band))
-            if _enough(sources, window, depth - band):
-                return cls(sources, Region.of_slices(start, start + band, shape))
-        return cls._of_rows(shape, window, fraction, (z_low, z_high))
+        places = ((limits[0] + limits[1] - band) // 2, limits[1] - band)
+        middle, end = (
+            cls(
+                _slices_around(shape, window, limits, (start, start + band)),
+                Region.of_slices(start, start + band, shape),
+            )
+            for start in places
+        )
+        # The middle of a sample is its most typical part, unless a band there leaves few places for blocks.
+        best = middle if middle._places(window) >= _SHARE_IN_THE_MIDDLE * end._places(window) else end
+        if 2 * best._trained_slices(window) > depth - band:
+            return best
+        return cls._of_rows(shape, window, fraction, limits)
+
+    def _deep_enough(self, window: Window) -> list[Source]:
+        """Sources where at most half of a block is reflected."""
+        return [source for source in self.sources if 2 * source.box.shape_zyx[0] >= window.read_zyx[0]]
+
+    def _places(self, window: Window) -> int:
+        return sum(len(source.z_starts) for source in self._deep_enough(window))
+
+    def _trained_slices(self, window: Window) -> int:
+        """Slices that some block predicts."""
+        deep = self._deep_enough(window)
+        return sum(min(len(s.z_starts) - 1 + window.predict_zyx[0], s.box.shape_zyx[0]) for s in deep)
 
     @classmethod
-    def _of_rows(cls, shape: Triple, window: Window, fraction: float, z_range: tuple[int, int]) -> HoldOut:
-        if shape[1] < 2:
+    def _of_rows(cls, shape: Triple, window: Window, fraction: float, limits: tuple[int, int]) -> HoldOut:
+        rows, columns = shape[1:]
+        if rows < _FEWEST_ROWS or columns < _SMALLEST_SCORED:
             raise VolumeError(
-                f"a volume of shape {shape} has neither slices nor rows to hold out; expected at least 2 rows"
+                f"slices of {rows} x {columns} voxels are too small to train on and hold out a part; expected at least "
+                f"{_FEWEST_ROWS} x {_SMALLEST_SCORED}"
             )
-        band = max(1, round(fraction * shape[1]))
-        rows = shape[1] - band
-        z_low, z_high = z_range
-        depth = z_high - z_low
-        train = Region((z_low, 0, 0), (depth, rows, shape[2]))
-        held_out = Region((z_low, rows, 0), (depth, band, shape[2]))
-        starts = range(z_low, max(z_low, z_high - window.predict_zyx[0]) + 1)
-        return cls((Source(train, starts),), held_out)
+        band = max(_SMALLEST_SCORED, round(fraction * rows))
+        # In the middle, where the sample is, if patches still fit on both sides; otherwise at the end.
+        side = (rows - band) // 2
+        start = side if side >= window.read_zyx[1] // 2 else rows - band
+        # The z axis is not divided, so blocks have their true neighbours there.
+        starts = range(limits[0], max(limits[0], limits[1] - window.predict_zyx[0]) + 1)
+        sources = tuple(
+            Source(Region((0, low, 0), (shape[0], high - low, columns)), starts)
+            for low, high in ((0, start), (start + band, rows))
+            if high > low
+        )
+        return cls(sources, Region((limits[0], start, 0), (limits[1] - limits[0], band, columns)))
+
+
+#: The scores of sharpness need three voxels in a row; both parts get at least that.
+_SMALLEST_SCORED = 3
+_FEWEST_ROWS = 8
+_SHARE_IN_THE_MIDDLE = 0.6
 
 
 def _slices_around(shape: Triple, window: Window, limits: tuple[int, int], band: tuple[int, int]) -> tuple[Source, ...]:
+    """The parts before and after the band.
+
+    At the limits blocks read on (to the true neighbours, or reflections at a face of the volume), at the band they
+    read nothing of it.
+    """
     before, predict, after = window.before_zyx[0], window.predict_zyx[0], window.after_zyx[0]
-    sources = []
-    for low, high in ((limits[0], band[0]), (band[1], limits[1])):
-        # At a true face of the volume a block may read reflections, as it does at inference; at the band it may not.
-        first = low if low == 0 else low + before
-        last = (high if high == shape[0] else high - after) - predict
-        if high - low < window.read_zyx[0] and window.before_zyx[0] == 0:
-            last = low  # a source shallower than one cube: read from its start and reflect at its end
-        starts = range(first, last + 1) if high > low else range(0)
-        if len(starts) > 0:
-            sources.append(Source(Region.of_slices(low, high, shape), starts))
-    return tuple(sources)
+    below = Source(
+        Region.of_slices(max(0, limits[0] - before), band[0], shape),
+        _starts(limits[0], band[0] - after - predict, band[0] - limits[0], window),
+    )
+    above = Source(
+        Region.of_slices(band[1], min(shape[0], limits[1] + after), shape),
+        _starts(band[1] + before, limits[1] - predict, limits[1] - band[1], window),
+    )
+    return tuple(source for source in (below, above) if len(source.z_starts) > 0)
 
 
-def _enough(sources: tuple[Source, ...], window: Window, slices_left: int) -> bool:
-    """Whether a band at this place leaves most of the other slices to train on, in sources deeper than a block."""
-    covered = sum(s.box.shape_zyx[0] for s in sources if s.box.shape_zyx[0] >= window.read_zyx[0])
-    return covered > slices_left // 2
+def _starts(first: int, last: int, depth: int, window: Window) -> range:
+    if 0 < depth < window.predict_zyx[0]:
+        return range(first, first + 1)  # shallower than one cube: read from its start and reflected at its end
+    return range(first, last + 1)

@@ -1,0 +1,122 @@
+"""Tiny Noise2Noise problems and runs on them, all on the CPU."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+
+from denoise.config.train_section import TrainSection
+from denoise.launch import World
+from denoise.networks.spec import NetworkSpec
+from denoise.tiles import Triple
+from denoise.training.job import Observer, Plan, Record, TrainJob
+from denoise.training.loop import run_worker
+from denoise.training.validation import Preview
+from denoise.volumes.volume import ArrayVolume, SplitSet
+
+CPU = World(0, 1, torch.device("cpu"))
+
+FLAT = NetworkSpec("residual2d", {"n_slices": 3, "width": 16, "levels": 2})
+DEEP = NetworkSpec("residual3d", {"width": 8, "levels": 2})
+
+
+def noisy_splits(shape: Triple = (12, 32, 32), count: int = 2, seed: int = 0) -> list[NDArray[np.float32]]:
+    """A box and a ball, and independent noise of the same strength in every split."""
+    rng = np.random.default_rng(seed)
+    z, y, x = np.meshgrid(*(np.linspace(-1, 1, n) if n > 1 else np.zeros(1) for n in shape), indexing="ij")
+    truth = 2.0 * (np.abs(y) + 0.5 * np.abs(z) < 0.6) + 1.5 * ((x - 0.2) ** 2 + y**2 < 0.3)
+    return [(truth + rng.normal(0, 1, shape)).astype(np.float32) for _ in range(count)]
+
+
+def split_set(arrays: list[NDArray[Any]], first_slice: int = 0) -> SplitSet:
+    return SplitSet.of([ArrayVolume(a, f"recon_{k}", None, first_slice) for k, a in enumerate(arrays)])
+
+
+def make_job(folder: Path, network: NetworkSpec = FLAT, splits: SplitSet | None = None, **changes: Any) -> TrainJob:
+    """A run of two epochs in a second or less; ``changes`` are fields of the job or of its settings."""
+    deep = network.name.endswith("3d")
+    job = {
+        "patch_size": 8 if deep else 16,
+        "batch_size": 4,
+        "patches_per_epoch": 8,
+        "show_progress": False,
+        **{name: changes.pop(name) for name in list(changes) if name in TrainJob.__dataclass_fields__},
+    }
+    settings = TrainSection(**{"precision": "float32", "max_epochs": 2, "validate_every": 1, **changes})
+    folder.mkdir(exist_ok=True)
+    return TrainJob(splits=splits or split_set(noisy_splits()), network=network, settings=settings, folder=folder, **job)
+
+
+class Watcher:
+    """An observer that keeps what it was told, and may do something after a step or a validation."""
+
+    def __init__(self, after_step: dict[int, Callable[[], None]] | None = None) -> None:
+        self.after_step = after_step or {}
+        self.plan: Plan | None = None
+        self.steps: list[tuple[int, int, float | None]] = []
+        self.records: list[Record] = []
+        self.previews: list[Preview | None] = []
+        self.closed = 0
+        self.on_validation: Callable[[Record], None] = lambda record: None
+
+    def started(self, plan: Plan) -> None:
+        self.plan = plan
+
+    def stepped(self, step: int, epoch: int, loss: float | None) -> None:
+        self.steps.append((step, epoch, loss))
+        self.after_step.get(step, lambda: None)()
+
+    def validated(self, record: Record, preview: Preview | None) -> None:
+        self.records.append(record)
+        self.previews.append(preview)
+        self.on_validation(record)
+
+    def close(self) -> None:
+        self.closed += 1
+
+
+@pytest.fixture
+def train(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Watcher]:
+    """Runs a job with the history and a watcher looking on, without pictures: they cost more than the training."""
+    from denoise.training import observers
+
+    monkeypatch.setattr(observers, "Pictures", lambda folder: Watcher())
+
+    def run(job: TrainJob, after_step: dict[int, Callable[[], None]] | None = None) -> Watcher:
+        watcher = Watcher(after_step)
+
+        def all_of_them(job: TrainJob, folder: Any) -> list[Observer]:
+            return [*observers.observers_of(job, folder), watcher]
+
+        with monkeypatch.context() as patch:
+            patch.setattr("denoise.training.loop.observers_of", all_of_them)
+            run_worker(CPU, job)
+        return watcher
+
+    return run
+
+
+@pytest.fixture
+def jobs() -> Callable[..., TrainJob]:
+    return make_job
+
+
+@pytest.fixture
+def splits_of() -> Callable[..., SplitSet]:
+    return split_set
+
+
+@pytest.fixture
+def noise() -> Callable[..., list[NDArray[np.float32]]]:
+    return noisy_splits
+
+
+@pytest.fixture
+def cpu() -> World:
+    return CPU

@@ -1,0 +1,240 @@
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+
+from denoise.errors import VolumeError
+from denoise.launch import World
+from denoise.normalization import Normalization
+from denoise.patches.sampler import BlockPlace
+from denoise.patches.symmetry import CUBE, SQUARE
+from denoise.tiles import Region, Triple
+from denoise.training import data
+from denoise.training.data import BlockSource, ResidentBlocks, StreamedBlocks, open_blocks
+from denoise.volumes.volume import ArrayVolume, SplitSet
+
+SHAPE = (7, 9, 11)
+KNOWN = Normalization(10.0, 4.0)
+TYPES = ["uint8", "uint16", "int16", "float32", "float64", ">u2", ">f4"]
+Splits = Callable[..., SplitSet]
+
+
+def stored(dtype: str, count: int = 2, shape: Triple = SHAPE) -> list[NDArray[Any]]:
+    """Values over the whole range of the type: uint16 beyond 32767, int16 below zero."""
+    rng = np.random.default_rng(5)
+    kind = np.dtype(dtype)
+    if kind.kind == "f":
+        return [rng.normal(100, 30, shape).astype(kind) for _ in range(count)]
+    limits = np.iinfo(kind)
+    return [rng.integers(limits.min, limits.max, shape, endpoint=True).astype(kind) for _ in range(count)]
+
+
+def both(splits: SplitSet, world: World, non_finite: str = "error") -> tuple[ResidentBlocks, StreamedBlocks]:
+    resident = ResidentBlocks.read(splits, world, data._common_dtype(splits), non_finite, None)
+    return resident, StreamedBlocks.open(splits, world, non_finite, None)
+
+
+def places() -> list[BlockPlace]:
+    """Every symmetry; inside, over every face, past a corner further than the box is wide, and in a smaller box."""
+    whole = Region((0, 0, 0), SHAPE)
+    part = Region((2, 1, 3), (4, 6, 5))
+    flat = [BlockPlace(Region((1, 2, 3), (3, 5, 5)), whole, symmetry) for symmetry in SQUARE]
+    turned = [BlockPlace(Region((2, 3, 1), (4, 4, 4)), whole, symmetry) for symmetry in CUBE]
+    cubes = [
+        *(BlockPlace(Region(start, (4, 4, 4)), whole) for start in [(-3, 0, 0), (5, 7, 9), (-1, -2, -3), (0, 0, 0)]),
+        *(BlockPlace(Region(start, (4, 4, 4)), part, CUBE[17]) for start in [(0, 0, 0), (4, 4, 6), (2, 1, 3)]),
+        BlockPlace(Region((-4, -5, -6), (4, 4, 4)), Region((0, 0, 0), (2, 3, 1)), CUBE[40]),
+    ]
+    return [*flat, *turned, *cubes]
+
+
+def expected_block(array: NDArray[Any], place: BlockPlace) -> NDArray[np.float32]:
+    """By numpy's own reflection, far enough on every side."""
+    box = array[place.box.slices].astype(np.float32)
+    for axis, size in enumerate(box.shape):
+        widths = [(0, 0)] * 3
+        widths[axis] = (16, 16)
+        box = np.pad(box, widths, mode="reflect" if size > 1 else "edge")
+    start = [s - b + 16 for s, b in zip(place.region.start_zyx, place.box.start_zyx, strict=True)]
+    cut = box[tuple(slice(s, s + n) for s, n in zip(start, place.region.shape_zyx, strict=True))]
+    return place.symmetry.apply(cut)
+
+
+def batches_of(source: BlockSource, wanted: list[BlockPlace]) -> list[torch.Tensor]:
+    """One place at a time: blocks of different shapes do not share a batch."""
+    return list(source.batches([place] for place in wanted))
+
+
+@pytest.mark.parametrize("count", [2, 3])
+@pytest.mark.parametrize("dtype", TYPES)
+def test_splits_in_memory_and_in_files_give_the_same_blocks_as_numpy(
+    dtype: str, count: int, splits_of: Splits, cpu: World
+) -> None:
+    arrays = stored(dtype, count)
+    resident, streamed = both(splits_of(arrays), cpu)
+    assert resident.normalization == streamed.normalization
+    wanted = places()
+    mean, std = resident.normalization.mean, resident.normalization.std
+    for place, one, other in zip(wanted, batches_of(resident, wanted), batches_of(streamed, wanted), strict=True):
+        assert one.dtype == other.dtype == torch.float32
+        assert one.shape == (1, count, *place.region.shape_zyx)
+        assert torch.equal(one, other)
+        for k, array in enumerate(arrays):
+            np.testing.assert_allclose(one[0, k], (expected_block(array, place) - mean) / std, rtol=0, atol=1e-5)
+    resident.close()
+    streamed.close()
+
+
+def test_blocks_of_a_batch_keep_their_order_in_both_sources(splits_of: Splits, cpu: World) -> None:
+    splits = splits_of(stored("float32"))
+    whole = Region((0, 0, 0), SHAPE)
+    requests = [[BlockPlace(Region((z, y, 0), (2, 3, 3)), whole) for y in range(4)] for z in range(5)]
+    for source in both(splits, cpu):
+        found = list(source.batches(iter(requests)))
+        assert len(found) == 5
+        for request, batch in zip(requests, found, strict=True):
+            for place, block in zip(request, batch, strict=True):
+                torch.testing.assert_close(block, batches_of(source, [place])[0][0], rtol=0, atol=0)
+        assert list(source.batches(iter([]))) == []
+        source.close()
+
+
+def test_splits_of_different_types_are_kept_as_floats(splits_of: Splits, cpu: World) -> None:
+    arrays = [stored("uint16")[0], stored("float32")[1]]
+    resident, streamed = both(splits_of(arrays), cpu)
+    place = [BlockPlace(Region((0, 0, 0), SHAPE), Region((0, 0, 0), SHAPE))]
+    (one,), (other,) = batches_of(resident, place), batches_of(streamed, place)
+    assert torch.equal(one, other)
+    torch.testing.assert_close(
+        resident.normalization.invert(one[0, 0]), torch.from_numpy(arrays[0].astype(np.float32)), rtol=1e-5, atol=0.1
+    )
+    streamed.close()
+
+
+@pytest.mark.parametrize("dtype", TYPES)
+def test_the_normalisation_is_that_of_all_splits_together(dtype: str, splits_of: Splits, cpu: World) -> None:
+    arrays = stored(dtype, 3)
+    arrays[1] = (arrays[1] // 2 if arrays[1].dtype.kind != "f" else arrays[1] / 2).astype(arrays[1].dtype)
+    together = np.concatenate(arrays).astype(np.float64)
+    for source in both(splits_of(arrays), cpu):
+        assert source.normalization.mean == pytest.approx(together.mean(), rel=1e-12)
+        assert source.normalization.std == pytest.approx(together.std(), rel=1e-12)
+        source.close()
+
+
+def test_a_large_mean_does_not_drown_a_small_deviation(splits_of: Splits, cpu: World) -> None:
+    rng = np.random.default_rng(1)
+    arrays = [rng.normal(30000, 5, SHAPE).astype(np.float32) for _ in range(2)]
+    together = np.concatenate(arrays).astype(np.float64)
+    for source in both(splits_of(arrays), cpu):
+        assert source.normalization.std == pytest.approx(together.std(), rel=1e-9)
+        source.close()
+
+
+def test_a_normalisation_that_is_given_is_kept(splits_of: Splits, cpu: World) -> None:
+    splits = splits_of(stored("float32"))
+    resident = ResidentBlocks.read(splits, cpu, np.dtype(np.float32), "error", KNOWN)
+    streamed = StreamedBlocks.open(splits, cpu, "error", KNOWN)
+    assert resident.normalization == streamed.normalization == KNOWN
+    streamed.close()
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("source", [ResidentBlocks, StreamedBlocks])
+def test_nan_and_inf_are_refused_with_the_name_of_the_split_and_the_slice(
+    source: type[Any], bad: float, splits_of: Splits, cpu: World
+) -> None:
+    arrays = stored("float32")
+    arrays[1][4, 2, 2] = arrays[1][4, 0, 0] = bad
+    splits = splits_of(arrays, 100)
+    with pytest.raises(VolumeError, match=r"recon_1 holds 2 NaN or Inf voxels in slice 104.*non_finite"):
+        if source is ResidentBlocks:
+            ResidentBlocks.read(splits, cpu, np.dtype(np.float32), "error", None)
+        else:
+            StreamedBlocks.open(splits, cpu, "error", None)
+
+
+def test_nan_in_a_slice_that_was_not_sampled_is_found_when_it_is_read(
+    splits_of: Splits, cpu: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(data, "_SAMPLED_SLICES", 2)
+    arrays = stored("float32")
+    arrays[0][3, 2, 2] = np.nan
+    streamed = StreamedBlocks.open(splits_of(arrays), cpu, "error", None)
+    whole = Region((0, 0, 0), SHAPE)
+    with pytest.raises(VolumeError, match=r"recon_0 holds 1 NaN or Inf voxels"):
+        batches_of(streamed, [BlockPlace(whole, whole)])
+    streamed.close()
+
+
+def test_nan_and_inf_are_filled_with_the_mean_of_the_others_and_counted(
+    splits_of: Splits, cpu: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    arrays = stored("float32")
+    arrays[0][0, 0, 0], arrays[0][3, 2, 2], arrays[1][6, 8, 10] = np.nan, np.inf, -np.inf
+    originals = [array.copy() for array in arrays]
+    finite = np.concatenate([array[np.isfinite(array)] for array in arrays]).astype(np.float64)
+    whole = Region((0, 0, 0), SHAPE)
+    with caplog.at_level(logging.WARNING):
+        sources = both(splits_of(arrays), cpu, "fill")
+    assert [record.getMessage().split()[0] for record in caplog.records] == ["3", "3"]
+    blocks = []
+    for source in sources:
+        assert source.normalization.mean == pytest.approx(finite.mean(), rel=1e-12)
+        assert source.normalization.std == pytest.approx(finite.std(), rel=1e-12)
+        blocks += batches_of(source, [BlockPlace(whole, whole)])
+        source.close()
+    assert torch.equal(blocks[0], blocks[1])
+    filled = blocks[0][0, 0, 3, 2, 2], blocks[0][0, 1, 6, 8, 10]
+    assert [abs(float(value)) < 1e-6 for value in filled] == [True, True]
+    for array, original in zip(arrays, originals, strict=True):
+        np.testing.assert_array_equal(array, original)
+
+
+@pytest.mark.parametrize("value", [0, 7])
+def test_constant_volumes_are_refused(value: int, splits_of: Splits, cpu: World) -> None:
+    with pytest.raises(VolumeError, match="same value"):
+        open_blocks(splits_of([np.full(SHAPE, value, np.uint8)] * 2), cpu, "error", None)
+
+
+@pytest.mark.parametrize(("available", "kind"), [(10**9, ResidentBlocks), (1000, StreamedBlocks)])
+def test_splits_live_in_memory_only_where_they_fit(
+    available: int, kind: type[Any], splits_of: Splits, cpu: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(data.psutil, "virtual_memory", lambda: SimpleNamespace(available=available))
+    source = open_blocks(splits_of(stored("uint8")), cpu, "error", None)
+    assert type(source) is kind
+    source.close()
+
+
+@pytest.mark.parametrize(("dtype", "bytes_each"), [("uint8", 1), ("int16", 2), ("uint16", 2), ("float64", 4)])
+def test_splits_take_no_more_memory_than_their_type_needs(
+    dtype: str, bytes_each: int, splits_of: Splits, cpu: World
+) -> None:
+    splits = splits_of(stored(dtype))
+    resident = ResidentBlocks.read(splits, cpu, data._common_dtype(splits), "error", None)
+    assert resident._data.nbytes == bytes_each * 2 * int(np.prod(SHAPE))
+
+
+def test_a_source_in_files_reads_blocks_and_never_whole_splits(cpu: World) -> None:
+    deepest: list[int] = []
+
+    class Recorded(ArrayVolume):
+        def read(self, region: Region) -> NDArray[np.float32]:
+            deepest.append(region.shape_zyx[0])
+            return super().read(region)
+
+    arrays = stored("float32", shape=(70, 9, 9))
+    splits = SplitSet.of([Recorded(array, f"recon_{k}") for k, array in enumerate(arrays)])
+    streamed = StreamedBlocks.open(splits, cpu, "error", None)
+    whole = Region((0, 0, 0), (70, 9, 9))
+    batches_of(streamed, [BlockPlace(Region((z, 0, 0), (5, 4, 4)), whole) for z in range(0, 60, 7)])
+    streamed.close()
+    assert max(deepest) <= 5
