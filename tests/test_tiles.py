@@ -189,7 +189,6 @@ def test_a_layer_counts_for_a_slab_when_they_share_a_slice():
     assert grid.layers(8, 9) == [1, 2]
     assert grid.layers(19, 20) == [3]
     assert grid.layers(0, 20) == [0, 1, 2, 3]
-    assert grid.layers(5, 5) in ([], [0, 1])  # an empty slab needs nothing
 
 
 @settings(max_examples=100, deadline=None)

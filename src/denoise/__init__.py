@@ -13,7 +13,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from denoise.api import Compute, denoise_volume, load_checkpoint, train
+    from denoise.api import Compute, denoise_into, denoise_volume, load_checkpoint, train
     from denoise.checkpoint import Checkpoint
     from denoise.errors import DenoiseError
     from denoise.tiles import Region
@@ -28,6 +28,7 @@ __all__ = [
     "Volume",
     "VolumeSink",
     "create_sink",
+    "denoise_into",
     "denoise_volume",
     "load_checkpoint",
     "open_volume",
@@ -35,7 +36,7 @@ __all__ = [
 ]
 
 _HOMES = {
-    "denoise.api": ("Compute", "denoise_volume", "load_checkpoint", "train"),
+    "denoise.api": ("Compute", "denoise_into", "denoise_volume", "load_checkpoint", "train"),
     "denoise.checkpoint": ("Checkpoint",),
     "denoise.errors": ("DenoiseError",),
     "denoise.tiles": ("Region",),

@@ -29,7 +29,7 @@ from denoise.networks.spec import NetworkSpec
 from denoise.normalization import Normalization
 from denoise.training.job import TrainJob
 from denoise.training.loop import run_worker
-from denoise.volumes import ArrayVolume, MeanVolume, SplitSet, Volume, open_volume, slice_range
+from denoise.volumes import ArrayVolume, MeanVolume, SplitSet, Volume, VolumeSink, open_volume, slice_range
 from denoise.volumes.volume import Float32Array
 
 VolumeLike: TypeAlias = Volume | NDArray[Any] | str | os.PathLike[str]
@@ -200,21 +200,46 @@ def denoise_volume(
     Returns
     -------
     float32 array (Z, Y, X) in the units of the input.
+
+    Raises
+    ------
+    VolumeError
+        A slice that does not exist, cannot be read, or holds NaN or Inf.
+    DeviceError
+        The device is not there, or its memory too small for a single tile.
     """
-    if isinstance(inputs, list | tuple):
-        volumes = input_views([as_volume(v) for v in inputs], "X:1")
-    else:
-        volumes = (as_volume(inputs),)  # type: ignore[arg-type]
+    volumes = _opened(inputs)
     z_range = slice_range(volumes[0], start_slice, end_slice)
     result = np.empty((len(z_range), *volumes[0].shape[1:]), dtype=np.float32)
 
     def keep(start: int, slab: Float32Array) -> None:
         result[start : start + len(slab)] = slab
 
-    device = (compute or Compute()).devices()[0]
-    denoiser = make_denoiser(checkpoint, infer or InferSection(), device)
+    denoiser = make_denoiser(checkpoint, infer or InferSection(), (compute or Compute()).devices()[0])
     denoise_slices(volumes, denoiser, z_range, keep, progress)
     return result
+
+
+def denoise_into(
+    sink: VolumeSink,
+    inputs: VolumeLike | Sequence[VolumeLike],
+    checkpoint: Checkpoint,
+    *,
+    infer: InferSection | None = None,
+    compute: Compute | None = None,
+    progress: Callable[[int], None] = lambda slices: None,
+) -> None:
+    """As ``denoise_volume``, of all slices, into a sink from ``create_sink``: memory does not grow with the volume."""
+    volumes = _opened(inputs)
+    denoiser = make_denoiser(checkpoint, infer or InferSection(), (compute or Compute()).devices()[0])
+    with sink:
+        denoise_slices(volumes, denoiser, range(volumes[0].shape[0]), sink.write, progress)
+
+
+def _opened(inputs: VolumeLike | Sequence[VolumeLike]) -> tuple[Volume, ...]:
+    if isinstance(inputs, list | tuple):
+        return input_views([as_volume(volume) for volume in inputs], "X:1")
+    return (as_volume(inputs),)  # type: ignore[arg-type]
 
 
 def input_views(splits: Sequence[Volume], strategy: str) -> tuple[Volume, ...]:

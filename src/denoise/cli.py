@@ -14,7 +14,6 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
-import click
 import typer
 
 from denoise.errors import ConfigError, DenoiseError, Interrupted
@@ -30,6 +29,7 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
+    rich_markup_mode=None,  # rich takes "[default: ...]" for markup and drops it
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
@@ -272,19 +272,14 @@ def main() -> NoReturn:
     """Run a command and end the process with its exit code."""
     _set_up()
     try:
-        sys.exit(app(standalone_mode=False) or 0)
+        app()  # reports wrong arguments itself, with exit code 2, and ends with 130 after SIGINT
     except DenoiseError as error:
         sys.stderr.write(f"error: {error}\n")
         sys.exit(error.exit_code)
     except Interrupted as interruption:
         sys.stderr.write(f"{interruption}\n")
         sys.exit(interruption.exit_code)
-    except click.ClickException as error:
-        error.show()
-        sys.exit(error.exit_code)
-    except (KeyboardInterrupt, click.Abort):
-        sys.stderr.write("interrupted\n")
-        sys.exit(128 + signal.SIGINT)
+    sys.exit(0)
 
 
 def _set_up() -> None:

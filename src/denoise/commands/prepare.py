@@ -130,9 +130,11 @@ def default_settings(shape: tuple[int, int, int]) -> dict[str, Any]:
             "patch_size": _fitting(128, width),
             "patch_size_3d": min(48, int(train["patch_size_3d"])),
             "batch_size": 8,
+            "patches_per_epoch": 96,
+            "patches_per_epoch_3d": 24,
             "learning_rate": 0.002,
             "schedule": "cosine",
-            "max_epochs": 200,
+            "max_epochs": 60,
         }
     return {"train": train, "infer": {"overlap": 0.5, "window": "hann"}}
 
