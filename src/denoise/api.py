@@ -27,6 +27,7 @@ from denoise.modes import default_tile, mode_of
 from denoise.networks.catalogue import find_network
 from denoise.networks.spec import NetworkSpec
 from denoise.normalization import Normalization
+from denoise.tiles import Triple
 from denoise.training.job import TrainJob
 from denoise.training.loop import run_worker
 from denoise.volumes import ArrayVolume, MeanVolume, SplitSet, Volume, VolumeSink, open_volume, slice_range
@@ -215,7 +216,8 @@ def denoise_volume(
     def keep(start: int, slab: Float32Array) -> None:
         result[start : start + len(slab)] = slab
 
-    denoiser = make_denoiser(checkpoint, infer or InferSection(), (compute or Compute()).devices()[0])
+    device = (compute or Compute()).devices()[0]
+    denoiser = make_denoiser(checkpoint, infer or InferSection(), device, shape=volumes[0].shape)
     denoise_slices(volumes, denoiser, z_range, keep, progress)
     return result
 
@@ -231,14 +233,15 @@ def denoise_into(
 ) -> None:
     """As ``denoise_volume``, of all slices, into a sink from ``create_sink``: memory does not grow with the volume."""
     volumes = _opened(inputs)
-    denoiser = make_denoiser(checkpoint, infer or InferSection(), (compute or Compute()).devices()[0])
+    device = (compute or Compute()).devices()[0]
+    denoiser = make_denoiser(checkpoint, infer or InferSection(), device, shape=volumes[0].shape)
     with sink:
         denoise_slices(volumes, denoiser, range(volumes[0].shape[0]), sink.write, progress)
 
 
 def _opened(inputs: VolumeLike | Sequence[VolumeLike]) -> tuple[Volume, ...]:
     if isinstance(inputs, list | tuple):
-        return input_views([as_volume(volume) for volume in inputs], "X:1")
+        return input_views(SplitSet.of([as_volume(volume) for volume in inputs]).volumes, "X:1")
     return (as_volume(inputs),)  # type: ignore[arg-type]
 
 
@@ -254,6 +257,7 @@ def make_denoiser(
     infer: InferSection,
     device: torch.device,
     *,
+    shape: Triple | None = None,
     normalization: Normalization | None = None,
     patch_size: int | None = None,
     fill_non_finite: bool = False,
@@ -262,6 +266,8 @@ def make_denoiser(
 
     Parameters
     ----------
+    shape
+        (Z, Y, X) of the volume: networks that give the same for any tile get none that reach far past it.
     normalization, patch_size
         For models that do not carry their own.
 
@@ -287,6 +293,8 @@ def make_denoiser(
             f"{dict(checkpoint.network.options)}"
         )
     window = mode_of(checkpoint.network).window(checkpoint.network, edge, infer.overlap, infer.window)
+    if shape is not None and not kind.content_dependent:
+        window = window.shrunk_to(shape, divisor)
     return Denoiser(
         network=checkpoint.build(),
         normalization=normalization,

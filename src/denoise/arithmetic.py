@@ -54,6 +54,11 @@ def _cpu_flags() -> set[str]:
     return set()
 
 
+def summing_device(device: torch.device) -> torch.device:
+    """Where sums are kept in float64: the device itself, or the CPU beside Apple's GPUs, which have no float64."""
+    return torch.device("cpu") if device.type == "mps" else device
+
+
 def autocast(device: torch.device, dtype: torch.dtype) -> AbstractContextManager[object]:
     """Convolutions in ``dtype``; what needs range (norms, losses) stays float32."""
     if dtype == torch.float32:

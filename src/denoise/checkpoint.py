@@ -11,6 +11,8 @@ import math
 import pickle
 import platform
 import re
+import struct
+import zipfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
@@ -43,6 +45,10 @@ _LOAD_ERRORS = (
     IndexError,
     TypeError,
     ImportError,
+    AssertionError,
+    OSError,
+    struct.error,
+    zipfile.BadZipFile,
 )
 
 #: Which file holds the best model by which score; see the method, "Selecting a model".
@@ -95,18 +101,17 @@ class Checkpoint:
             "format_version": _FORMAT_VERSION,
             "model_state_dict": self.weights,
             "network": {"name": self.network.name, "options": dict(self.network.options)},
-            "normalization": asdict(self.normalization) if self.normalization else None,
+            "normalization": _as_plain(asdict(self.normalization)) if self.normalization else None,
             "patch_size": self.patch_size,
             "criterion": self.criterion,
             "epoch": self.epoch,
             "step": self.step,
-            "scores": dict(self.scores),
+            "scores": _as_plain(self.scores),
             "sample": self.sample,
             "versions": dict(self.versions) or software_versions(),
             "created": self.created or datetime.now(UTC).isoformat(timespec="seconds"),
         }
-        with whole_file(path) as partial:
-            torch.save(content, partial)
+        _save_archive(content, path)
 
     @classmethod
     def load(cls, path: Path) -> Checkpoint:
@@ -126,9 +131,10 @@ class Checkpoint:
         weights = _checked_weights(content["model_state_dict"], path)
         if content.get("format") != _FORMAT:
             return _published(weights, path)
-        if content.get("format_version") != _FORMAT_VERSION:
+        found = content.get("format_version")
+        if type(found) is not int or found != _FORMAT_VERSION:
             raise CheckpointError(
-                f"{path} has format version {content.get('format_version')!r}, this release of denoise reads "
+                f"{path} has format version {found!r:.80}, this release of denoise reads "
                 f"{_FORMAT_VERSION}; install a newer release"
             )
         return _parsed(content, weights, path)
@@ -156,10 +162,7 @@ def _parsed(content: Mapping[str, Any], weights: Weights, path: Path) -> Checkpo
     if not isinstance(name, str) or not plain:
         raise CheckpointError(f"{path}: network is {network!r:.80}; the file is damaged or was changed")
     spec = NetworkSpec(name, options)
-    normalization = take("normalization", dict)
-    numbers = [normalization.get("mean"), normalization.get("std")]
-    if not all(type(n) is float and math.isfinite(n) for n in numbers) or numbers[1] <= 0:
-        raise CheckpointError(f"{path}: normalization is {normalization!r:.80}; the file is damaged or was changed")
+    normalization = take("normalization", (dict, type(None)), "missing")
     if patch_size is not None and not 1 <= patch_size <= 8192:
         raise CheckpointError(f"{path}: patch_size is {patch_size}; expected 1 to 8192; the file was changed")
     scores = {str(k): float(v) for k, v in take("scores", dict).items() if isinstance(v, int | float)}
@@ -167,7 +170,7 @@ def _parsed(content: Mapping[str, Any], weights: Weights, path: Path) -> Checkpo
     checkpoint = Checkpoint(
         network=spec,
         weights=weights,
-        normalization=Normalization(numbers[0], numbers[1]),
+        normalization=_parsed_normalization(normalization, path) if normalization is not None else None,
         patch_size=patch_size,
         criterion=take("criterion", str),
         epoch=take("epoch", int),
@@ -179,6 +182,13 @@ def _parsed(content: Mapping[str, Any], weights: Weights, path: Path) -> Checkpo
     )
     _require_fit(checkpoint, path)
     return checkpoint
+
+
+def _parsed_normalization(stored: Any, path: Path) -> Normalization:
+    mean, std = (stored.get("mean"), stored.get("std")) if isinstance(stored, dict) else (None, None)
+    if not (type(mean) is type(std) is float and math.isfinite(mean) and math.isfinite(std) and std > 0):
+        raise CheckpointError(f"{path}: normalization is {stored!r:.80}; the file is damaged or was changed")
+    return Normalization(mean, std)
 
 
 def _require_fit(checkpoint: Checkpoint, path: Path) -> None:
@@ -213,10 +223,9 @@ class TrainState:
     def save(self, path: Path) -> None:
         """Write the state whole."""
         content = {name: getattr(self, name) for name in self.__dataclass_fields__}
-        content["normalization"] = asdict(self.normalization)
+        content["normalization"] = _as_plain(asdict(self.normalization))
         content["fingerprint"] = dict(self.fingerprint)
-        with whole_file(path) as partial:
-            torch.save(content, partial)
+        _save_archive(content, path)
 
     @classmethod
     def load(cls, path: Path) -> TrainState:
@@ -230,7 +239,7 @@ class TrainState:
         content = _load_archive(path)
         if set(content) != set(cls.__dataclass_fields__):
             raise CheckpointError(f"{path} holds {_keys(content)}; expected the state of a training run")
-        content["normalization"] = Normalization(**content["normalization"])
+        content["normalization"] = _parsed_normalization(content["normalization"], path)
         return cls(**content)
 
 
@@ -308,10 +317,22 @@ def software_versions() -> dict[str, str]:
     }
 
 
+def _as_plain(numbers: Mapping[str, float]) -> dict[str, float]:
+    """Without numpy's scalars, which ``weights_only`` refuses to load."""
+    return {name: float(number) for name, number in numbers.items()}
+
+
+def _save_archive(content: dict[str, Any], path: Path) -> None:
+    # Given a path, torch opens the file itself and reports a full disk as a RuntimeError without a reason.
+    with whole_file(path) as partial, partial.open("wb") as file:
+        torch.save(content, file)
+
+
 def _load_archive(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise CheckpointError(f"there is no file {path}; check the name, or run `denoise train` first")
     try:
+        _refuse_compressed(path)
         content = torch.load(path, map_location="cpu", weights_only=True)
     except PermissionError as error:
         raise CheckpointError(f"{path} cannot be read: no permission; ask its owner") from error
@@ -326,17 +347,36 @@ def _load_archive(path: Path) -> dict[str, Any]:
     return content
 
 
+def _refuse_compressed(path: Path) -> None:
+    """A few bytes could unpack to more than the memory; torch.save compresses nothing."""
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
+                raise CheckpointError(f"{path} is not loaded: it is compressed; save it again with torch.save")
+
+
 def _checked_weights(weights: Any, path: Path) -> Weights:
     if not isinstance(weights, Mapping) or not weights:
         raise CheckpointError(f"{path}: model_state_dict is a {type(weights).__name__}; expected named tensors")
     checked = {}
     for name, tensor in weights.items():
-        if not isinstance(name, str) or not isinstance(tensor, torch.Tensor) or not tensor.is_floating_point():
+        if not isinstance(name, str) or not _is_plain(tensor):
             raise CheckpointError(f"{path}: {name!r:.60} is not a tensor of floats; the file is damaged or was changed")
         if not bool(torch.isfinite(tensor).all()):
             raise CheckpointError(f"{path}: the weight {name} holds NaN or Inf; take another checkpoint of the run")
         checked[name] = tensor.float()
     return checked
+
+
+def _is_plain(tensor: Any) -> bool:
+    """Whether this is a tensor of floats, each of which is in the file: a strided view may claim any size."""
+    return (
+        isinstance(tensor, torch.Tensor)
+        and tensor.is_floating_point()
+        and tensor.layout == torch.strided
+        and tensor.device.type == "cpu"
+        and tensor.numel() * tensor.element_size() <= tensor.untyped_storage().nbytes()
+    )
 
 
 def _keys(content: Mapping[str, Any]) -> str:

@@ -65,7 +65,9 @@ ConfigOption = Annotated[Path, typer.Option("--config", help="Config file (YAML)
 TemplateOption = Annotated[
     Path | None, typer.Option("--config", help="Take the sections train and infer from this config file.")
 ]
-ModeOption = Annotated[str | None, typer.Option("--mode", help="2.5d or 3d; overrides the config.", metavar="2.5d|3d")]
+ModeOption = Annotated[
+    str | None, typer.Option("--mode", help="How to work.  [default: as the config says]", metavar="2.5d|3d")
+]
 GpusOption = Annotated[
     str | None, typer.Option("--gpus", help="GPUs to use, e.g. 0,1.  [default: all visible; none: the CPU]")
 ]
@@ -83,7 +85,8 @@ OutputOption = Annotated[
     str | None,
     typer.Option(
         "--output",
-        help="Where to write; the suffix chooses the format (.tif, .h5, .zarr; none: a folder of TIFF slices).",
+        help="Where to write; the suffix chooses the format (.tif, .h5, .zarr; none: a folder of TIFF slices).  "
+        "[default: beside the reconstructions, named after the sample]",
     ),
 ]
 
@@ -101,7 +104,7 @@ def prepare(
     config: TemplateOption = None,
     mode: ModeOption = None,
 ) -> None:
-    """Reconstruct a raw scan: the full volume, the splits, and a config ready to train from."""
+    """Reconstruct a raw scan. Writes the full volume, the splits, and a config ready to train from."""
     from denoise.commands.prepare import prepare as run
 
     run(
@@ -133,7 +136,7 @@ def train(
     mode: ModeOption = None,
     device: DeviceOption = None,
 ) -> None:
-    """Train a network on the splits; resumable, on one GPU, many, or a CPU."""
+    """Train a network on the splits. Resumable; on one GPU, many, or a CPU."""
     from denoise.commands.train import train as run
 
     run(
@@ -200,7 +203,7 @@ def demo(
     gpus: GpusOption = None,
     device: DeviceOption = None,
 ) -> None:
-    """Try everything on a simulated scan with known truth; needs no data, about two minutes (3D: four)."""
+    """Try everything on a simulated scan with known truth. Needs no data; takes about two minutes (3D: four)."""
     from denoise.commands.demo import demo as run
 
     run(
@@ -214,7 +217,7 @@ def demo(
 
 @app.command()
 def check(config: ConfigOption, gpus: GpusOption = None, mode: ModeOption = None, device: DeviceOption = None) -> None:
-    """Read the config and every input's header, and say what would run; writes nothing."""
+    """Say what would run, and write nothing. Reads the config and every input's header."""
     from denoise.commands.check import check as run
 
     run(_load(config, mode), _compute(device, gpus))
@@ -247,7 +250,7 @@ def _compute(device: Device | None, gpus: str | None, processes: int | None = No
     numbers = None
     if gpus is not None:
         parts = [part.strip() for part in gpus.split(",")]
-        if not all(part.isdigit() for part in parts):
+        if not all(part.isascii() and part.isdigit() for part in parts):
             raise ConfigError(f"--gpus {gpus!r} is not a list of GPU numbers; expected e.g. --gpus 0,1")
         numbers = tuple(int(part) for part in parts)
     return Compute(device.value if device else None, numbers, processes)
@@ -272,7 +275,7 @@ def main() -> NoReturn:
     """Run a command and end the process with its exit code."""
     _set_up()
     try:
-        app()  # reports wrong arguments itself, with exit code 2, and ends with 130 after SIGINT
+        app(prog_name="denoise")  # reports wrong arguments itself, with exit code 2, and ends with 130 after SIGINT
     except DenoiseError as error:
         sys.stderr.write(f"error: {error}\n")
         sys.exit(error.exit_code)

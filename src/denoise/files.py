@@ -45,7 +45,7 @@ def require_free(path: Path, *, overwrite: bool) -> None:
     if os.path.lexists(path) and not overwrite:
         raise OutputError(f"{path} exists already; choose another --output, or replace it with --overwrite")
     folder = path.parent
-    while not folder.exists():
+    while not os.path.lexists(folder):  # Path.exists raises inside a folder that may not be searched
         folder = folder.parent
     if not folder.is_dir():
         raise OutputError(f"{path} cannot be written: {folder} is a file, not a folder; choose another place")
@@ -82,17 +82,20 @@ def write_text(final: Path, text: str) -> None:
 
 
 def publish(partial: Path, final: Path) -> None:
-    """Give a finished file or folder its final name; what stood there is moved aside first and removed last."""
+    """Give a finished file or folder its final name.
+
+    A file replaces a file in one step. Folders cannot: what stood there is moved aside first and removed last.
+    """
     for path in sorted(partial.rglob("*")) if partial.is_dir() else []:
         sync(path)
     sync(partial)
-    if os.path.lexists(final):
+    if os.path.lexists(final) and (partial.is_dir() or final.is_dir()):
         aside = final.with_name(f".{final.stem}.replaced-{os.getpid()}{final.suffix}")
         final.rename(aside)
         partial.rename(final)
         discard(aside)
     else:
-        partial.rename(final)
+        partial.replace(final)
     sync(final.parent)
 
 

@@ -101,6 +101,25 @@ class Window:
         z, y, x = (slice(b, b + p) for b, p in zip(self.before_zyx, self.predict_zyx, strict=True))
         return z, y, x
 
+    def shrunk_to(self, shape_zyx: Triple, multiple: int) -> Window:
+        """The same without what lies past a small volume: an axis that is predicted whole is read only as far as needed.
+
+        Sizes stay multiples of ``multiple``; axes with context (read larger than predicted) stay as they are.
+        """
+        read, stride = list(self.read_zyx), list(self.stride_zyx)
+        for axis, size in enumerate(shape_zyx):
+            if self.read_zyx[axis] == self.predict_zyx[axis]:
+                read[axis] = min(read[axis], -(-size // multiple) * multiple)
+                stride[axis] = min(stride[axis], read[axis])
+        predict = [r if whole == p else p for r, whole, p in zip(read, self.read_zyx, self.predict_zyx, strict=True)]
+        return Window(
+            (read[0], read[1], read[2]),
+            (predict[0], predict[1], predict[2]),
+            (stride[0], stride[1], stride[2]),
+            self.before_zyx,
+            self.taper,
+        )
+
 
 def taper_weights(name: str, size: int) -> NDArray[np.float64]:
     """1-D taper of a tile, float64, shape (size,), every value positive.

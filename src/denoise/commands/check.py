@@ -96,8 +96,11 @@ def _training(config: RunConfig, splits: SplitSet, network: NetworkSpec) -> list
 
 
 def _inference(config: RunConfig, grid: Volume, network: NetworkSpec) -> list[tuple[str, str]]:
+    kind = find_network(network.name)
     edge = config.infer.tile_size or default_tile(network, config.patch)
     window = MODES[config.mode].window(network, edge, config.infer.overlap, config.infer.window)
+    if not kind.content_dependent:
+        window = window.shrunk_to(grid.shape, kind.divisor(network.options))
     tiles = TileGrid(grid.shape, window)
     layers = len(tiles.axes[0].starts)
     inputs = 1 if config.infer.input == "full" else len(config.given_splits)

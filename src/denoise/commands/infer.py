@@ -102,7 +102,7 @@ def _denoise(
     z_range: range,
     output: str,
 ) -> str:
-    require_not_an_input(Path(output.partition("::")[0]), inputs.paths)
+    require_not_an_input(output, config)
     grid = inputs.grid
     devices = compute.devices()
     say_device(devices[:1], compute.device == "cpu")
@@ -112,6 +112,7 @@ def _denoise(
         checkpoint,
         config.infer,
         devices[0],
+        shape=grid.shape,
         normalization=given_normalization(config),
         patch_size=config.patch,
         fill_non_finite=config.dataset.non_finite == "fill",

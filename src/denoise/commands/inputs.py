@@ -56,16 +56,23 @@ def given_normalization(config: RunConfig) -> Normalization | None:
     return Normalization(config.dataset.mean, config.dataset.std)
 
 
-def require_not_an_input(output: Path, inputs: tuple[str, ...]) -> None:
-    """Refuse an output that is, or holds, one of the inputs.
+def require_not_an_input(output: str, config: RunConfig) -> None:
+    """Refuse an output that is, holds or lies in a reconstruction that the config names, denoised now or not.
 
     Raises
     ------
     OutputError
         Names both.
     """
-    target = output.resolve()
-    for path in inputs:
-        source = Path(path.partition("::")[0]).resolve()
-        if source == target or target in source.parents:
-            raise OutputError(f"the output {output} is or holds the input {path}; choose another --output")
+    target = _place(output)
+    named = config.given_splits if config.full_path is None else (*config.given_splits, config.full_path)
+    for path in named:
+        source = _place(path)
+        # Where the slices lie loose in the dataset's own folder, every output has its place among them.
+        lies_in = source in target.parents and source != config.dataset.folder.resolve()
+        if source == target or target in source.parents or lies_in:
+            raise OutputError(f"the output {output} is, holds or lies in the input {path}; choose another --output")
+
+
+def _place(path: str) -> Path:
+    return Path(path.partition("::")[0]).resolve()

@@ -109,16 +109,18 @@ def _slices_around(shape: Triple, window: Window, limits: tuple[int, int], band:
     """The parts before and after the band.
 
     At the limits blocks read on (to the true neighbours, or reflections at a face of the volume), at the band they
-    read nothing of it.
+    read nothing of it. Its gap is the deeper side of the context, as with an even number of slices what validation
+    reads reaches further to one side than what training reads does to the other.
     """
     before, predict, after = window.before_zyx[0], window.predict_zyx[0], window.after_zyx[0]
+    gap = max(before, after)
     below = Source(
         Region.of_slices(max(0, limits[0] - before), band[0], shape),
-        _starts(limits[0], band[0] - after - predict, band[0] - limits[0], window),
+        _starts(limits[0], band[0] - gap - predict, band[0] - limits[0], window),
     )
     above = Source(
         Region.of_slices(band[1], min(shape[0], limits[1] + after), shape),
-        _starts(band[1] + before, limits[1] - predict, limits[1] - band[1], window),
+        _starts(band[1] + gap, limits[1] - predict, limits[1] - band[1], window),
     )
     return tuple(source for source in (below, above) if len(source.z_starts) > 0)
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from denoise.arithmetic import autocast, fast_layout, resolve_precision
+from denoise.arithmetic import autocast, fast_layout, resolve_precision, summing_device
 from denoise.checkpoint import Checkpoint, RunFolder, TrainState, Weights
 from denoise.errors import CheckpointError, DeviceError, Interrupted
 from denoise.launch import StopRequest, World, describe_device, listening_for_signals
@@ -185,11 +185,11 @@ class TrainingRun:
         total = self.job.settings.max_epochs * self.steps_per_epoch
         self.parallel.train()
         last = time.monotonic()
-        losses = torch.zeros((), dtype=torch.float64, device=self.world.device)
+        losses = torch.zeros((), dtype=torch.float64, device=summing_device(self.world.device))
         for blocks in self.source.batches(self._places()):
             rate = learning_rate(progress.step, total, self.job.settings.learning_rate, self.job.settings.schedule)
             loss = self._step(blocks, rate)
-            losses += loss
+            losses += loss.to(losses.device) * (len(blocks) / self.job.batch_size)
             progress.step += 1
             progress.step_in_epoch += 1
             progress.loss_steps += 1
@@ -202,6 +202,7 @@ class TrainingRun:
             stopping = self.world.any(stop.is_set)
             if stopping or now - self._saved_at > 60 * self.job.settings.save_every_minutes:
                 progress.loss_sum, losses = progress.loss_sum + float(losses), torch.zeros_like(losses)
+                self._require_finite("training loss", progress.loss_sum)
                 self._save_state()
             if stopping:
                 self._stop(stop)
@@ -238,11 +239,8 @@ class TrainingRun:
         model = self.averaged.module if self.averaged is not None else self.network
         model.eval()
         scores, preview = self.validator.scores(model, self.source, self.dtype)
-        if not math.isfinite(scores.l1):
-            raise DeviceError(
-                f"the held-out score became {scores.l1} after {progress.step} steps: training diverged; lower "
-                "train.learning_rate, or set train.precision: float32"
-            )
+        self._require_finite("held-out score", scores.l1)
+        loss_sum = self.world.sum(torch.tensor(progress.loss_sum, dtype=torch.float64))
         improved = self._improved(scores)
         if self.world.is_chief:
             for criterion in improved:
@@ -254,7 +252,7 @@ class TrainingRun:
             step=progress.step,
             seconds=round(progress.seconds, 3),
             learning_rate=learning_rate(progress.step, total, settings.learning_rate, settings.schedule),
-            train_loss=progress.loss_sum / max(1, progress.loss_steps),
+            train_loss=float(loss_sum) / max(1, progress.loss_steps),
             scores=scores,
             blocks_per_second=round(progress.step * self.job.batch_size / max(progress.seconds, 1e-9), 3),
             improved=improved,
@@ -262,6 +260,13 @@ class TrainingRun:
         progress.loss_sum, progress.loss_steps = 0.0, 0
         for observer in observers:
             observer.validated(record, preview)
+
+    def _require_finite(self, what: str, value: float) -> None:
+        if not math.isfinite(value):
+            raise DeviceError(
+                f"the {what} became {value} after {self.progress.step} steps: training diverged; lower "
+                "train.learning_rate, or set train.precision: float32"
+            )
 
     def _improved(self, scores: Scores) -> tuple[str, ...]:
         """Which of the three bests these scores beat; the sharpness scores count after the warm-up only."""

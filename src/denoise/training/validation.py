@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from denoise.arithmetic import autocast
+from denoise.arithmetic import autocast, summing_device
 from denoise.launch import World
 from denoise.patches.holdout import HoldOut
 from denoise.patches.sampler import BlockPlace, scored_part, validation_places
@@ -66,8 +66,9 @@ class Validator:
     def scores(self, network: nn.Module, source: BlockSource, dtype: torch.dtype) -> tuple[Scores, Preview | None]:
         """Score a network; the preview (of the first block) is there on the chief only."""
         device = self._world.device
-        sums = torch.zeros(5, dtype=torch.float64, device=device)  # |d|, d^2, voxels, sum of LCL, images
-        edges = torch.zeros(4, dtype=torch.float64, device=device)
+        home = summing_device(device)
+        sums = torch.zeros(5, dtype=torch.float64, device=home)  # |d|, d^2, voxels, sum of LCL, images
+        edges = torch.zeros(4, dtype=torch.float64, device=home)
         preview = None
         mine = [self._places[i] for i in self._world.share(len(self._places))]
         batches = [mine[i : i + self._batch_size] for i in range(0, len(mine), self._batch_size)]
@@ -75,19 +76,19 @@ class Validator:
             inputs, targets = paired(blocks, self._strategy)
             with autocast(device, dtype):
                 predictions = network(inputs)
+            inputs, targets = (blocks[(slice(None), *self._window.predicted)] for blocks in (inputs, targets))
             if preview is None and self._world.is_chief:
-                middle = self._window.before_zyx[0] + self._window.predict_zyx[0] // 2
-                shown = (inputs[0, middle], centre_slice(predictions)[0, 0], targets[0, middle])
-                preview = Preview(*(image.float().cpu() for image in shown))
-            targets = targets[(slice(None), *self._window.predicted)]
-            for predicted, target in self._held_out(places, predictions.float(), targets):
+                held_out = scored_part(places[0], self._holdout, self._window)[0]
+                middle = (held_out.start + held_out.stop) // 2
+                preview = Preview(*(blocks[0, middle].float().cpu() for blocks in (inputs, predictions, targets)))
+            for predicted, target in self._held_out(places, predictions.float().to(home), targets.to(home)):
                 difference = predicted - target
                 sums[0] += difference.abs().sum(dtype=torch.float64)
                 sums[1] += difference.square().sum(dtype=torch.float64)
                 sums[2] += difference.numel()
                 sums[3] += laplacian_contrast_loss(centre_slice(predicted)).double() * len(predicted)
                 sums[4] += len(predicted)
-                edges += edge_sums(predicted).to(device)
+                edges += edge_sums(predicted).to(home)
         self._world.sum(sums)
         self._world.sum(edges)
         l1, l2, voxels, lcl, images = sums.tolist()
