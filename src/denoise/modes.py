@@ -29,7 +29,7 @@ class Mode:
 
 
 def _slice_window(network: NetworkSpec, edge: int, overlap: float, taper: str) -> Window:
-    depth = NETWORKS[network.name].complete(network.options)["n_slices"]
+    depth = find_network(network.name).complete(network.options)["n_slices"]
     stride = _stride(edge, overlap)
     # An even number of slices has its centre after the middle: n // 2 slices lie before it, n // 2 - 1 after.
     return Window((depth, edge, edge), (1, edge, edge), (1, stride, stride), (depth // 2, 0, 0), taper)

@@ -102,7 +102,7 @@ class Window:
         return z, y, x
 
     def shrunk_to(self, shape_zyx: Triple, multiple: int) -> Window:
-        """The same without what lies past a small volume: an axis that is predicted whole is read only as far as needed.
+        """The same without what lies past a small volume: axes that are predicted whole are read as far as needed.
 
         Sizes stay multiples of ``multiple``; axes with context (read larger than predicted) stay as they are.
         """

@@ -39,8 +39,8 @@ SHAPES: list[Triple] = [
 
 
 def window_of(mode: str, n_slices: int, overlap: float = 0.5, taper: str = "hann", edge: int = 8) -> Window:
-    options = {"n_slices": n_slices} if n_slices else {}
-    return MODES[mode].window(NetworkSpec("any", options), edge, overlap, taper)
+    spec = NetworkSpec("residual2d", {"n_slices": n_slices}) if n_slices else NetworkSpec("residual3d", {})
+    return MODES[mode].window(spec, edge, overlap, taper)
 
 
 def volume(shape: Triple, seed: int = 0) -> np.ndarray[Any, np.dtype[np.float32]]:
@@ -95,7 +95,9 @@ def test_grey_values_come_back_in_the_units_of_the_input(
     np.testing.assert_allclose(done.result, data, rtol=3e-7, atol=1e-6 * std)
 
 
-@pytest.mark.parametrize(("name", "n_slices"), [("residual2d", 2), ("residual2d", 4), ("residual2d", 5), ("residual3d", 0)])
+@pytest.mark.parametrize(
+    ("name", "n_slices"), [("residual2d", 2), ("residual2d", 4), ("residual2d", 5), ("residual3d", 0)]
+)
 def test_a_z_range_equals_the_same_slices_of_a_full_run(
     engine: Callable[..., Any], corrector: Callable[..., nn.Module], name: str, n_slices: int
 ) -> None:
@@ -226,7 +228,9 @@ def test_the_network_is_averaged_over_several_inputs(
     window = window_of("3d", 0)
     inputs = [volume((9, 10, 17), seed) for seed in range(3)]
     normalization = Normalization(0.2, 0.7)
-    done = engine([ArrayVolume(i) for i in inputs], window, predicted_part(window, torch.square), normalization=normalization)
+    done = engine(
+        [ArrayVolume(i) for i in inputs], window, predicted_part(window, torch.square), normalization=normalization
+    )
     squares = [((i - 0.2) / 0.7) ** 2 for i in inputs]
     np.testing.assert_allclose(done.result, np.mean(squares, axis=0) * 0.7 + 0.2, rtol=0, atol=3e-6)
 

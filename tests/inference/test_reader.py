@@ -58,9 +58,7 @@ def test_a_slab_holds_what_its_tiles_read_reflected_at_the_faces(window: Window,
         slab = reader.read(first, last)
         low = grid.axes[0].starts[first] - window.before_zyx[0] + before[0]
         depth = grid.axes[0].starts[last] - grid.axes[0].starts[first] + window.read_zyx[0]
-        height, width = (
-            grid.axes[a].starts[-1] + window.read_zyx[a] for a in (1, 2)
-        )
+        height, width = (grid.axes[a].starts[-1] + window.read_zyx[a] for a in (1, 2))
         np.testing.assert_array_equal(slab[0], around[low : low + depth, :height, :width])
 
 

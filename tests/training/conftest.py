@@ -50,7 +50,9 @@ def make_job(folder: Path, network: NetworkSpec = FLAT, splits: SplitSet | None 
     }
     settings = TrainSection(**{"precision": "float32", "max_epochs": 2, "validate_every": 1, **changes})
     folder.mkdir(exist_ok=True)
-    return TrainJob(splits=splits or split_set(noisy_splits()), network=network, settings=settings, folder=folder, **job)
+    return TrainJob(
+        splits=splits or split_set(noisy_splits()), network=network, settings=settings, folder=folder, **job
+    )
 
 
 class Watcher:

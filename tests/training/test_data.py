@@ -155,12 +155,13 @@ def test_nan_and_inf_are_refused_with_the_name_of_the_split_and_the_slice(
 ) -> None:
     arrays = stored("float32")
     arrays[1][4, 2, 2] = arrays[1][4, 0, 0] = bad
+    opening = {
+        ResidentBlocks: lambda: ResidentBlocks.read(splits, cpu, np.dtype(np.float32), "error", None),
+        StreamedBlocks: lambda: StreamedBlocks.open(splits, cpu, "error", None),
+    }
     splits = splits_of(arrays, 100)
     with pytest.raises(VolumeError, match=r"recon_1 holds 2 NaN or Inf voxels in slice 104.*non_finite"):
-        if source is ResidentBlocks:
-            ResidentBlocks.read(splits, cpu, np.dtype(np.float32), "error", None)
-        else:
-            StreamedBlocks.open(splits, cpu, "error", None)
+        opening[source]()
 
 
 def test_nan_in_a_slice_that_was_not_sampled_is_found_when_it_is_read(

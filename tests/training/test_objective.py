@@ -114,7 +114,9 @@ def test_a_constant_rate_stays(step: int) -> None:
     assert learning_rate(step, 100, 0.003, "constant") == 0.003
 
 
-@pytest.mark.parametrize(("step", "share"), [(0, 1.0), (25, (1 + math.sqrt(0.5)) / 2), (50, 0.5), (100, 0.0), (250, 0.0)])
+@pytest.mark.parametrize(
+    ("step", "share"), [(0, 1.0), (25, (1 + math.sqrt(0.5)) / 2), (50, 0.5), (100, 0.0), (250, 0.0)]
+)
 def test_a_cosine_rate_falls_from_its_peak_to_zero(step: int, share: float) -> None:
     assert learning_rate(step, 100, 0.004, "cosine") == pytest.approx(0.004 * share, abs=1e-12)
 

@@ -80,8 +80,10 @@ def test_an_identity_network_scores_the_noise_between_the_splits(
     splits = splits_of(noise(shape))
     validator, source, window, holdout = opened(splits, network, patch, cpu)
     found = score(validator, PredictedPart(window), source)
-    one, other = ((v.array[holdout.held_out.slices] - source.normalization.mean) / source.normalization.std
-                  for v in splits.volumes)
+    one, other = (
+        (v.array[holdout.held_out.slices] - source.normalization.mean) / source.normalization.std
+        for v in splits.volumes
+    )
     assert found.l1 == pytest.approx(np.abs(one - other).mean(), rel=1e-5)
     assert found.l2 == pytest.approx(np.square(one - other).mean(), rel=1e-5)
 

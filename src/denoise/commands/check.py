@@ -13,9 +13,9 @@ from denoise.api import Compute
 from denoise.checkpoint import CRITERIA, RunFolder
 from denoise.commands.display import say
 from denoise.commands.inputs import open_inference_inputs, open_splits
+from denoise.commands.train import require_own_folder
 from denoise.config import RunConfig
 from denoise.errors import OutputError
-from denoise.files import require_free
 from denoise.inference.engine import slab_bytes
 from denoise.launch import describe_device
 from denoise.modes import MODES, default_tile
@@ -81,8 +81,7 @@ def _training(config: RunConfig, splits: SplitSet, network: NetworkSpec) -> list
     run = RunFolder(config.output_dir)
     models = [CRITERIA[c] for c in CRITERIA if run.model(c).exists()]
     state = f"holds {', '.join(models)}" if models else "no model yet"
-    if not run.path.exists():
-        require_free(run.path, overwrite=False)
+    require_own_folder(run)
     return [
         ("patches", f"{' x '.join(map(str, window.read_zyx))} voxels, {sampler.epoch_size} an epoch"),
         (

@@ -9,16 +9,44 @@ from denoise.checkpoint import CRITERIA, RunFolder
 from denoise.commands.display import say, say_device
 from denoise.commands.inputs import open_splits
 from denoise.config import RunConfig
+from denoise.errors import ConfigError, OutputError
+from denoise.files import require_free
 
 
 def train(
     config: RunConfig, compute: Compute, *, resume: bool = False, finetune: Path | None = None, progress: bool = True
 ) -> RunFolder:
     """Train on the splits of a config; says where the models are."""
+    if resume and finetune is not None:
+        raise ConfigError(
+            f"--resume continues a run and --finetune {finetune} begins one from a model; give one of the two"
+        )
     splits = open_splits(config)
+    require_own_folder(RunFolder(config.output_dir))
     say_device(compute.devices(), compute.device == "cpu")
     run = run_training(config, splits, compute, resume=resume, finetune=finetune, show_progress=progress)
     for criterion in CRITERIA:
         if run.model(criterion).exists():
             say(str(run.model(criterion)))
     return run
+
+
+def require_own_folder(run: RunFolder) -> None:
+    """Refuse a folder that cannot be written, or where the record of the run would take the place of a user's config.
+
+    Raises
+    ------
+    OutputError
+        Names the file or folder.
+    """
+    require_free(run.config, overwrite=True)
+    if run.config.exists() and not run.holds_a_run and not _is_record(run.config):
+        raise OutputError(
+            f"{run.config} exists and no run wrote it; a run keeps its settings under that name: choose another "
+            "--output-dir (train.output_dir)"
+        )
+
+
+def _is_record(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.readline().startswith(b"# Resolved by denoise")

@@ -1,0 +1,110 @@
+"""``denoise check``: what it says, and that it writes nothing."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from tiny_dataset import Dataset, Outcome, Tools
+
+pytest_plugins = ("tiny_dataset",)
+
+
+def facts(outcome: Outcome) -> dict[str, str]:
+    """The lines, by their first words."""
+    assert outcome.code == 0, outcome.err
+    return {line[:14].strip(): line[15:] for line in outcome.out.splitlines()}
+
+
+def test_it_says_what_would_run_with_numbers_and_writes_nothing(
+    dataset: Dataset, denoise: Callable[..., Outcome], tools: Tools
+) -> None:
+    before = tools.fingerprint(dataset.folder)
+    said = facts(denoise("check", "--config", dataset.config, "--device", "cpu"))
+    assert tools.fingerprint(dataset.folder) == before
+    assert said["device"].startswith("CPU")
+    for name, folder in (("split 0", "even"), ("split 1", "odd"), ("full", "whole")):
+        assert str(dataset.folder / folder) in said[name]
+        assert "12 x 48 x 48 float32, voxels of 1.3 x 1.3 x 1.3 um, slices 0..11" in said[name]
+    assert said["mode"].startswith("2.5d; residual2d")
+    assert said["patches"].startswith("3 x 16 x 16 voxels")
+    assert "of 4 patches" in said["steps"]
+    assert said["held out"].startswith("slices")
+    assert "0.22 MB, in memory" in said["training data"]
+    assert said["models"] == f"{dataset.run} (no model yet)"
+    assert said["tiles"].startswith("48 of 3 x 32 x 32 voxels")
+    assert "GB" in said["memory"] or "MB" in said["memory"]
+    assert "0.11 MB as float32" in said["disk"]
+
+
+def test_it_names_the_models_that_are_there(trained: Dataset, denoise: Callable[..., Outcome]) -> None:
+    said = facts(denoise("check", "--config", trained.config))
+    assert said["models"] == f"{trained.run} (holds best_val_model.pth, best_lcl_model.pth, best_edge_model.pth)"
+
+
+def test_the_mode_can_be_tried_out(trained: Dataset, denoise: Callable[..., Outcome]) -> None:
+    config = trained.config
+    assert facts(denoise("check", "--config", config, "--mode", "3d"))["mode"].startswith("3d; residual3d")
+
+
+def test_a_config_for_inference_alone_and_one_for_training_alone_are_fine(
+    dataset: Dataset, denoise: Callable[..., Outcome]
+) -> None:
+    no_splits = dataset.configured("  splits: [even, odd]   # angles 0, 2, 4, ... and 1, 3, 5, ...\n", "")
+    said = facts(denoise("check", "--config", no_splits))
+    assert "tiles" in said
+    assert "patches" not in said
+    no_full = dataset.configured("  full: whole\n", "")
+    said = facts(denoise("check", "--config", no_full))
+    assert "patches" in said
+    assert "tiles" not in said
+    no_full.write_text(no_full.read_text().replace("infer: {", "infer: {input: splits, "))
+    assert "tiles" in facts(denoise("check", "--config", no_full))
+
+
+def test_a_full_reconstruction_that_does_not_fit_the_splits_is_an_error(
+    dataset: Dataset, denoise: Callable[..., Outcome], tools: Tools
+) -> None:
+    shutil.rmtree(dataset.folder / "whole")
+    tools.write(dataset.folder / "whole", tools.images((12, 40, 48))[0])
+    error = denoise("check", "--config", dataset.config).error
+    assert "(12, 40, 48)" in error
+    assert "(12, 48, 48)" in error
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("full: whole", "full: gone"),
+        ("[even, odd]", "[even, gone]"),
+        ("sample: foam", "sample: foam\n  train_start_slice: 40"),
+        ("sample: foam", "sample: foam\n  train_start_slice: 4\n  train_end_slice: 13"),
+        ("infer: {", "infer: {input: splits, batch_size: 0, "),
+    ],
+)
+def test_it_fails_with_the_message_of_the_run_that_would_fail(
+    dataset: Dataset, denoise: Callable[..., Outcome], old: str, new: str
+) -> None:
+    config = dataset.configured(old, new)
+    checked = denoise("check", "--config", config)
+    if "full: gone" in new:
+        tried = denoise("volume", "--config", config, "--model", dataset.folder / "none")
+        assert "no model" in tried.err
+    else:
+        tried = denoise("train", "--config", config)
+        assert checked.err == tried.err
+    assert checked.code == tried.code == 2
+
+
+def test_a_users_config_in_the_folder_of_the_run_is_told_by_check_too(
+    dataset: Dataset, denoise: Callable[..., Outcome]
+) -> None:
+    dataset.run.mkdir()
+    (dataset.run / "config.yaml").write_text("mine")
+    errors = [denoise(verb, "--config", dataset.config).error for verb in ("check", "train")]
+    assert errors[0] == errors[1]
+    assert str(dataset.run / "config.yaml") in errors[0]

@@ -1,0 +1,331 @@
+"""``denoise slice`` and ``denoise volume``: what they write, under which names, and what they leave alone."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+import tifffile
+
+if TYPE_CHECKING:
+    from tiny_dataset import Dataset, Outcome, Tools
+
+pytest_plugins = ("tiny_dataset",)
+
+
+@pytest.fixture(scope="session")
+def denoised(trained: Dataset, tools: Tools, tmp_path_factory: pytest.TempPathFactory) -> np.ndarray:
+    """The whole volume, denoised once."""
+    from denoise.api import Compute
+    from denoise.commands.infer import Choice, denoise_volume
+    from denoise.config import load_config
+
+    output = tmp_path_factory.mktemp("denoised") / "all"
+    denoise_volume(load_config(trained.config), Compute("cpu"), Choice(output=str(output), progress=False))
+    return tools.read(output)
+
+
+def new_entries(folder: Path, before: dict[str, str], after: dict[str, str]) -> list[str]:
+    """Top-level entries that a command added; what was there must be as it was."""
+    assert {name: after.get(name) for name in before} == before
+    return sorted({name.partition(os.sep)[0] for name in after.keys() - before.keys()})
+
+
+def test_results_of_ranges_slices_models_samples_and_modes_get_names_of_their_own(
+    finished: Dataset, denoise: Callable[..., Outcome], tools: Tools
+) -> None:
+    before = tools.fingerprint(finished.folder)
+    other_sample = finished.configured("sample: foam", "sample: chalk")
+    runs = [
+        ("volume", "--config", finished.config, "--start-slice", 2, "--end-slice", 4),
+        ("volume", "--config", finished.config, "--start-slice", 4, "--end-slice", 6),
+        ("volume", "--config", finished.config, "--end-slice", 2, "--checkpoint", "lcl"),
+        ("volume", "--config", finished.config, "--start-slice", 10, "--checkpoint", "edge"),
+        ("volume", "--config", finished.config, "--model", finished.run, "--end-slice", 12),
+        ("slice", "--config", finished.config, "--slice-number", 3),
+        ("slice", "--config", finished.config, "--slice-number", 3, "--checkpoint", "lcl"),
+        ("slice", "--config", other_sample, "--model", finished.run, "--slice-number", 3),
+        ("slice", "--config", other_sample, "--model", finished.run, "--slice-number", 4),
+        ("volume", "--config", other_sample, "--model", finished.run, "--start-slice", 11),
+    ]
+    printed = []
+    for arguments in runs:
+        outcome = denoise(*arguments)
+        assert outcome.code == 0, outcome.err
+        printed.append(str(Path(outcome.out.strip()).relative_to(finished.folder)))
+    assert printed == [
+        "foam_denoised_volume_2.5d_slices_00002-00003",
+        "foam_denoised_volume_2.5d_slices_00004-00005",
+        "foam_denoised_volume_2.5d_lcl_slices_00000-00001",
+        "foam_denoised_volume_2.5d_edge_slices_00010-00011",
+        "foam_denoised_volume_2.5d",
+        "foam_denoised_slices/foam_2.5d_00003.tif",
+        "foam_denoised_slices/foam_2.5d_lcl_00003.tif",
+        "chalk_denoised_slices/chalk_2.5d_00003.tif",
+        "chalk_denoised_slices/chalk_2.5d_00004.tif",
+        "chalk_denoised_volume_2.5d_slices_00011-00011",
+    ]
+    added = new_entries(finished.folder, before, tools.fingerprint(finished.folder))
+    assert added == sorted({name.partition("/")[0] for name in printed} | {"changed.yaml"})
+
+
+def test_a_3d_model_writes_beside_the_results_of_the_2_5d_one(
+    finished: Dataset, denoise: Callable[..., Outcome]
+) -> None:
+    config = finished.configured("patch_size: 16,", "patch_size: 16, patch_size_3d: 8, patches_per_epoch_3d: 4,")
+    text = config.read_text().replace("tile_size: 32", "tile_size: 16").replace("max_epochs: 2", "max_epochs: 1")
+    config.write_text(text)
+    assert denoise("train", "--config", config, "--mode", "3d").code == 0
+    for mode in ("2.5d", "3d"):
+        outcome = denoise("slice", "--config", config, "--slice-number", 5, "--mode", mode)
+        assert outcome.code == 0, outcome.err
+    names = sorted(path.name for path in (finished.folder / "foam_denoised_slices").iterdir())
+    assert names == ["foam_2.5d_00005.tif", "foam_3d_00005.tif"]
+
+
+def test_slice_range_and_volume_give_the_same_values_and_less_noise(
+    trained: Dataset, denoise: Callable[..., Outcome], tools: Tools, denoised: np.ndarray, tmp_path: Path
+) -> None:
+    noisy = tools.read(trained.folder / "whole")
+    assert denoised.shape == noisy.shape
+    assert denoised.dtype == np.float32
+    assert np.std(np.diff(denoised, axis=0)) < 0.9 * np.std(np.diff(noisy, axis=0))
+    assert abs(denoised.mean() - noisy.mean()) < 0.5
+    for number in (0, 7, 11):
+        output = tmp_path / f"one_{number}.tif"
+        assert denoise("slice", "--config", trained.config, "--slice-number", number, "--output", output).code == 0
+        np.testing.assert_allclose(tools.read(output)[0], denoised[number], atol=2e-4)
+    output = tmp_path / "range"
+    arguments = ("--start-slice", 3, "--end-slice", 6, "--output", output)
+    assert denoise("volume", "--config", trained.config, *arguments).code == 0
+    np.testing.assert_allclose(tools.read(output), denoised[3:6], atol=2e-4)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "numbers"),
+    [
+        (("--start-slice", 20), range(20, 22)),
+        (("--end-slice", 12), range(10, 12)),
+        (("--start-slice", 13, "--end-slice", 14), range(13, 14)),
+    ],
+    ids=["start alone: to the end", "end alone: from the first", "both"],
+)
+def test_file_numbers_that_start_at_10_are_understood_and_kept(
+    finished: Dataset,
+    denoise: Callable[..., Outcome],
+    tools: Tools,
+    denoised: np.ndarray,
+    arguments: tuple[object, ...],
+    numbers: range,
+) -> None:
+    values = tools.read(finished.folder / "whole")
+    shutil.rmtree(finished.folder / "whole")
+    tools.write(finished.folder / "whole", values, first=10)
+    outcome = denoise("volume", "--config", finished.config, *arguments)
+    assert outcome.code == 0, outcome.err
+    output = Path(outcome.out.strip())
+    assert output.name == f"foam_denoised_volume_2.5d_slices_{numbers[0]:05d}-{numbers[-1]:05d}"
+    assert [path.stem[-5:] for path in sorted(output.iterdir())] == [f"{number:05d}" for number in numbers]
+    np.testing.assert_allclose(tools.read(output), denoised[numbers[0] - 10 : numbers[-1] - 9], atol=2e-4)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("slice", "--slice-number", 12),
+        ("slice", "--slice-number", -1),
+        ("volume", "--start-slice", 12),
+        ("volume", "--end-slice", 13),
+        ("volume", "--start-slice", 5, "--end-slice", 5),
+        ("volume", "--start-slice", 6, "--end-slice", 3),
+    ],
+)
+def test_a_slice_that_does_not_exist_is_an_error_that_says_which_exist(
+    trained: Dataset, denoise: Callable[..., Outcome], tools: Tools, tmp_path: Path, arguments: tuple[object, ...]
+) -> None:
+    verb, *rest = arguments
+    outcome = denoise(verb, "--config", trained.config, *rest, "--output", tmp_path / "out")
+    assert "0..11" in outcome.error
+    assert str(trained.folder / "whole") in outcome.error
+    assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", ["out.tif", "out.h5", "out.h5::/entry/denoised", "out.zarr", "out", "new/out_1.5um"])
+def test_the_suffix_of_the_output_chooses_the_format_and_units_and_numbers_survive(
+    trained: Dataset, denoise: Callable[..., Outcome], denoised: np.ndarray, tmp_path: Path, name: str
+) -> None:
+    from denoise.tiles import Region
+    from denoise.volumes import open_volume
+
+    output = f"{tmp_path}/{name}"
+    arguments = ("--start-slice", 2, "--end-slice", 4, "--output", output)
+    outcome = denoise("volume", "--config", trained.config, *arguments)
+    assert outcome.code == 0, outcome.err
+    assert outcome.out.strip() == output.partition("::")[0]
+    result = open_volume(output)
+    assert result.slice_numbers == range(2, 4)
+    assert result.voxel_size_um == pytest.approx((1.3, 1.3, 1.3))
+    np.testing.assert_allclose(result.read(Region((0, 0, 0), result.shape)), denoised[2:4], atol=2e-4)
+
+
+def test_an_output_says_which_model_made_it(trained: Dataset, denoise: Callable[..., Outcome], tmp_path: Path) -> None:
+    output = tmp_path / "one.tif"
+    denoise("slice", "--config", trained.config, "--slice-number", 1, "--output", output)
+    with tifffile.TiffFile(output) as tif:
+        description = tif.pages.first.description
+    assert "residual2d" in description
+    assert str(trained.folder) not in description
+
+
+def test_uint16_near_its_limits_is_clipped_with_a_word_and_never_wraps(
+    finished: Dataset, denoise: Callable[..., Outcome], tools: Tools
+) -> None:
+    values = tools.read(finished.folder / "whole")
+    shutil.rmtree(finished.folder / "whole")
+    # Half of the voxels at 0, half at 65535: the model's correction of a few grey values leaves the type's range.
+    extremes = np.where(values > values.mean(), 65535, 0).astype(np.uint16)
+    tools.write(finished.folder / "whole", extremes)
+    written = {}
+    for dtype in ("input", "float32", "uint8"):
+        output = finished.folder / dtype
+        arguments = ("--dtype", dtype, "--end-slice", 2, "--output", output)
+        outcome = denoise("volume", "--config", finished.config, *arguments)
+        assert outcome.code == 0, outcome.err
+        assert ("clipped" in outcome.log) == (dtype != "float32")
+        written[dtype] = tools.read(output)
+    assert {name: image.dtype.name for name, image in written.items()} == {
+        "input": "uint16", "float32": "float32", "uint8": "uint8"
+    }  # fmt: skip
+    outside = (written["float32"] < 0) | (written["float32"] > 65535)
+    assert outside.any(), "the test's premise: some voxels leave the range"
+    for dtype, largest in (("input", 65535), ("uint8", 255)):
+        np.testing.assert_array_equal(written[dtype], np.clip(np.rint(written["float32"]), 0, largest))
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "uint16", "int16", ">u2", ">i2", ">f4", "float64"])
+def test_every_stored_type_and_byte_order_gives_the_result_of_the_same_values_in_float32(
+    finished: Dataset, denoise: Callable[..., Outcome], tools: Tools, dtype: str
+) -> None:
+    whole = np.rint(tools.read(finished.folder / "whole")).astype(np.float32)[:3]
+    for name, values in (("as_float", whole), ("whole", whole.astype(dtype))):
+        shutil.rmtree(finished.folder / name, ignore_errors=True)
+        (finished.folder / name).mkdir()
+        for number, image in enumerate(values):
+            tifffile.imwrite(finished.folder / name / f"recon_{number:05d}.tiff", image, byteorder=image.dtype.str[0])
+    results = []
+    for config in (finished.config, finished.configured("full: whole", "full: as_float")):
+        output = finished.folder / f"from_{config.stem}"
+        outcome = denoise("volume", "--config", config, "--output", output)
+        assert outcome.code == 0, outcome.err
+        results.append(tools.read(output))
+    np.testing.assert_array_equal(results[0], results[1])
+
+
+def test_splits_can_be_denoised_instead_of_the_full_reconstruction_which_may_then_be_missing(
+    finished: Dataset, denoise: Callable[..., Outcome], tools: Tools
+) -> None:
+    outputs = []
+    for name in ("even", "odd", None):
+        text = finished.config.read_text()
+        text = text.replace("  full: whole\n", f"  full: {name}\n" if name else "")
+        text = text.replace("infer: {", "infer: {input: splits, ") if name is None else text
+        config = finished.folder / f"{name}.yaml"
+        config.write_text(text)
+        output = finished.folder / f"out_{name}"
+        outcome = denoise("volume", "--config", config, "--end-slice", 2, "--output", output)
+        assert outcome.code == 0, outcome.err
+        outputs.append(tools.read(output))
+    np.testing.assert_allclose(outputs[2], (outputs[0] + outputs[1]) / 2, atol=2e-4)
+
+
+def test_without_a_full_reconstruction_the_way_out_is_named(
+    finished: Dataset, denoise: Callable[..., Outcome]
+) -> None:
+    config = finished.configured("  full: whole\n", "")
+    outcome = denoise("volume", "--config", config)
+    assert "dataset.full" in outcome.error
+    assert "infer.input: splits" in outcome.error
+
+
+def test_an_earlier_result_is_refused_and_replaced_only_on_request(
+    finished: Dataset, denoise: Callable[..., Outcome], tools: Tools
+) -> None:
+    arguments = ("volume", "--config", finished.config, "--start-slice", 10)
+    assert denoise(*arguments).code == 0
+    before = tools.fingerprint(finished.folder)
+    assert "--overwrite" in denoise(*arguments).error
+    assert tools.fingerprint(finished.folder) == before
+    assert denoise(*arguments, "--overwrite", "--checkpoint", "val").code == 0
+    assert tools.fingerprint(finished.folder).keys() == before.keys()
+
+
+@pytest.mark.parametrize(
+    "output",
+    ["whole", "even", "odd", ".", "whole/../odd", "link", "whole/denoised", "whole/x_00012.tif", "odd/deep/er.h5"],
+)
+def test_an_output_that_touches_any_reconstruction_of_the_config_is_refused_even_with_overwrite(
+    finished: Dataset, denoise: Callable[..., Outcome], tools: Tools, output: str
+) -> None:
+    (finished.folder / "link").symlink_to("even")
+    before = tools.fingerprint(finished.folder)
+    outcome = denoise(
+        "volume", "--config", finished.config, "--output", finished.folder / output, "--overwrite", "--end-slice", 1
+    )
+    assert "--output" in outcome.error
+    assert tools.fingerprint(finished.folder) == before
+
+
+@pytest.mark.parametrize("inside", ["", "::/exchange/data", "::/other"])
+def test_an_output_in_the_file_of_the_input_is_refused_even_with_overwrite(
+    finished: Dataset, denoise: Callable[..., Outcome], tools: Tools, inside: str
+) -> None:
+    tools.write(finished.folder / "whole.h5", tools.read(finished.folder / "whole"))
+    config = finished.configured("full: whole", "full: whole.h5")
+    before = tools.fingerprint(finished.folder)
+    output = f"{finished.folder}/whole.h5{inside}"
+    outcome = denoise("volume", "--config", config, "--output", output, "--overwrite")
+    assert "whole.h5" in outcome.error
+    assert tools.fingerprint(finished.folder) == before
+
+
+def test_an_output_folder_with_other_things_in_it_is_left_alone(
+    finished: Dataset, denoise: Callable[..., Outcome], tools: Tools
+) -> None:
+    arguments = ("volume", "--config", finished.config, "--overwrite", "--output", finished.run)
+    before = tools.fingerprint(finished.folder)
+    assert "best_edge_model.pth" in denoise(*arguments).error
+    assert tools.fingerprint(finished.folder) == before
+
+
+def test_a_criterion_that_has_no_model_yet_is_explained(finished: Dataset, denoise: Callable[..., Outcome]) -> None:
+    (finished.run / "best_lcl_model.pth").unlink()
+    error = denoise("volume", "--config", finished.config, "--checkpoint", "lcl").error
+    assert "best_lcl_model.pth" in error
+    assert "best_val_model.pth" in error
+    assert "warmup_steps" in error
+
+
+def test_the_config_chooses_the_criterion_and_the_command_line_overrules_it(
+    finished: Dataset, denoise: Callable[..., Outcome]
+) -> None:
+    config = finished.configured("infer: {", "infer: {checkpoint: edge, ")
+    first = denoise("slice", "--config", config, "--slice-number", 1)
+    second = denoise("slice", "--config", config, "--slice-number", 1, "--checkpoint", "val")
+    assert first.out.strip().endswith("foam_2.5d_edge_00001.tif")
+    assert second.out.strip().endswith("foam_2.5d_00001.tif")
+
+
+def test_a_mode_that_is_not_the_models_is_refused(trained: Dataset, denoise: Callable[..., Outcome]) -> None:
+    arguments = ("--config", trained.config, "--mode", "3d", "--model", trained.run)
+    error = denoise("slice", *arguments, "--slice-number", 1).error
+    assert "3d" in error
+    assert "2.5d" in error
+
+
+def test_an_untrained_dataset_says_what_to_do(dataset: Dataset, denoise: Callable[..., Outcome]) -> None:
+    assert "denoise train" in denoise("volume", "--config", dataset.config).error

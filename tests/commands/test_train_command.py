@@ -1,0 +1,171 @@
+"""``denoise train``: what it refuses, what it leaves alone, where it puts things."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from denoise.checkpoint import Checkpoint
+
+if TYPE_CHECKING:
+    from tiny_dataset import Dataset, Outcome, Tools
+
+pytest_plugins = ("tiny_dataset",)
+
+MODELS = ("best_val_model.pth", "best_lcl_model.pth", "best_edge_model.pth")
+
+
+def test_a_run_says_its_models_goes_where_it_is_told_and_leaves_config_data_and_foreign_files_alone(
+    dataset: Dataset, denoise: Callable[..., Outcome], tools: Tools, tmp_path: Path
+) -> None:
+    before = tools.fingerprint(dataset.folder)
+    run = tmp_path / "runs" / "first"
+    run.mkdir(parents=True)
+    (run / "notes.txt").write_text("mine")
+    outcome = denoise("train", "--config", dataset.config, "--output-dir", run, "--device", "cpu", "--processes", 1)
+    assert outcome.code == 0, outcome.err
+    assert outcome.out.splitlines() == [str(run / name) for name in MODELS]
+    assert tools.fingerprint(dataset.folder) == before
+    assert (run / "notes.txt").read_text() == "mine"
+    assert Checkpoint.load(run / MODELS[0]).sample == "foam"
+
+
+def test_a_finished_run_is_refused_and_stays_as_it_is(
+    finished: Dataset, denoise: Callable[..., Outcome], tools: Tools
+) -> None:
+    before = tools.fingerprint(finished.folder)
+    error = denoise("train", "--config", finished.config).error
+    assert str(finished.run) in error
+    assert "--resume" in error
+    assert "--output-dir" in error
+    assert tools.fingerprint(finished.folder) == before
+
+
+@pytest.mark.parametrize("name", [*MODELS, "resume_state.pth", "history.jsonl"])
+def test_a_folder_with_any_part_of_a_run_is_refused(
+    dataset: Dataset, denoise: Callable[..., Outcome], name: str
+) -> None:
+    dataset.run.mkdir()
+    (dataset.run / name).write_text("something dear")
+    assert str(dataset.run) in denoise("train", "--config", dataset.config).error
+    assert [(p.name, p.read_text()) for p in dataset.run.iterdir()] == [(name, "something dear")]
+
+
+def test_a_config_of_the_users_in_the_folder_of_the_run_is_not_overwritten(
+    dataset: Dataset, denoise: Callable[..., Outcome]
+) -> None:
+    config = dataset.folder / "config.yaml"
+    dataset.config.rename(config)
+    text = config.read_bytes()
+    error = denoise("train", "--config", config, "--output-dir", dataset.folder).error
+    assert str(config) in error
+    assert "--output-dir" in error
+    assert config.read_bytes() == text
+
+
+def test_resume_without_a_run_and_with_one(finished: Dataset, denoise: Callable[..., Outcome], tmp_path: Path) -> None:
+    arguments = ("train", "--config", finished.config, "--resume")
+    error = denoise(*arguments, "--output-dir", tmp_path / "none").error
+    assert "nothing to resume" in error
+    assert not (tmp_path / "none").exists()
+
+    config = finished.configured("max_epochs: 2", "max_epochs: 3")
+    assert denoise("train", "--config", config, "--resume").code == 0
+    lines = (finished.run / "history.jsonl").read_text().splitlines()
+    assert [json.loads(line)["epoch"] for line in lines] == [1, 2, 3]
+
+
+def test_resume_with_another_network_keeps_the_run(
+    finished: Dataset, denoise: Callable[..., Outcome], tools: Tools
+) -> None:
+    config = finished.configured("width: 16", "width: 24")
+    before = tools.fingerprint(finished.folder)
+    error = denoise("train", "--config", config, "--resume").error
+    assert "16" in error
+    assert "24" in error
+    assert tools.fingerprint(finished.folder) == before
+
+
+@pytest.mark.parametrize("source", ["", "best_val_model.pth"])
+def test_finetuning_from_the_folder_that_is_written_to_keeps_the_model(
+    finished: Dataset, denoise: Callable[..., Outcome], tools: Tools, source: str
+) -> None:
+    before = tools.fingerprint(finished.folder)
+    assert "--output-dir" in denoise("train", "--config", finished.config, "--finetune", finished.run / source).error
+    (finished.run / "resume_state.pth").unlink()
+    (finished.run / "history.jsonl").unlink()
+    assert denoise("train", "--config", finished.config, "--finetune", finished.run / source).code == 2
+    after = tools.fingerprint(finished.folder)
+    assert before.items() - after.items() == {
+        (name, content) for name, content in before.items() if name.endswith(("resume_state.pth", "history.jsonl"))
+    }
+
+
+def test_finetuning_starts_from_the_model(
+    finished: Dataset, denoise: Callable[..., Outcome], tmp_path: Path
+) -> None:
+    def first_loss(*arguments: object) -> float:
+        run = tmp_path / f"run{len(arguments)}"
+        outcome = denoise("train", "--config", config, "--output-dir", run, *arguments)
+        assert outcome.code == 0, outcome.err
+        return float(json.loads((run / "history.jsonl").read_text().splitlines()[0])["val_l1"])
+
+    config = finished.configured("max_epochs: 2", "max_epochs: 1")
+    from_nothing = first_loss()
+    assert first_loss("--finetune", finished.run) < from_nothing
+
+
+def test_finetuning_another_network_names_both(finished: Dataset, denoise: Callable[..., Outcome]) -> None:
+    config = finished.configured("width: 16", "width: 24")
+    arguments = ("--finetune", finished.run, "--output-dir", finished.folder / "new")
+    error = denoise("train", "--config", config, *arguments).error
+    assert "'width': 16" in error
+    assert "'width': 24" in error
+    assert not (finished.folder / "new").exists()
+
+
+def test_resuming_and_finetuning_at_once_is_refused(finished: Dataset, denoise: Callable[..., Outcome]) -> None:
+    error = denoise("train", "--config", finished.config, "--resume", "--finetune", finished.run).error
+    assert "--resume" in error
+    assert "--finetune" in error
+
+
+def test_three_splits_train_and_denoise(dataset: Dataset, denoise: Callable[..., Outcome], tools: Tools) -> None:
+    for name in ("even", "odd"):
+        shutil.rmtree(dataset.folder / name)
+    for k, values in enumerate(tools.images(count=3)[:3]):
+        tools.write(dataset.folder / f"third{k}", values)
+    config = dataset.configured("[even, odd]", "[third0, third1, third2]")
+    config.write_text(config.read_text().replace("max_epochs: 2", "max_epochs: 1").replace("infer: {", "infer: {input: splits, "))
+    assert denoise("train", "--config", config).code == 0
+    outcome = denoise("volume", "--config", config, "--end-slice", 1)
+    assert outcome.code == 0, outcome.err
+    assert tools.read(outcome.out.strip()).shape == (1, 48, 48)
+
+
+def test_a_config_without_splits_cannot_train(dataset: Dataset, denoise: Callable[..., Outcome]) -> None:
+    config = dataset.configured("  splits: [even, odd]   # angles 0, 2, 4, ... and 1, 3, 5, ...\n", "")
+    assert "dataset.splits is missing" in denoise("train", "--config", config).error
+
+
+def test_where_nobody_asked_for_the_cpu_its_use_is_a_warning(
+    dataset: Dataset, denoise: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def not_now(*_: object, **__: object) -> None:
+        from denoise.errors import DeviceError
+
+        raise DeviceError("not now")
+
+    monkeypatch.setattr("denoise.commands.train.run_training", not_now)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    silent = denoise("train", "--config", dataset.config)
+    asked = denoise("train", "--config", dataset.config, "--device", "cpu", "--processes", 2)
+    assert "WARNING" in silent.log
+    assert "no GPU is visible: running on CPU" in silent.log
+    assert "WARNING" not in asked.log
+    assert "running on 2 processes on CPU" in asked.log

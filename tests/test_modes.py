@@ -1,0 +1,89 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+import denoise
+from denoise.modes import MODES, mode_of
+from denoise.networks.catalogue import NETWORKS, find_network
+from denoise.networks.spec import NetworkSpec
+from denoise.patches.sampler import CubeSampler, SliceSampler
+from denoise.tiles import Window
+
+
+def flat(n_slices: int, edge: int = 64, overlap: float = 0.5, taper: str = "hann") -> Window:
+    return MODES["2.5d"].window(NetworkSpec("residual2d", {"n_slices": n_slices}), edge, overlap, taper)
+
+
+def deep(edge: int, overlap: float = 0.5) -> Window:
+    return MODES["3d"].window(NetworkSpec("residual3d", {}), edge, overlap, "hann")
+
+
+@pytest.mark.parametrize(("n_slices", "before", "after"), [(1, 0, 0), (2, 1, 0), (3, 1, 1), (4, 2, 1), (5, 2, 2)])
+def test_a_centre_slice_is_predicted_from_its_neighbours(n_slices: int, before: int, after: int) -> None:
+    window = flat(n_slices)
+    assert window.read_zyx == (n_slices, 64, 64)
+    assert window.predict_zyx == (1, 64, 64)
+    assert window.before_zyx == (before, 0, 0)
+    assert window.after_zyx == (after, 0, 0)
+
+
+def test_a_depth_that_the_spec_leaves_out_is_the_networks_default() -> None:
+    window = MODES["2.5d"].window(NetworkSpec("unet2d", {}), 64, 0.5, "hann")
+    assert window.read_zyx[0] == NETWORKS["unet2d"].defaults["n_slices"]
+
+
+def test_the_predicted_slice_is_the_one_that_the_residual_network_corrects() -> None:
+    """Both must mean the same slice of an even number."""
+    import torch
+
+    for n_slices in (1, 2, 4, 5, 8):
+        spec = NetworkSpec("residual2d", {"n_slices": n_slices, "levels": 1, "width": 2})
+        block = torch.randn(1, n_slices, 8, 8)
+        window = MODES["2.5d"].window(spec, 8, 0.0, "uniform")
+        predicted = find_network(spec.name).build(spec.options)(block)  # starts as the identity
+        torch.testing.assert_close(predicted, block[(slice(None), *window.predicted)])
+
+
+def test_cubes_are_predicted_from_cubes() -> None:
+    window = deep(32)
+    assert window.read_zyx == window.predict_zyx == (32, 32, 32)
+    assert window.stride_zyx == (16, 16, 16)
+    assert window.before_zyx == window.after_zyx == (0, 0, 0)
+
+
+@pytest.mark.parametrize(
+    ("edge", "overlap", "stride"),
+    [(64, 0.0, 64), (64, 0.5, 32), (64, 0.25, 48), (10, 0.33, 7), (8, 0.99, 1), (1, 0.5, 1)],
+)
+def test_the_stride_is_what_the_overlap_leaves_and_at_least_one(edge: int, overlap: float, stride: int) -> None:
+    assert flat(3, edge, overlap).stride_zyx == (1, stride, stride)
+    assert deep(edge, overlap).stride_zyx == (stride, stride, stride)
+
+
+@pytest.mark.parametrize("taper", ["hann", "uniform"])
+def test_the_taper_reaches_the_window(taper: str) -> None:
+    assert flat(3, taper=taper).taper == taper
+
+
+@pytest.mark.parametrize("name", list(NETWORKS))
+def test_every_network_has_its_mode_and_every_mode_its_sampler(name: str) -> None:
+    kind = NETWORKS[name]
+    mode = mode_of(NetworkSpec(name, kind.defaults))
+    assert mode.network_dimensions == kind.dimensions
+    assert mode.sampler is {2: SliceSampler, 3: CubeSampler}[kind.dimensions]
+    assert MODES[mode.name] is mode
+    window = mode.window(NetworkSpec(name, kind.defaults), 32, 0.5, "hann")
+    assert window.read_zyx[1:] == (32, 32)
+
+
+@pytest.mark.parametrize("room", ["training", "inference"])
+def test_the_loop_and_the_engine_never_ask_which_mode_they_serve(room: str) -> None:
+    """A mode is a sampler, a network and a window; whoever writes its name is about to fork."""
+    assert denoise.__file__ is not None
+    files = sorted((Path(denoise.__file__).parent / room).rglob("*.py"))
+    assert files
+    for path in files:
+        text = path.read_text(encoding="utf-8").lower()
+        assert [name for name in MODES if name in text] == [], f"{path} names a mode"
