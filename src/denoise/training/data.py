@@ -131,7 +131,7 @@ class ResidentBlocks:
         unsigned = stored == np.uint16
         flat = torch.from_numpy((array.view(np.int16) if unsigned else array).reshape(len(splits), -1))
         if _fits_on(world.device, flat.nbytes):
-            flat = flat.to(world.device)
+            flat, keep_open = flat.to(world.device), None
         source = cls(flat, shape, unsigned, normalization, world.device)
         source._keep_open = keep_open
         return source
