@@ -1,4 +1,4 @@
-"""Shared by all tests: where the real data is, and generators that are seeded."""
+"""Shared by all tests: where the real data is, generators that are seeded, one thread per process."""
 
 from __future__ import annotations
 
@@ -7,6 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
+# Read by torch when a test first imports it: two threads on a busy machine take ten times as long as one.
+os.environ["OMP_NUM_THREADS"] = "1"
 
 
 def _shared_data() -> Path:

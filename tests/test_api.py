@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-import os
-import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -26,7 +24,7 @@ from denoise.api import (
 )
 from denoise.checkpoint import Checkpoint, RunFolder
 from denoise.config import InferSection
-from denoise.errors import CheckpointError, ConfigError, DeviceError, Interrupted, OutputError, VolumeError
+from denoise.errors import CheckpointError, ConfigError, VolumeError
 from denoise.inference.engine import denoise_slices
 from denoise.networks.catalogue import build_network
 from denoise.networks.spec import NetworkSpec
@@ -300,107 +298,6 @@ def test_a_patch_size_from_the_config_serves_models_that_do_not_know_theirs() ->
     checkpoint = Checkpoint(made.network, made.weights, made.normalization, None)
     window = make_denoiser(checkpoint, InferSection(), torch.device("cpu"), patch_size=64).window
     assert window.predict_zyx == (1, 64, 64)
-
-
-# Settings
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"patch_size": 17}, "patch_size"),
-        ({"max_epochs": 0}, "max_epochs"),
-        ({"learning_rate": "fast"}, "learning_rate"),
-        ({"colour": "red"}, "colour"),
-        ({"network": "residual3d"}, "mode"),
-    ],
-    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
-)
-def test_settings_that_make_no_sense_are_refused_before_anything_is_written(
-    tmp_path: Path, changes: dict[str, Any], message: str
-) -> None:
-    with pytest.raises(ConfigError, match=message):
-        train(splits_of(truth_of()), tmp_path / "model", **{**TINY, **changes})
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_a_device_that_is_not_there_is_refused_before_anything_is_written(tmp_path: Path) -> None:
-    with pytest.raises(DeviceError, match="tpu"):
-        train(splits_of(truth_of()), tmp_path / "model", **{**TINY, "compute": Compute(device="tpu")})
-    assert list(tmp_path.iterdir()) == []
-
-
-# Runs that exist
-
-
-@pytest.mark.usefixtures("quiet")
-def test_a_folder_that_holds_a_run_is_refused_and_left_alone(run: Path) -> None:
-    before = contents(run)
-    with pytest.raises(OutputError, match=r"holds a training run already.*--resume"):
-        train(splits_of(truth_of()), run, **TINY)
-    assert contents(run) == before
-
-
-@pytest.mark.usefixtures("quiet")
-def test_a_folder_of_the_user_keeps_what_is_in_it(tmp_path: Path) -> None:
-    (tmp_path / "notes.txt").write_text("mine", encoding="utf-8")
-    train(splits_of(truth_of()), tmp_path, **{**TINY, "max_epochs": 1})
-    assert (tmp_path / "notes.txt").read_text(encoding="utf-8") == "mine"
-
-
-def test_there_is_nothing_to_resume_in_an_empty_folder(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="nothing to resume"):
-        train(splits_of(truth_of()), tmp_path / "model", resume=True, **TINY)
-    assert list(tmp_path.iterdir()) == []
-
-
-@pytest.mark.usefixtures("quiet")
-def test_a_stopped_run_resumes_to_the_same_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    splits = splits_of(truth_of())
-    whole = train(splits, tmp_path / "whole", **TINY)
-    stepped = observers.History.stepped
-
-    def stop(self: observers.History, step: int, epoch: int, loss: float | None) -> None:
-        stepped(self, step, epoch, loss)
-        if step == 3:
-            os.kill(os.getpid(), signal.SIGTERM)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(observers.History, "stepped", stop)
-        with pytest.raises(Interrupted) as stopped:
-            train(splits, tmp_path / "parts", **TINY)
-    assert stopped.value.exit_code == 143
-    parts = train(splits, tmp_path / "parts", resume=True, **TINY)
-    assert parts.scores == whole.scores
-    assert all(torch.equal(weight, parts.weights[name]) for name, weight in whole.weights.items())
-
-
-# Starting from a model
-
-
-@pytest.mark.usefixtures("quiet")
-def test_finetuning_starts_from_the_model_and_never_changes_it(run: Path, tmp_path: Path) -> None:
-    before = contents(run)
-    settings = {**TINY, "max_epochs": 1, "learning_rate": 1e-6, "loss": "l2"}
-    fresh = train(splits_of(truth_of()), tmp_path / "fresh", **settings)
-    for source in (run, run / "best_val_model.pth"):
-        tuned = train(splits_of(truth_of()), tmp_path / f"tuned_{source.name}", finetune=source, **settings)
-        assert tuned.scores["l2"] == pytest.approx(load_checkpoint(run).scores["l2"], rel=0.01)
-        assert tuned.scores["l2"] < 0.9 * fresh.scores["l2"]
-    assert contents(run) == before
-
-
-def test_finetuning_another_network_is_refused_with_both_named(run: Path, tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match=r"residual2d .*'n_slices': 3.*'n_slices': 5"):
-        train(splits_of(truth_of()), tmp_path / "model", finetune=run, **{**TINY, "n_slices": 5})
-    with pytest.raises(CheckpointError, match=r"residual2d .* asks for .*residual3d"):
-        train(splits_of(truth_of()), tmp_path / "model", finetune=run, mode="3d", **TINY)
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_finetuning_into_the_folder_of_the_model_is_refused(run: Path) -> None:
-    with pytest.raises(OutputError, match="holds a training run already"):
-        train(splits_of(truth_of()), run, finetune=run, **TINY)
 
 
 # Models of the published tools

@@ -192,7 +192,9 @@ class RunsCode:
 
 
 @pytest.mark.parametrize("kind", ["torch", "torch legacy", "pickle", "inside a state dict"])
-@pytest.mark.parametrize("use", [("slice", "--slice-number", 1, "--model"), ("volume", "--model"), ("train", "--finetune")])
+@pytest.mark.parametrize(
+    "use", [("slice", "--slice-number", 1, "--model"), ("volume", "--model"), ("train", "--finetune")]
+)
 def test_code_in_a_model_file_is_not_run(
     dataset: Dataset, denoise: Callable[..., Outcome], tmp_path: Path, kind: str, use: tuple[object, ...]
 ) -> None:

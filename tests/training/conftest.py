@@ -11,12 +11,14 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
+from denoise.checkpoint import CRITERIA, Checkpoint, RunFolder, TrainState
 from denoise.config.train_section import TrainSection
 from denoise.launch import World
 from denoise.networks.spec import NetworkSpec
 from denoise.tiles import Triple
 from denoise.training.job import Observer, Plan, Record, TrainJob
 from denoise.training.loop import run_worker
+from denoise.training.observers import read_history
 from denoise.training.validation import Preview
 from denoise.volumes.volume import ArrayVolume, SplitSet
 
@@ -83,6 +85,53 @@ class Watcher:
         self.closed += 1
 
 
+#: What two equal runs need not share.
+_CLOCK = ("seconds", "blocks_per_second")
+
+
+def comparable_history(folder: Path) -> list[dict[str, Any]]:
+    """Every line, without what the clock says."""
+    lines = read_history(RunFolder(folder).history)
+    return [{name: value for name, value in line.items() if name not in _CLOCK} for line in lines]
+
+
+def require_same(one: Any, other: Any, where: str = "") -> None:
+    """The same bits, all the way down."""
+    if isinstance(one, torch.Tensor):
+        assert torch.equal(one, other), where
+    elif isinstance(one, dict):
+        assert one.keys() == other.keys(), where
+        for name in one:
+            require_same(one[name], other[name], f"{where}.{name}")
+    elif isinstance(one, list | tuple):
+        assert len(one) == len(other), where
+        for i, (a, b) in enumerate(zip(one, other, strict=True)):
+            require_same(a, b, f"{where}[{i}]")
+    else:
+        assert one == other, where
+
+
+def require_same_run(one: Path, other: Path, *, history: bool = True) -> None:
+    """The same final state, the same best models and the same scores on the way."""
+    states = [TrainState.load(RunFolder(folder).state) for folder in (one, other)]
+    for state in states:
+        del state.progress["seconds"]
+    for name in ("model", "ema", "optimizer", "progress", "generator", "normalization", "fingerprint"):
+        require_same(getattr(states[0], name), getattr(states[1], name), name)
+    for criterion in CRITERIA:
+        files = [RunFolder(folder).model(criterion) for folder in (one, other)]
+        assert files[0].exists() == files[1].exists(), criterion
+        if files[0].exists():
+            models = [Checkpoint.load(file) for file in files]
+            for name in ("weights", "epoch", "step", "scores", "normalization"):
+                require_same(getattr(models[0], name), getattr(models[1], name), f"{criterion}.{name}")
+    if history:
+        for a, b in zip(comparable_history(one), comparable_history(other), strict=True):
+            # Summed in two parts by the run that was interrupted.
+            assert a.pop("train_loss") == pytest.approx(b.pop("train_loss"), rel=1e-12)
+            require_same(a, b)
+
+
 @pytest.fixture
 def train(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Watcher]:
     """Runs a job with the history and a watcher looking on, without pictures: they cost more than the training."""
@@ -122,3 +171,18 @@ def noise() -> Callable[..., list[NDArray[np.float32]]]:
 @pytest.fixture
 def cpu() -> World:
     return CPU
+
+
+@pytest.fixture
+def history_of() -> Callable[[Path], list[dict[str, Any]]]:
+    return comparable_history
+
+
+@pytest.fixture
+def assert_same() -> Callable[..., None]:
+    return require_same
+
+
+@pytest.fixture
+def assert_same_run() -> Callable[..., None]:
+    return require_same_run

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from denoise.commands.display import progress_bar, say
 from denoise.config import RunConfig
 from denoise.errors import ConfigError
 from denoise.files import require_free, write_text
-from denoise.projections.reconstruct import angles_warning, find_center, reconstruct_scan
+from denoise.projections.reconstruct import angles_warning, find_center, reconstruct_scan, split_indices
 from denoise.projections.scan import Scan
 from denoise.volumes import create_sink
 from denoise.volumes.volume import VoxelSize
@@ -92,14 +93,15 @@ def prepare(
     if mode is not None:
         settings = {**settings, "train": {**settings["train"], "mode": mode.lower()}}
     text = _config_text(layout, settings)
+    split_indices(scan.shape[0], splits)  # refuses too many splits
     if warning := angles_warning(scan, splits):
         _log.warning("%s", warning)
     if center is None:
         center = find_center(scan)
         _log.info("rotation centre found at column %.2f (of %d); give another with --center", center, columns)
-    elif not 0 <= center < columns:
+    elif not 0 <= center <= columns - 1:
         raise ConfigError(f"--center {center} lies outside the detector; expected 0 to {columns - 1} (columns)")
-    with ExitStack() as stack:
+    with _nothing_left_on_failure(layout.folder), ExitStack() as stack:
         entered = [stack.enter_context(sink) for sink in sinks]
         progress = stack.enter_context(progress_bar("reconstructing", rows, columns * columns))
         reconstruct_scan(
@@ -114,6 +116,19 @@ def prepare(
     write_text(layout.config, text)
     say(str(layout.config))
     return layout.config
+
+
+@contextmanager
+def _nothing_left_on_failure(folder: Path) -> Iterator[None]:
+    """Remove the folder again, where it was new and nothing came into it."""
+    is_new = not folder.exists()
+    try:
+        yield
+    except BaseException:
+        if is_new:
+            with suppress(OSError):
+                folder.rmdir()
+        raise
 
 
 def default_settings(shape: tuple[int, int, int]) -> dict[str, Any]:

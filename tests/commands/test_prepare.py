@@ -1,0 +1,278 @@
+"""``denoise prepare``: from a raw scan to volumes and a config, or nothing at all."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import h5py
+import numpy as np
+import pytest
+
+from denoise.config import load_config
+from denoise.projections.phantom import simulate_foam_scan
+
+if TYPE_CHECKING:
+    from tiny_dataset import Outcome, Tools
+
+pytest_plugins = ("tiny_dataset",)
+
+SIZE, ROWS = 48, 8
+
+
+@pytest.fixture(scope="session")
+def simulated(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A scan of 8 rows. Read only."""
+    path = tmp_path_factory.mktemp("raw") / "foam.h5"
+    simulate_foam_scan(path, size=SIZE, slices=ROWS, angles=60)
+    return path
+
+
+@pytest.fixture
+def scan(simulated: Path, tmp_path: Path) -> Path:
+    """A scan of the test's own."""
+    return Path(shutil.copy(simulated, tmp_path / "raw.h5"))
+
+
+CENTER = ("--center", 23.5)
+
+
+def test_a_scan_becomes_a_full_volume_splits_and_a_config_that_trains(
+    scan: Path, denoise: Callable[..., Outcome], tools: Tools, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    before = scan.read_bytes()
+    outcome = denoise("prepare", scan)
+    assert outcome.code == 0, outcome.err
+    assert scan.read_bytes() == before
+    out = scan.with_name("raw_rec")
+    assert sorted(p.name for p in out.iterdir()) == ["foam_config.yaml", "foam_full", "foam_split0", "foam_split1"]
+    assert outcome.out.strip() == str(out / "foam_config.yaml")
+    full, *splits = (tools.read(out / f"foam_{name}") for name in ("full", "split0", "split1"))
+    assert full.shape == (ROWS, SIZE, SIZE)
+    # Filtered back-projection is linear, and the splits share the angles evenly.
+    inside = np.s_[:, 12:36, 12:36]
+    np.testing.assert_allclose(((splits[0] + splits[1]) / 2)[inside], full[inside], atol=0.05 * np.abs(full).max())
+    noise = np.std((splits[0] - splits[1])[inside])
+    assert noise > 0
+
+    config = load_config(out / "foam_config.yaml")
+    assert config.sample_name == "foam"
+    assert config.network_name == "residual2d", "without a GPU the light network"
+    text = (out / "foam_config.yaml").read_text()
+    shorter = re.sub("(max_epochs|patches_per_epoch): [0-9]+", r"\1: 1", text)
+    (out / "foam_config.yaml").write_text(shorter)
+    trained = denoise("train", "--config", out / "foam_config.yaml")
+    assert trained.code == 0, trained.err
+
+
+def test_a_prepared_folder_may_move(scan: Path, denoise: Callable[..., Outcome], tmp_path: Path) -> None:
+    assert denoise("prepare", scan, *CENTER, "--out", tmp_path / "here").code == 0
+    (tmp_path / "here").rename(tmp_path / "there")
+    assert denoise("check", "--config", tmp_path / "there" / "foam_config.yaml").code == 0
+
+
+def test_with_a_gpu_the_config_asks_for_the_published_network(
+    scan: Path, denoise: Callable[..., Outcome], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    assert denoise("prepare", scan, *CENTER, "--out", tmp_path / "out", "--mode", "3D").code == 0
+    config = load_config(tmp_path / "out" / "foam_config.yaml")
+    assert (config.mode, config.network_name) == ("3d", "unet3d")
+
+
+def test_options_reach_the_reconstruction_and_the_config(
+    scan: Path, denoise: Callable[..., Outcome], tools: Tools, tmp_path: Path
+) -> None:
+    template = tmp_path / "template.yaml"
+    template.write_text(
+        "dataset: {folder: /elsewhere, full: other}\n"
+        "train: {n_slices: 7, width: 24, network: residual, output_dir: /elsewhere/run}\ninfer: {overlap: 0.125}\n"
+    )
+    plain, other = tmp_path / "plain", tmp_path / "other"
+    assert denoise("prepare", scan, *CENTER, "--out", plain).code == 0
+    arguments = ("--splits", 3, "--center", 20, "--remove-stripes", "--config", template, "--out", other)
+    outcome = denoise("prepare", scan, *arguments)
+    assert outcome.code == 0, outcome.err
+    config = load_config(other / "foam_config.yaml")
+    assert [Path(path).name for path in config.split_paths] == ["foam_split0", "foam_split1", "foam_split2"]
+    assert (config.train.n_slices, config.train.width, config.infer.overlap) == (7, 24, 0.125)
+    assert config.output_dir == other / "foam_training_2.5d"
+    assert tools.read(other / "foam_split2").shape == (ROWS, SIZE, SIZE)
+    assert not np.allclose(tools.read(plain / "foam_full"), tools.read(other / "foam_full"))
+
+
+def refuse(*_: object, **__: object) -> None:
+    raise AssertionError("nothing may be computed")
+
+
+@pytest.mark.parametrize("name", ["foam_full", "foam_split0", "foam_split1", "foam_config.yaml"])
+def test_any_output_that_exists_is_refused_before_anything_is_computed_and_stays(
+    scan: Path,
+    denoise: Callable[..., Outcome],
+    tools: Tools,
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+) -> None:
+    monkeypatch.setattr("denoise.commands.prepare.find_center", refuse)
+    monkeypatch.setattr("denoise.commands.prepare.reconstruct_scan", refuse)
+    existing = scan.with_name("raw_rec") / name
+    if name.endswith("yaml"):
+        existing.parent.mkdir()
+        existing.write_text("# mine\n")
+    else:
+        tools.write(existing, np.ones((2, 3, 3), np.float32))
+    before = tools.fingerprint(scan.parent)
+    error = denoise("prepare", scan).error
+    assert str(existing) in error
+    assert "--overwrite" in error
+    assert tools.fingerprint(scan.parent) == before
+
+
+def test_on_request_earlier_results_are_replaced_and_nothing_else(
+    scan: Path, denoise: Callable[..., Outcome], tools: Tools
+) -> None:
+    out = scan.with_name("raw_rec")
+    tools.write(out / "foam_full", np.ones((2, 3, 3), np.float32))
+    (out / "notes.txt").write_text("mine")
+    assert denoise("prepare", scan, *CENTER, "--overwrite").code == 0
+    assert tools.read(out / "foam_full").shape == (ROWS, SIZE, SIZE)
+    assert (out / "notes.txt").read_text() == "mine"
+
+    (out / "foam_split0" / "notes.txt").write_text("mine")
+    before = tools.fingerprint(out)
+    assert "notes.txt" in denoise("prepare", scan, *CENTER, "--overwrite").error
+    assert tools.fingerprint(out) == before
+
+
+def no_flats(file: h5py.File) -> None:
+    del file["exchange/data_white"]
+
+
+def no_angles(file: h5py.File) -> None:
+    del file["exchange/theta"]
+
+
+def fewer_angles(file: h5py.File) -> None:
+    theta = file["exchange/theta"][:-1]
+    del file["exchange/theta"]
+    file["exchange/theta"] = theta
+
+
+def not_a_number(file: h5py.File) -> None:
+    data = file["exchange/data"][()].astype(np.float32)
+    data[5, ROWS - 1, 7] = np.nan
+    del file["exchange/data"]
+    file["exchange/data"] = data
+
+
+@pytest.mark.parametrize(
+    ("damage", "says"),
+    [
+        (no_flats, ("exchange/data_white",)),
+        (no_angles, ("exchange/theta",)),
+        (fewer_angles, ("59", "60")),
+        (not_a_number, ("exchange/data", f"row {ROWS - 1}", "column 7")),
+    ],
+)
+def test_a_scan_that_fails_leaves_nothing(
+    scan: Path,
+    denoise: Callable[..., Outcome],
+    tools: Tools,
+    damage: Callable[[h5py.File], None],
+    says: tuple[str, ...],
+) -> None:
+    with h5py.File(scan, "r+") as file:
+        damage(file)
+    before = tools.fingerprint(scan.parent)
+    error = denoise("prepare", scan, *CENTER).error
+    assert str(scan) in error
+    for fact in says:
+        assert fact in error
+    assert tools.fingerprint(scan.parent) == before
+
+
+def test_a_scan_that_fails_keeps_the_results_that_it_was_to_replace(
+    scan: Path, denoise: Callable[..., Outcome], tools: Tools
+) -> None:
+    assert denoise("prepare", scan, *CENTER).code == 0
+    with h5py.File(scan, "r+") as file:
+        not_a_number(file)
+    before = tools.fingerprint(scan.parent)
+    assert denoise("prepare", scan, *CENTER, "--overwrite").code == 2
+    assert tools.fingerprint(scan.parent) == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("--center", -3), "0 to 47"),
+        (("--center", 48), "0 to 47"),
+        (("--center", 47.5), "47"),
+        (("--center", "nan"), "nan"),
+        (("--splits", 61), "61"),
+        (("--mode", "4d"), "4d"),
+    ],
+)
+def test_options_that_do_not_fit_the_scan_leave_nothing(
+    scan: Path,
+    denoise: Callable[..., Outcome],
+    tools: Tools,
+    arguments: tuple[object, ...],
+    says: str,
+) -> None:
+    before = tools.fingerprint(scan.parent)
+    outcome = denoise("prepare", scan, *arguments)
+    assert outcome.code == 2
+    assert says in outcome.err
+    assert "Traceback" not in outcome.err
+    assert tools.fingerprint(scan.parent) == before
+
+
+def test_a_missing_scan_and_a_file_of_another_kind_are_named(denoise: Callable[..., Outcome], tmp_path: Path) -> None:
+    text = tmp_path / "text.h5"
+    text.write_text("no scan")
+    for path in (tmp_path / "missing.h5", text):
+        assert str(path) in denoise("prepare", path).error
+    assert list(tmp_path.iterdir()) == [text]
+
+
+def test_a_sample_name_that_is_a_path_cannot_leave_the_folder(
+    scan: Path, denoise: Callable[..., Outcome], tools: Tools
+) -> None:
+    with h5py.File(scan, "r+") as file:
+        del file["measurement/sample/name"]
+        file["measurement/sample/name"] = "../../escaped/name"
+    before = {path for path in tools.fingerprint(scan.parent.parent) if "raw_rec" not in path}
+    outcome = denoise("prepare", scan, *CENTER)
+    assert outcome.code == 0, outcome.err
+    assert {path for path in tools.fingerprint(scan.parent.parent) if "raw_rec" not in path} == before
+    assert denoise("check", "--config", outcome.out.strip()).code == 0
+
+
+def test_few_angles_for_each_split_are_a_warning(
+    scan: Path, denoise: Callable[..., Outcome], tmp_path: Path
+) -> None:
+    outcome = denoise("prepare", scan, *CENTER, "--splits", 5, "--out", tmp_path / "out")
+    assert outcome.code == 0
+    assert "WARNING" in outcome.log
+    assert "angles" in outcome.log
+
+
+@pytest.mark.real_data
+def test_a_real_scan_is_prepared_and_its_centre_found(
+    shared_data: Path, denoise: Callable[..., Outcome], tools: Tools, tmp_path: Path
+) -> None:
+    outcome = denoise("prepare", shared_data / "tooth" / "tooth.h5", "--out", tmp_path / "out")
+    assert outcome.code == 0, outcome.err
+    found = outcome.log.partition("rotation centre found at column ")[2].split()[0]
+    assert abs(float(found) - 295) <= 0.5
+    config = load_config(outcome.out.strip())
+    for path in (*config.split_paths, config.full_path or ""):
+        image = tools.read(path)
+        assert image.shape == (2, 640, 640)
+        assert np.isfinite(image).all()
+    assert denoise("check", "--config", outcome.out.strip()).code == 0

@@ -1,0 +1,147 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+
+from denoise.checkpoint import CRITERIA, Checkpoint, RunFolder, TrainState
+from denoise.errors import DenoiseError, DeviceError, VolumeError
+from denoise.launch import World
+from denoise.networks.spec import NetworkSpec
+from denoise.training import data
+from denoise.training.job import TrainJob
+from denoise.training.loop import TrainingRun
+
+Train = Callable[..., Any]
+Jobs = Callable[..., TrainJob]
+Splits = Callable[..., Any]
+History = Callable[[Path], list[dict[str, Any]]]
+Same = Callable[..., None]
+
+FLAT = NetworkSpec("residual2d", {"n_slices": 3, "width": 16, "levels": 2})
+DEEP = NetworkSpec("residual3d", {"width": 8, "levels": 2})
+
+
+@pytest.mark.parametrize("save_every_minutes", [5.0, 1e-9])
+def test_a_run_that_diverges_says_so_and_keeps_its_best_model_and_its_last_good_state(
+    train: Train, jobs: Jobs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, save_every_minutes: float
+) -> None:
+    step = TrainingRun._step
+
+    def spoiled(self: TrainingRun, blocks: torch.Tensor, rate: float) -> torch.Tensor:
+        if self.progress.step == 5:
+            with torch.no_grad():
+                next(self.network.parameters()).fill_(torch.nan)
+        return step(self, blocks, rate)
+
+    monkeypatch.setattr(TrainingRun, "_step", spoiled)
+    with pytest.raises(DenoiseError, match=r"diverged.*learning_rate"):
+        train(jobs(tmp_path, max_epochs=5, save_every_minutes=save_every_minutes))
+    checkpoint = Checkpoint.load(RunFolder(tmp_path).model("val"))
+    assert checkpoint.epoch <= 2
+    weights = list(checkpoint.weights.values())
+    if RunFolder(tmp_path).state.exists():
+        weights += TrainState.load(RunFolder(tmp_path).state).model.values()
+    assert all(bool(torch.isfinite(weight).all()) for weight in weights)
+
+
+def test_observers_are_closed_when_a_run_fails(
+    train: Train, jobs: Jobs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    closed: list[str] = []
+    from denoise.training import observers
+
+    monkeypatch.setattr(observers.History, "close", lambda self: closed.append("history"))
+
+    def fail() -> None:
+        raise RuntimeError("a bug")
+
+    with pytest.raises(RuntimeError, match="a bug"):
+        train(jobs(tmp_path), {1: fail})
+    assert closed == ["history"]
+
+
+def test_memory_that_is_too_small_is_a_device_error(
+    train: Train, jobs: Jobs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(self: TrainingRun, blocks: torch.Tensor, rate: float) -> torch.Tensor:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(TrainingRun, "_step", full)
+    with pytest.raises(DeviceError, match=r"4 blocks of 16 voxels.*train\.batch_size"):
+        train(jobs(tmp_path))
+
+
+def test_nan_in_a_split_is_refused_before_the_first_step_and_filled_on_request(
+    train: Train, jobs: Jobs, splits_of: Splits, noise: Splits, tmp_path: Path
+) -> None:
+    arrays = noise()
+    arrays[1][5, 3, 3] = np.nan
+    splits = splits_of(arrays, 20)
+    with pytest.raises(VolumeError, match=r"recon_1 holds 1 NaN or Inf voxels in slice 25"):
+        train(jobs(tmp_path / "a", splits=splits))
+    assert list((tmp_path / "a").iterdir()) == []
+    watcher = train(jobs(tmp_path / "b", splits=splits, non_finite="fill", max_epochs=1))
+    assert np.isfinite(watcher.records[0].train_loss)
+
+
+def test_more_processes_than_blocks_in_a_batch_are_refused(jobs: Jobs, tmp_path: Path) -> None:
+    with pytest.raises(DeviceError, match=r"batch_size is 4, fewer than the 5 processes"):
+        TrainingRun(World(0, 5, torch.device("cpu")), jobs(tmp_path))
+
+
+# Where the data is
+
+
+@pytest.mark.parametrize("network", [FLAT, DEEP], ids=["2.5d", "3d"])
+@pytest.mark.parametrize("dtype", [np.float32, np.uint16])
+def test_splits_that_do_not_fit_into_memory_train_to_the_same_bits(
+    train: Train,
+    jobs: Jobs,
+    splits_of: Splits,
+    noise: Callable[..., list[NDArray[np.float32]]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    network: NetworkSpec,
+    dtype: type[np.generic],
+    assert_same_run: Same,
+) -> None:
+    arrays = [(a * 1000 + 33000).astype(dtype) for a in noise((20, 24, 24))]
+    train(jobs(tmp_path / "resident", network, splits_of(arrays)))
+    monkeypatch.setattr(data.psutil, "virtual_memory", lambda: SimpleNamespace(available=1000))
+    monkeypatch.setattr(data.ResidentBlocks, "read", None)
+    train(jobs(tmp_path / "streamed", network, splits_of(arrays)))
+    assert_same_run(tmp_path / "resident", tmp_path / "streamed")
+
+
+# What a run leaves
+
+
+def test_a_run_leaves_its_files_under_their_final_names_only(train: Train, jobs: Jobs, tmp_path: Path) -> None:
+    train(jobs(tmp_path, warmup_steps=0))
+    names = sorted(path.name for path in tmp_path.rglob("*"))
+    assert names == [*sorted(CRITERIA.values()), "history.jsonl", "resume_state.pth"]
+    assert all(json.loads(line) for line in RunFolder(tmp_path).history.read_text(encoding="utf-8").splitlines())
+
+
+def test_the_best_model_can_be_used_while_training_goes_on(train: Train, jobs: Jobs, tmp_path: Path) -> None:
+    read: list[int] = []
+
+    def look() -> None:
+        path = RunFolder(tmp_path).model("val")
+        if path.exists():
+            checkpoint = Checkpoint.load(path)
+            with torch.inference_mode():
+                assert torch.isfinite(checkpoint.build()(torch.zeros(1, 3, 16, 16))).all()
+            read.append(checkpoint.epoch)
+
+    train(jobs(tmp_path, max_epochs=4), dict.fromkeys(range(1, 9), look))
+    assert len(read) == 6
+    assert read == sorted(read)

@@ -1,0 +1,168 @@
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from denoise.checkpoint import RunFolder, TrainState
+from denoise.errors import CheckpointError, Interrupted
+from denoise.networks.spec import NetworkSpec
+from denoise.training.job import TrainJob
+
+Train = Callable[..., Any]
+Jobs = Callable[..., TrainJob]
+Splits = Callable[..., Any]
+History = Callable[[Path], list[dict[str, Any]]]
+Same = Callable[..., None]
+
+FLAT = NetworkSpec("residual2d", {"n_slices": 3, "width": 16, "levels": 2})
+DEEP = NetworkSpec("residual3d", {"width": 8, "levels": 2})
+
+
+def stop_now() -> None:
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+@pytest.mark.parametrize("stop_after", [3, 4, 7], ids=lambda n: f"step {n}")
+@pytest.mark.parametrize(
+    ("network", "settings"),
+    [
+        (FLAT, {}),
+        (FLAT, {"ema_decay": 0.8, "schedule": "cosine", "validate_every": 2}),
+        (DEEP, {"ema_decay": 0.8, "schedule": "cosine"}),
+    ],
+    ids=["2.5d", "2.5d averaged cosine", "3d averaged cosine"],
+)
+def test_a_run_that_a_signal_stopped_ends_as_if_it_had_not(
+    train: Train,
+    jobs: Jobs,
+    tmp_path: Path,
+    network: NetworkSpec,
+    settings: dict[str, Any],
+    stop_after: int,
+    assert_same_run: Same,
+) -> None:
+    """In mid-epoch and at its last step, bit for bit."""
+    settings = {"max_epochs": 4, "warmup_steps": 3, "learning_rate": 0.01, **settings}
+    train(jobs(tmp_path / "whole", network, **settings))
+    with pytest.raises(Interrupted, match=r"--resume") as stopped:
+        train(jobs(tmp_path / "parts", network, **settings), {stop_after: stop_now})
+    assert stopped.value.exit_code == 143
+    assert TrainState.load(RunFolder(tmp_path / "parts").state).progress["step"] == stop_after
+    watcher = train(jobs(tmp_path / "parts", network, resume=True, **settings))
+    assert watcher.steps[0][0] == stop_after + 1
+    assert_same_run(tmp_path / "whole", tmp_path / "parts")
+
+
+def test_more_epochs_continue_a_run_that_was_done(
+    train: Train, jobs: Jobs, tmp_path: Path, assert_same_run: Same
+) -> None:
+    train(jobs(tmp_path / "whole", max_epochs=4))
+    train(jobs(tmp_path / "parts", max_epochs=2))
+    train(jobs(tmp_path / "parts", max_epochs=4, resume=True))
+    assert_same_run(tmp_path / "whole", tmp_path / "parts")
+
+
+def test_resuming_a_run_that_is_done_changes_nothing(
+    train: Train, jobs: Jobs, tmp_path: Path, assert_same_run: Same
+) -> None:
+    train(jobs(tmp_path / "a"))
+    train(jobs(tmp_path / "b"))
+    watcher = train(jobs(tmp_path / "b", resume=True))
+    assert watcher.steps == []
+    assert_same_run(tmp_path / "a", tmp_path / "b")
+
+
+def test_a_run_that_was_killed_repeats_what_was_not_saved(
+    train: Train, jobs: Jobs, tmp_path: Path, assert_same_run: Same
+) -> None:
+    """The state lags behind the history and the best model, as after a power failure."""
+    train(jobs(tmp_path / "whole", max_epochs=4))
+    train(jobs(tmp_path / "parts", max_epochs=2))
+    earlier = RunFolder(tmp_path / "parts").state.read_bytes()
+    train(jobs(tmp_path / "parts", max_epochs=3, resume=True))
+    RunFolder(tmp_path / "parts").state.write_bytes(earlier)
+    with RunFolder(tmp_path / "parts").history.open("a", encoding="utf-8") as history:
+        history.write('{"epoch": 4, "st')
+    train(jobs(tmp_path / "parts", max_epochs=4, resume=True))
+    assert_same_run(tmp_path / "whole", tmp_path / "parts")
+
+
+def test_the_state_is_saved_now_and_then(
+    train: Train, jobs: Jobs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, assert_same_run: Same
+) -> None:
+    """A process that is killed without a word loses minutes, not days."""
+    seen: list[int] = []
+
+    def look() -> None:
+        state = RunFolder(tmp_path / "parts").state
+        seen.append(TrainState.load(state).progress["step"] if state.exists() else 0)
+
+    train(jobs(tmp_path / "whole", max_epochs=3))
+    train(jobs(tmp_path / "parts", max_epochs=3, save_every_minutes=1e-9), dict.fromkeys(range(1, 7), look))
+    assert seen == [0, 1, 2, 3, 4, 5]
+    assert_same_run(tmp_path / "whole", tmp_path / "parts")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"seed": 5}, r"seed = 0, the config now has 5"),
+        ({"loss": "l2"}, r"loss = 'l1', the config now has 'l2'"),
+        ({"batch_size": 8}, r"batch_size = 4, the config now has 8"),
+        ({"patch_size": 8}, r"patch size = 16, the config now has 8"),
+        ({"ema_decay": 0.9}, r"ema_decay = None, the config now has 0\.9"),
+        ({"network": NetworkSpec("residual2d", {"n_slices": 5, "width": 16, "levels": 2})}, r"network\.n_slices = 3"),
+        ({"network": NetworkSpec("unet2d", {"n_slices": 3})}, r"network = 'residual2d'"),
+        ({"train_slices": range(1, 9)}, r"training slices = None, the config now has \[1, 9\]"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_a_changed_setting_is_refused_by_name_and_nothing_is_touched(
+    train: Train, jobs: Jobs, tmp_path: Path, changes: dict[str, Any], message: str
+) -> None:
+    train(jobs(tmp_path, max_epochs=1, patches_per_epoch=4))
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    with pytest.raises(CheckpointError, match=message):
+        train(jobs(tmp_path, **{"resume": True, "max_epochs": 2, "patches_per_epoch": 4, **changes}))
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
+def test_resuming_with_other_splits_is_refused(
+    train: Train, jobs: Jobs, splits_of: Splits, noise: Splits, tmp_path: Path
+) -> None:
+    train(jobs(tmp_path, max_epochs=1))
+    with pytest.raises(CheckpointError, match=r"shape = \[12, 32, 32\], the config now has \[13, 32, 32\]"):
+        train(jobs(tmp_path, splits=splits_of(noise((13, 32, 32))), resume=True))
+
+
+def test_resuming_without_a_state_says_so(train: Train, jobs: Jobs, tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"resume_state\.pth"):
+        train(jobs(tmp_path, resume=True))
+
+
+def test_a_state_whose_weights_do_not_fit_is_refused(train: Train, jobs: Jobs, tmp_path: Path) -> None:
+    train(jobs(tmp_path, max_epochs=1))
+    path = RunFolder(tmp_path).state
+    content = torch.load(path, weights_only=True)
+    content["model"]["leave.weight"] = torch.zeros(1)
+    torch.save(content, path)
+    with pytest.raises(CheckpointError, match="does not fit this run"):
+        train(jobs(tmp_path, max_epochs=2, resume=True))
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_after_a_run_signals_mean_what_they_meant_before(
+    train: Train, jobs: Jobs, tmp_path: Path, number: signal.Signals
+) -> None:
+    before = signal.getsignal(number)
+    train(jobs(tmp_path / "a", max_epochs=1))
+    with pytest.raises(Interrupted) as stopped:
+        train(jobs(tmp_path / "b", max_epochs=2), {1: lambda: os.kill(os.getpid(), number)})
+    assert stopped.value.exit_code == 128 + number
+    assert signal.getsignal(number) is before
