@@ -20,8 +20,9 @@ import numpy as np
 import pytest
 import torch
 
-from denoise import checkpoint as module
-from denoise.checkpoint import CRITERIA, Checkpoint, RunFolder, TrainState, find_model, software_versions
+from denoise import archive
+from denoise.archive import software_versions
+from denoise.checkpoint import CRITERIA, Checkpoint, RunFolder, TrainState, find_model
 from denoise.errors import CheckpointError, OutputError
 from denoise.files import explained
 from denoise.networks.catalogue import build_network
@@ -151,7 +152,7 @@ def test_a_full_disk_is_one_clear_sentence(tmp_path, monkeypatch, kind):
         with explained(final):
             yield Path("/dev/full")
 
-    monkeypatch.setattr(module, "whole_file", on_a_full_disk)
+    monkeypatch.setattr(archive, "whole_file", on_a_full_disk)
     saved = _checkpoint() if kind == "model" else _state()
     with pytest.raises(OutputError, match=r"model.pth cannot be written: the disk is full"):
         saved.save(tmp_path / "model.pth")

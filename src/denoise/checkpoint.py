@@ -8,23 +8,16 @@ a shared folder is hostile until parsed, and loading one runs no code. Files of 
 from __future__ import annotations
 
 import math
-import pickle
-import platform
-import re
-import struct
-import zipfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypeAlias
 
-import numpy as np
 import torch
 
+from denoise.archive import as_plain, first_line, listed_keys, load_archive, save_archive, software_versions
 from denoise.errors import CheckpointError, ConfigError
-from denoise.files import whole_file
 from denoise.networks.catalogue import build_network
 from denoise.networks.spec import NetworkSpec
 from denoise.networks.stored import recognise, without_prefix
@@ -34,23 +27,6 @@ Weights: TypeAlias = dict[str, torch.Tensor]
 
 _FORMAT = "ct-denoise checkpoint"
 _FORMAT_VERSION = 1
-#: What an archive that is damaged, cut short or not ours makes torch.load raise.
-_LOAD_ERRORS = (
-    pickle.UnpicklingError,
-    RuntimeError,
-    EOFError,
-    ValueError,
-    KeyError,
-    AttributeError,
-    IndexError,
-    TypeError,
-    ImportError,
-    AssertionError,
-    OSError,
-    struct.error,
-    zipfile.BadZipFile,
-)
-
 #: Which file holds the best model by which score; see the method, "Selecting a model".
 CRITERIA = {"val": "best_val_model.pth", "lcl": "best_lcl_model.pth", "edge": "best_edge_model.pth"}
 
@@ -89,7 +65,7 @@ class Checkpoint:
         except RuntimeError as error:
             raise CheckpointError(
                 f"the weights do not fit the network {self.network.name} {dict(self.network.options)} that the model "
-                f"file names: {_first_line(error)}; the file is damaged or was changed"
+                f"file names: {first_line(error)}; the file is damaged or was changed"
             ) from error
         network.eval()
         return network
@@ -101,17 +77,17 @@ class Checkpoint:
             "format_version": _FORMAT_VERSION,
             "model_state_dict": self.weights,
             "network": {"name": self.network.name, "options": dict(self.network.options)},
-            "normalization": _as_plain(asdict(self.normalization)) if self.normalization else None,
+            "normalization": as_plain(asdict(self.normalization)) if self.normalization else None,
             "patch_size": self.patch_size,
             "criterion": self.criterion,
             "epoch": self.epoch,
             "step": self.step,
-            "scores": _as_plain(self.scores),
+            "scores": as_plain(self.scores),
             "sample": self.sample,
             "versions": dict(self.versions) or software_versions(),
             "created": self.created or datetime.now(UTC).isoformat(timespec="seconds"),
         }
-        _save_archive(content, path)
+        save_archive(content, path)
 
     @classmethod
     def load(cls, path: Path) -> Checkpoint:
@@ -122,11 +98,11 @@ class Checkpoint:
         CheckpointError
             The file is missing, damaged, holds code or anything but tensors and plain values, or is no such model.
         """
-        content = _load_archive(path)
+        content = load_archive(path)
         if "model_state_dict" not in content:
             raise CheckpointError(
-                f"{path} holds {_keys(content)} but no 'model_state_dict'; expected a model written by `denoise train` "
-                "(best_val_model.pth) or by the published tools"
+                f"{path} holds {listed_keys(content)} but no 'model_state_dict'; expected a model written by "
+                "`denoise train` (best_val_model.pth) or by the published tools"
             )
         weights = _checked_weights(content["model_state_dict"], path)
         if content.get("format") != _FORMAT:
@@ -223,9 +199,9 @@ class TrainState:
     def save(self, path: Path) -> None:
         """Write the state whole."""
         content = {name: getattr(self, name) for name in self.__dataclass_fields__}
-        content["normalization"] = _as_plain(asdict(self.normalization))
+        content["normalization"] = as_plain(asdict(self.normalization))
         content["fingerprint"] = dict(self.fingerprint)
-        _save_archive(content, path)
+        save_archive(content, path)
 
     @classmethod
     def load(cls, path: Path) -> TrainState:
@@ -236,9 +212,9 @@ class TrainState:
         CheckpointError
             The file is missing, damaged or not a training state.
         """
-        content = _load_archive(path)
+        content = load_archive(path)
         if set(content) != set(cls.__dataclass_fields__):
-            raise CheckpointError(f"{path} holds {_keys(content)}; expected the state of a training run")
+            raise CheckpointError(f"{path} holds {listed_keys(content)}; expected the state of a training run")
         content["normalization"] = _parsed_normalization(content["normalization"], path)
         return cls(**content)
 
@@ -307,54 +283,6 @@ def find_model(path: Path, criterion: str) -> Path:
     )
 
 
-def software_versions() -> dict[str, str]:
-    """Versions that matter for repeating a result."""
-    return {
-        "ct-denoise": version("ct-denoise"),
-        "torch": str(torch.__version__),  # its own type is no plain string
-        "numpy": np.__version__,
-        "python": platform.python_version(),
-    }
-
-
-def _as_plain(numbers: Mapping[str, float]) -> dict[str, float]:
-    """Without numpy's scalars, which ``weights_only`` refuses to load."""
-    return {name: float(number) for name, number in numbers.items()}
-
-
-def _save_archive(content: dict[str, Any], path: Path) -> None:
-    # Given a path, torch opens the file itself and reports a full disk as a RuntimeError without a reason.
-    with whole_file(path) as partial, partial.open("wb") as file:
-        torch.save(content, file)
-
-
-def _load_archive(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        raise CheckpointError(f"there is no file {path}; check the name, or run `denoise train` first")
-    try:
-        _refuse_compressed(path)
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except PermissionError as error:
-        raise CheckpointError(f"{path} cannot be read: no permission; ask its owner") from error
-    except _LOAD_ERRORS as error:
-        foreign = re.search(r"GLOBAL (\S+)", str(error))
-        reason = f"it refers to code ({foreign[1]})" if foreign else "it is damaged or cut short"
-        raise CheckpointError(
-            f"{path} is not loaded: {reason}; expected tensors and plain values as `denoise train` writes them"
-        ) from error
-    if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
-        raise CheckpointError(f"{path} holds a {type(content).__name__}; expected the dict that `denoise train` writes")
-    return content
-
-
-def _refuse_compressed(path: Path) -> None:
-    """A few bytes could unpack to more than the memory; torch.save compresses nothing."""
-    if zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as archive:
-            if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
-                raise CheckpointError(f"{path} is not loaded: it is compressed; save it again with torch.save")
-
-
 def _checked_weights(weights: Any, path: Path) -> Weights:
     if not isinstance(weights, Mapping) or not weights:
         raise CheckpointError(f"{path}: model_state_dict is a {type(weights).__name__}; expected named tensors")
@@ -377,12 +305,3 @@ def _is_plain(tensor: Any) -> bool:
         and tensor.device.type == "cpu"
         and tensor.numel() * tensor.element_size() <= tensor.untyped_storage().nbytes()
     )
-
-
-def _keys(content: Mapping[str, Any]) -> str:
-    return ", ".join(repr(k)[:30] for k in list(content)[:6]) or "nothing"
-
-
-def _first_line(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0][:200] if lines else type(error).__name__

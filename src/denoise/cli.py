@@ -287,7 +287,9 @@ def main() -> NoReturn:
 
 def _set_up() -> None:
     """Logging, and what every process started from here inherits."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    # Under torchrun every rank runs this command; one of them speaks.
+    level = logging.INFO if os.environ.get("RANK", "0") == "0" else logging.ERROR
+    logging.basicConfig(level=level, format="%(message)s", stream=sys.stderr)
     logging.captureWarnings(capture=True)
     # It reports damaged files on its own, besides the error that we raise for them.
     logging.getLogger("tifffile").setLevel(logging.CRITICAL)

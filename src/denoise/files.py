@@ -34,7 +34,7 @@ def remove_leftovers(final: Path) -> None:
             discard(path)
 
 
-def require_free(path: Path, *, overwrite: bool) -> None:
+def require_free(path: Path, *, overwrite: bool, option: str = "--output") -> None:
     """Refuse to go on where a result already stands and the user has not said ``--overwrite``.
 
     Raises
@@ -43,7 +43,7 @@ def require_free(path: Path, *, overwrite: bool) -> None:
         ``path`` exists and ``overwrite`` is false, or its folder cannot be written.
     """
     if os.path.lexists(path) and not overwrite:
-        raise OutputError(f"{path} exists already; choose another --output, or replace it with --overwrite")
+        raise OutputError(f"{path} exists already; choose another {option}, or replace it with --overwrite")
     folder = path.parent
     while not os.path.lexists(folder):  # Path.exists raises inside a folder that may not be searched
         folder = folder.parent

@@ -139,7 +139,11 @@ def describe_device(device: torch.device) -> str:
     """For people: the GPU's name, or the CPU with the number of threads."""
     if device.type == "cuda":
         return f"{torch.cuda.get_device_name(device)} (cuda:{device.index or 0})"
-    return f"CPU, {torch.get_num_threads()} threads" if device.type == "cpu" else "Apple GPU (mps)"
+    return "Apple GPU (mps)" if device.type == "mps" else f"CPU, {_plural(torch.get_num_threads(), 'thread')}"
+
+
+def _plural(count: int, what: str) -> str:
+    return f"{count} {what}" if count == 1 else f"{count} {what}s"
 
 
 def launch(function: Callable[[World, Job], None], job: Job, devices: Sequence[torch.device]) -> None:
@@ -172,7 +176,7 @@ def _launch_elastic(function: Callable[[World, Job], None], job: Job, devices: S
     # Without this the launcher gives every process one thread, also where there are many cores for each.
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // count)))
     for name in ("torch.distributed.elastic", "torch.multiprocessing.spawn"):
-        logging.getLogger(name).setLevel(logging.CRITICAL)  # it prints tracebacks that we report in our own words
+        logging.getLogger(name).setLevel(logging.CRITICAL)  # they print tracebacks that we report in our own words
     config = LaunchConfig(
         min_nodes=1,
         max_nodes=1,
@@ -209,6 +213,9 @@ def _run_rank(
     function: Callable[[World, Job], None], job: Job, devices: Sequence[torch.device], reports: str | None = None
 ) -> None:
     """What every process runs."""
+    # A worker is a fresh interpreter: this is where its logging is set up. Only the chief tells of its progress.
+    level = logging.INFO if os.environ.get("RANK", "0") == "0" else logging.WARNING
+    logging.basicConfig(level=level, format="%(message)s")
     local_rank = int(os.environ["LOCAL_RANK"])
     device = devices[local_rank % len(devices)]
     if device.type == "cuda":

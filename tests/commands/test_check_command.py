@@ -95,7 +95,10 @@ def test_it_fails_with_the_message_of_the_run_that_would_fail(
         shutil.rmtree(finished.run)
         checked, tried = (denoise(each, "--config", config) for each in ("check", verb))
     else:
-        checked, tried = denoise("check", "--config", config), denoise(verb, "--config", config, "--model", finished.run)
+        checked, tried = (
+            denoise("check", "--config", config),
+            denoise(verb, "--config", config, "--model", finished.run),
+        )
     assert checked.err == tried.err
     assert checked.code == tried.code == 2
 

@@ -243,9 +243,7 @@ def test_splits_can_be_denoised_instead_of_the_full_reconstruction_which_may_the
     np.testing.assert_allclose(outputs[2], (outputs[0] + outputs[1]) / 2, atol=2e-4)
 
 
-def test_without_a_full_reconstruction_the_way_out_is_named(
-    finished: Dataset, denoise: Callable[..., Outcome]
-) -> None:
+def test_without_a_full_reconstruction_the_way_out_is_named(finished: Dataset, denoise: Callable[..., Outcome]) -> None:
     config = finished.configured("  full: whole\n", "")
     outcome = denoise("volume", "--config", config)
     assert "dataset.full" in outcome.error

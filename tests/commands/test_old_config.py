@@ -160,7 +160,9 @@ def test_an_old_config_trains(tmp_path: Path, denoise: Callable[..., Outcome], t
             tifffile.imwrite(tmp_path / name / f"recon_{number:05d}.tiff", image)
     config = tmp_path / "config.yaml"
     text = OLD.format(folder=tmp_path, normalisation=KNOWN, mode="2.5d")
-    config.write_text(text.replace("psz: 64", "psz: 16").replace("mbsz: 32", "mbsz: 2").replace("maxep: 2000", "maxep: 1"))
+    config.write_text(
+        text.replace("psz: 64", "psz: 16").replace("mbsz: 32", "mbsz: 2").replace("maxep: 2000", "maxep: 1")
+    )
     outcome = denoise("train", "--config", config)
     assert outcome.code == 0, outcome.err
     assert (tmp_path / "rec_full_training_2.5d" / "best_val_model.pth").is_file()

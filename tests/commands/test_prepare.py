@@ -253,9 +253,7 @@ def test_a_sample_name_that_is_a_path_cannot_leave_the_folder(
     assert denoise("check", "--config", outcome.out.strip()).code == 0
 
 
-def test_few_angles_for_each_split_are_a_warning(
-    scan: Path, denoise: Callable[..., Outcome], tmp_path: Path
-) -> None:
+def test_few_angles_for_each_split_are_a_warning(scan: Path, denoise: Callable[..., Outcome], tmp_path: Path) -> None:
     outcome = denoise("prepare", scan, *CENTER, "--splits", 5, "--out", tmp_path / "out")
     assert outcome.code == 0
     assert "WARNING" in outcome.log

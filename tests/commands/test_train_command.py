@@ -106,9 +106,7 @@ def test_finetuning_from_the_folder_that_is_written_to_keeps_the_model(
     }
 
 
-def test_finetuning_starts_from_the_model(
-    finished: Dataset, denoise: Callable[..., Outcome], tmp_path: Path
-) -> None:
+def test_finetuning_starts_from_the_model(finished: Dataset, denoise: Callable[..., Outcome], tmp_path: Path) -> None:
     def first_loss(*arguments: object) -> float:
         run = tmp_path / f"run{len(arguments)}"
         outcome = denoise("train", "--config", config, "--output-dir", run, *arguments)
@@ -141,7 +139,9 @@ def test_three_splits_train_and_denoise(dataset: Dataset, denoise: Callable[...,
     for k, values in enumerate(tools.images(count=3)[:3]):
         tools.write(dataset.folder / f"third{k}", values)
     config = dataset.configured("[even, odd]", "[third0, third1, third2]")
-    config.write_text(config.read_text().replace("max_epochs: 2", "max_epochs: 1").replace("infer: {", "infer: {input: splits, "))
+    config.write_text(
+        config.read_text().replace("max_epochs: 2", "max_epochs: 1").replace("infer: {", "infer: {input: splits, ")
+    )
     assert denoise("train", "--config", config).code == 0
     outcome = denoise("volume", "--config", config, "--end-slice", 1)
     assert outcome.code == 0, outcome.err

@@ -8,32 +8,65 @@ import pytest
 import torch
 
 from denoise.checkpoint import Checkpoint, RunFolder, TrainState
-from denoise.launch import launch
+from denoise.launch import World, launch
+from denoise.networks.catalogue import build_network
 from denoise.training.job import TrainJob
 from denoise.training.loop import run_worker
 from denoise.training.observers import read_history
 
 
-def test_two_processes_with_half_the_batch_each_do_what_one_does(
+def run_all(world: World, jobs: list[TrainJob]) -> None:
+    """Several runs for the price of starting the processes once."""
+    for job in jobs:
+        run_worker(world, job)
+
+
+def test_two_processes_that_share_a_batch_do_what_one_does(
     jobs: Callable[..., TrainJob], train: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    settings = {"warmup_steps": 2, "lcl_weight": 0.1, "learning_rate": 3e-3, "ema_decay": 0.5}
+    """Two blocks each of four; and one and two of three, whose gradients must not count alike."""
     # Set here so that what `launch` sets for its workers does not outlive the test.
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     monkeypatch.setenv("PYTHONNOUSERSITE", "1")
-    train(jobs(tmp_path / "one", **settings))
-    launch(run_worker, jobs(tmp_path / "two", **settings), [torch.device("cpu")] * 2)
 
-    states = [TrainState.load(RunFolder(tmp_path / name).state) for name in ("one", "two")]
-    models = [Checkpoint.load(RunFolder(tmp_path / name).model("val")) for name in ("one", "two")]
-    assert states[0].normalization == states[1].normalization, "to the last bit"
-    assert states[0].progress["step"] == states[1].progress["step"] == 4
-    for one, two in [(states[0].model, states[1].model), (models[0].weights, models[1].weights)]:
-        for name, weight in one.items():
-            difference = float((weight - two[name]).norm() / weight.norm().clamp(min=1e-3))
-            assert difference < 1e-4, f"{name} differs by {difference:.1e}"
-    one, two = (read_history(RunFolder(tmp_path / name).history) for name in ("one", "two"))
-    for a, b in zip(one, two, strict=True):
+    def both(name: str) -> list[TrainJob]:
+        # L2, because the gradient of L1 is a sum of signs, which rounding flips; unclipped, because clipping hides a
+        # gradient of the wrong length; from a network all of whose weights have a gradient from the first step on.
+        common = {"loss": "l2", "lcl_weight": 0.1, "gradient_clip": None, "learning_rate": 3e-4, "initial": initial()}
+        return [
+            jobs(tmp_path / f"{name}_even", batch_size=4, warmup_steps=2, ema_decay=0.5, **common),
+            jobs(
+                tmp_path / f"{name}_uneven", batch_size=3, warmup_steps=0, patches_per_epoch=3, max_epochs=1, **common
+            ),
+        ]
+
+    def initial() -> dict[str, torch.Tensor]:
+        torch.manual_seed(0)
+        weights = build_network(jobs(tmp_path / "one_even").network).state_dict()
+        return {name: torch.randn_like(w) * 0.05 if name == "leave.weight" else w for name, w in weights.items()}
+
+    for job in both("one"):
+        train(job)
+    launch(run_all, both("two"), [torch.device("cpu")] * 2)
+    for name in ("even", "uneven"):
+        assert_close(RunFolder(tmp_path / f"one_{name}"), RunFolder(tmp_path / f"two_{name}"))
+
+
+def assert_close(alone: RunFolder, shared: RunFolder) -> None:
+    one, two = (TrainState.load(folder.state) for folder in (alone, shared))
+    assert one.normalization == two.normalization, "to the last bit"
+    assert one.progress["step"] == two.progress["step"]
+    require_close(one.model, two.model)
+    require_close(*(Checkpoint.load(folder.model("val")).weights for folder in (alone, shared)))
+    averages = [{str(i): s["exp_avg"] for i, s in state.optimizer["state"].items()} for state in (one, two)]
+    require_close(*averages)
+    for a, b in zip(read_history(alone.history), read_history(shared.history), strict=True):
         assert a["improved"] == b["improved"]
         for name in ("train_loss", "val_l1", "val_l2", "val_lcl", "val_edge", "learning_rate"):
             assert a[name] == pytest.approx(b[name], rel=1e-4), name
+
+
+def require_close(one: dict[str, torch.Tensor], two: dict[str, torch.Tensor]) -> None:
+    for name, tensor in one.items():
+        difference = float((tensor - two[name]).norm() / tensor.norm().clamp(min=1e-3))
+        assert difference < 1e-4, f"{name} differs by {difference:.1e}"

@@ -77,7 +77,9 @@ def _training(config: RunConfig, splits: SplitSet, network: NetworkSpec) -> list
     where = "in memory" if fits_in_memory(splits) else "read patch by patch, as they do not fit in memory"
     held = holdout.held_out
     axis = 0 if held.shape_zyx[0] < splits.shape[0] else 1
-    part = f"{'slices' if axis == 0 else 'rows'} {held.start_zyx[axis]}..{held.stop_zyx[axis] - 1}, counted from 0"
+    low, high = held.start_zyx[axis], held.stop_zyx[axis] - 1
+    numbers = splits.volumes[0].slice_numbers
+    part = f"slices {numbers[low]}..{numbers[high]}" if axis == 0 else f"rows {low}..{high}, counted from 0"
     run = RunFolder(config.output_dir)
     models = [CRITERIA[c] for c in CRITERIA if run.model(c).exists()]
     state = f"holds {', '.join(models)}" if models else "no model yet"

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,14 +17,14 @@ import numpy as np
 import torch
 
 from denoise.api import Compute
-from denoise.checkpoint import software_versions
+from denoise.archive import software_versions
 from denoise.commands.display import say
 from denoise.commands.infer import Choice, denoise_volume
 from denoise.commands.prepare import prepare
 from denoise.commands.train import train
-from denoise.config import load_config
+from denoise.config import RunConfig, load_config
 from denoise.errors import OutputError
-from denoise.files import discard, whole_file, write_text
+from denoise.files import discard, require_free, whole_file, write_text
 from denoise.launch import describe_device
 from denoise.projections.phantom import FoamPhantom, simulate_foam_scan
 from denoise.projections.reconstruct import reconstruct_rows
@@ -51,6 +52,13 @@ _SETTINGS: dict[str, dict[str, Any]] = {
     "infer": {"overlap": 0.25},
 }
 _BATCH_SIZE = {"2.5d": 8, "3d": 2}
+
+#: What a demo, and other commands on its config, write into its folder; hidden ones are of runs that were killed.
+_OWN_NAMES = re.compile(
+    r"foam_(scan\.h5|truth|full|split\d+|config\.yaml|training_(2\.5d|3d)|denoised_slices|denoised_volume_.+)"
+    r"|before_after_truth\.png|summary\.json|\.(foam_\w+|before_after_truth|summary)\.(partial|replaced)-.+"
+)
+_OWN_SUFFIXES = (".tif", ".pth", ".yaml", ".jsonl", ".png")
 
 
 @dataclass(frozen=True)
@@ -110,12 +118,15 @@ def demo(
     """
     begun = time.monotonic()
     folder = DemoFolder(out)
-    _require_own(out, overwrite)
     compute = compute or Compute()
+    devices = compute.devices()
     mode = mode.lower()
     if settings is None:
         _log.info("demonstration setting: a small network, trained briefly; real scans deserve more of both")
         settings = {**_SETTINGS, "train": {"mode": mode, "batch_size": _BATCH_SIZE.get(mode), **_SETTINGS["train"]}}
+    # Everything that can be refused is refused before an earlier demo makes room.
+    RunConfig.from_mapping({"dataset": {"folder": str(out), "full": "foam_full"}, **settings}, mode=mode)
+    _make_room(out, overwrite)
     phantom = simulate_foam_scan(folder.scan, size=size, slices=slices, angles=2 * size)
     truth = _write_truth(phantom, folder)
     config_path = prepare(folder.scan, out=out, center=phantom.center, settings=settings)
@@ -136,7 +147,7 @@ def demo(
         "seconds": round(seconds, 1),
         "mode": config.mode,
         "network": config.network_name,
-        "device": ", ".join(describe_device(device) for device in compute.devices()),
+        "device": ", ".join(describe_device(device) for device in devices),
         "versions": software_versions(),
         "setting": "demonstration",
     }
@@ -145,25 +156,30 @@ def demo(
     return folder.summary
 
 
-def _require_own(out: Path, overwrite: bool) -> None:
-    """Refuse a folder with anything in it; with --overwrite, only one that a demo wrote."""
-    if not out.exists():
-        return
-    if not out.is_dir():
-        raise OutputError(f"{out} is a file; choose another --out")
-    if not any(out.iterdir()):
+def _make_room(out: Path, overwrite: bool) -> None:
+    """Refuse a folder with anything in it; with --overwrite, empty one that holds a demo and nothing else."""
+    require_free(out / "summary.json", overwrite=True)
+    if not out.exists() or not any(out.iterdir()):
         return
     if not overwrite:
         raise OutputError(
             f"{out} exists already and is not empty; choose another --out, or replace it with --overwrite"
         )
-    foreign = sorted(
-        p.name for p in out.iterdir() if not p.name.lstrip(".").startswith(("foam_", "before_", "summary"))
-    )
-    if foreign:
-        raise OutputError(f"{out} holds {foreign[0]}, which no demo wrote; choose another --out")
+    if foreign := _first_foreign_entry(out):
+        raise OutputError(f"{out} holds {foreign.relative_to(out)}, which no demo wrote; choose another --out")
     for path in out.iterdir():
         discard(path)
+
+
+def _first_foreign_entry(out: Path) -> Path | None:
+    names = {path.name for path in out.iterdir()}
+    # The names of prepared data alone prove nothing: a user's own sample may be called foam.
+    is_demo = "foam_truth" in names or all(name == "foam_scan.h5" or name.startswith(".") for name in names)
+    for path in sorted(out.rglob("*")):
+        known = _OWN_NAMES.fullmatch(path.name) if path.parent == out else path.is_dir() or path.suffix in _OWN_SUFFIXES
+        if path.is_symlink() or not (is_demo and known):
+            return path
+    return None
 
 
 def _write_truth(phantom: FoamPhantom, folder: DemoFolder) -> Float32Array:

@@ -27,7 +27,7 @@ def say_device(devices: Sequence[torch.device], asked_for_cpu: bool) -> None:
     """Name the devices; where nobody asked for the CPU and there is no GPU, say that."""
     names = ", ".join(dict.fromkeys(describe_device(device) for device in devices))
     if len(devices) > 1:
-        names = f"{len(devices)} processes on {names}"
+        names = f"{len(devices)} processes that share {names}" if devices[0].type == "cpu" else names
     if devices[0].type == "cpu" and not asked_for_cpu:
         _log.warning("no GPU is visible: running on %s", names)
     else:

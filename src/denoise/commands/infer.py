@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 
 from denoise.api import Compute, load_checkpoint, make_denoiser
-from denoise.checkpoint import Checkpoint, software_versions
+from denoise.archive import software_versions
+from denoise.checkpoint import Checkpoint
 from denoise.commands.display import progress_bar, say, say_device
 from denoise.commands.inputs import (
     InferenceInputs,
@@ -21,13 +22,20 @@ from denoise.commands.inputs import (
     require_not_an_input,
 )
 from denoise.config import RunConfig
-from denoise.errors import CheckpointError, VolumeError
+from denoise.errors import CheckpointError, OutputError, VolumeError
 from denoise.inference.engine import denoise_slices
 from denoise.modes import mode_of
-from denoise.volumes import create_sink, slice_range
+from denoise.normalization import Moments, Normalization
+from denoise.tiles import Region
+from denoise.volumes import Volume, create_sink, slice_range
 from denoise.volumes.volume import describe_numbers
 
 _log = logging.getLogger(__name__)
+
+#: Whole numbers keep an image whose standard deviation is a few of them.
+_COARSEST = 2.0
+#: More standard deviations, and larger factors between them, than scans of one kind differ by.
+_FARTHEST = 5.0
 
 
 @dataclass(frozen=True)
@@ -114,13 +122,20 @@ def _denoise(
         devices[0],
         shape=grid.shape,
         normalization=given_normalization(config),
-        patch_size=config.patch,
+        patch_size=config.patch_of(mode_of(checkpoint.network).name),
         fill_non_finite=config.dataset.non_finite == "fill",
     )
+    _warn_of_another_scale(denoiser.normalization, grid, z_range)
+    output_type = _output_type(choice.dtype, grid.dtype)
+    if np.issubdtype(output_type, np.integer) and denoiser.normalization.std < _COARSEST:
+        raise OutputError(
+            f"--dtype {choice.dtype} would round the grey values, whose standard deviation is "
+            f"{denoiser.normalization.std:.3g}, to whole numbers; use float32"
+        )
     sink = create_sink(
         output,
         shape=(len(z_range), *grid.shape[1:]),
-        dtype=_output_type(choice.dtype, grid.dtype),
+        dtype=output_type,
         voxel_size_um=grid.voxel_size_um,
         slice_numbers=grid.slice_numbers[z_range.start : z_range.stop],
         overwrite=choice.overwrite,
@@ -132,14 +147,34 @@ def _denoise(
         denoise_slices(inputs.views, denoiser, z_range, sink.write, progress)
     seconds = time.monotonic() - begun
     _log.info(
-        "%d slices of %d x %d in %.1f s, %.2f Mvoxel/s",
-        len(z_range),
+        "%s of %d x %d in %.1f s, %.2f Mvoxel/s",
+        "1 slice" if len(z_range) == 1 else f"{len(z_range)} slices",
         *grid.shape[1:],
         seconds,
         len(z_range) * plane / seconds / 1e6,
     )
     say(sink.path)
     return sink.path
+
+
+def _warn_of_another_scale(normalization: Normalization, grid: Volume, z_range: range) -> None:
+    """A look at one slice: a model knows only grey values like those that it was trained on."""
+    z = z_range[len(z_range) // 2]
+    found = Moments.of_slice(grid.read(Region.of_slices(z, z + 1, grid.shape))[0])
+    if found.count == 0:
+        return
+    std = (found.squared_deviation / found.count) ** 0.5
+    shift = abs(found.mean - normalization.mean) / normalization.std
+    if shift > _FARTHEST or std > _FARTHEST * normalization.std:
+        _log.warning(
+            "slice %d of the input has grey values %.4g +- %.4g, the model was trained on %.4g +- %.4g: the result is "
+            "unreliable; denoise a volume of the same scale, or train on this one",
+            grid.slice_numbers[z],
+            found.mean,
+            std,
+            normalization.mean,
+            normalization.std,
+        )
 
 
 def _output_type(name: str, stored: np.dtype[Any]) -> np.dtype[Any]:

@@ -79,12 +79,15 @@ def prepare(
     """
     scan = Scan.open(scan_path)
     layout = Layout(out or scan_path.with_name(f"{scan_path.stem}_rec"), scan.sample_name, splits)
-    require_free(layout.config, overwrite=overwrite)
+    names = [layout.full, *(layout.split(k) for k in range(splits))]
+    for path in (layout.config, *(layout.folder / name for name in names)):
+        require_free(path, overwrite=overwrite, option="--out")
     rows, columns = scan.shape[1:]
+    if center is not None and not 0 <= center <= columns - 1:
+        raise ConfigError(f"--center {center} lies outside the detector; expected 0 to {columns - 1} (columns)")
     shape = (rows, columns, columns)
     size = scan.voxel_size_um
     voxel_size: VoxelSize | None = None if size is None else (size, size, size)
-    names = [layout.full, *(layout.split(k) for k in range(splits))]
     sinks = [
         create_sink(layout.folder / name, shape=shape, voxel_size_um=voxel_size, overwrite=overwrite) for name in names
     ]
@@ -99,8 +102,6 @@ def prepare(
     if center is None:
         center = find_center(scan)
         _log.info("rotation centre found at column %.2f (of %d); give another with --center", center, columns)
-    elif not 0 <= center <= columns - 1:
-        raise ConfigError(f"--center {center} lies outside the detector; expected 0 to {columns - 1} (columns)")
     with _nothing_left_on_failure(layout.folder), ExitStack() as stack:
         entered = [stack.enter_context(sink) for sink in sinks]
         progress = stack.enter_context(progress_bar("reconstructing", rows, columns * columns))

@@ -116,7 +116,11 @@ class RunConfig(Section):
     @property
     def patch(self) -> int:
         """Edge of the training patch, voxels."""
-        return self.train.patch_size_3d if self.mode == "3d" else self.train.patch_size
+        return self.patch_of(self.mode)
+
+    def patch_of(self, mode: str) -> int:
+        """Edge of the training patch in a mode, voxels."""
+        return self.train.patch_size_3d if mode == "3d" else self.train.patch_size
 
     @property
     def patch_multiple(self) -> int:

@@ -44,7 +44,8 @@ train: {mode: 2.5d}
 
 The file is YAML 1.2 in UTF-8: `1e-4` is a number, `true` and `false` are the only switches, and `"32"` in quotes is
 text, not a number. Anchors, aliases and tags are not read. An unknown name or a value that breaks its rule stops
-the run; all mistakes are listed at once, each with its line, its value and the rule.
+the run; all mistakes are listed at once, each with its line, its value and the rule
+(rules that join several fields are checked once each field by itself is right).
 
 A reconstruction is a folder of TIFF slices, a TIFF, HDF5 or Zarr file. A dataset inside a file is named after two
 colons: `scan.h5::/exchange/data`.

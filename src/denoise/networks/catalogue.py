@@ -150,7 +150,7 @@ _LEVELS = Option(default=3, lowest=1, highest=6)
 NETWORKS: Mapping[str, NetworkKind] = MappingProxyType(
     {
         "unet2d": NetworkKind(
-            description="published 2.5D network: neighbouring slices in, one out; GroupNorm; 2.4 million weights",
+            description="published 2.5D network: neighbouring slices in, one out; GroupNorm",
             dimensions=2,
             options=MappingProxyType({"n_slices": _N_SLICES}),
             content_dependent=True,
@@ -158,7 +158,7 @@ NETWORKS: Mapping[str, NetworkKind] = MappingProxyType(
             _divisor=lambda _: unet2d.DIVISOR,
         ),
         "unet3d": NetworkKind(
-            description="published 3D network: cubes in, cubes out; GroupNorm; 17 million weights",
+            description="published 3D network: cubes in, cubes out; GroupNorm",
             dimensions=3,
             options=MappingProxyType({"n_blocks": Option(4, 1, 7), "start_filters": Option(56, 1, 512)}),
             content_dependent=True,
