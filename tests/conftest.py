@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,13 @@ import pytest
 
 # Read by torch when a test first imports it: two threads on a busy machine take ten times as long as one.
 os.environ["OMP_NUM_THREADS"] = "1"
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> None:
+    """Also after a test that ran numba: its parallel loops raise the number of threads that torch takes."""
+    if "torch" in sys.modules:
+        sys.modules["torch"].set_num_threads(1)
 
 
 def _shared_data() -> Path:

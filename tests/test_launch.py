@@ -99,7 +99,9 @@ def test_an_apple_gpu_is_used_when_it_was_asked_for(monkeypatch):
 def test_people_are_told_which_device_it_is(monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Fast GPU")
     assert describe_device(torch.device("cuda", 3)) == "Fast GPU (cuda:3)"
-    assert describe_device(CPU) == f"CPU, {torch.get_num_threads()} threads"
+    for threads, words in ((1, "CPU, 1 thread"), (3, "CPU, 3 threads")):
+        monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
+        assert describe_device(CPU) == words
     assert "mps" in describe_device(torch.device("mps"))
 
 

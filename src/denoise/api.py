@@ -209,7 +209,7 @@ def denoise_volume(
     DeviceError
         The device is not there, or its memory too small for a single tile.
     """
-    volumes = _opened(inputs)
+    volumes = _opened(inputs, checkpoint)
     z_range = slice_range(volumes[0], start_slice, end_slice)
     result = np.empty((len(z_range), *volumes[0].shape[1:]), dtype=np.float32)
 
@@ -232,16 +232,16 @@ def denoise_into(
     progress: Callable[[int], None] = lambda slices: None,
 ) -> None:
     """As ``denoise_volume``, of all slices, into a sink from ``create_sink``: memory does not grow with the volume."""
-    volumes = _opened(inputs)
+    volumes = _opened(inputs, checkpoint)
     device = (compute or Compute()).devices()[0]
     denoiser = make_denoiser(checkpoint, infer or InferSection(), device, shape=volumes[0].shape)
     with sink:
         denoise_slices(volumes, denoiser, range(volumes[0].shape[0]), sink.write, progress)
 
 
-def _opened(inputs: VolumeLike | Sequence[VolumeLike]) -> tuple[Volume, ...]:
+def _opened(inputs: VolumeLike | Sequence[VolumeLike], checkpoint: Checkpoint) -> tuple[Volume, ...]:
     if isinstance(inputs, list | tuple):
-        return input_views(SplitSet.of([as_volume(volume) for volume in inputs]).volumes, "X:1")
+        return input_views(SplitSet.of([as_volume(volume) for volume in inputs]).volumes, checkpoint.strategy)
     return (as_volume(inputs),)  # type: ignore[arg-type]
 
 

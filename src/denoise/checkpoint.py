@@ -36,13 +36,15 @@ class Checkpoint:
     """A trained model with everything that inference needs besides the volume.
 
     ``weights`` are on the CPU, float32. ``normalization`` is None only for models stored by the published tools, which
-    do not carry one. ``patch_size`` is the edge of the blocks that it was trained on (None: unknown).
+    do not carry one. ``patch_size`` is the edge of the blocks that it was trained on (None: unknown);
+    ``strategy`` ("X:1" or "1:X") says what the network was given of several splits.
     """
 
     network: NetworkSpec
     weights: Weights
     normalization: Normalization | None
     patch_size: int | None = None
+    strategy: str = "X:1"
     criterion: str = "val"
     epoch: int = 0
     step: int = 0
@@ -79,6 +81,7 @@ class Checkpoint:
             "network": {"name": self.network.name, "options": dict(self.network.options)},
             "normalization": as_plain(asdict(self.normalization)) if self.normalization else None,
             "patch_size": self.patch_size,
+            "strategy": self.strategy,
             "criterion": self.criterion,
             "epoch": self.epoch,
             "step": self.step,
@@ -148,6 +151,7 @@ def _parsed(content: Mapping[str, Any], weights: Weights, path: Path) -> Checkpo
         weights=weights,
         normalization=_parsed_normalization(normalization, path) if normalization is not None else None,
         patch_size=patch_size,
+        strategy=take("strategy", str, "X:1"),
         criterion=take("criterion", str),
         epoch=take("epoch", int),
         step=take("step", int),

@@ -28,6 +28,7 @@ import torch.distributed as dist
 
 from denoise import errors
 from denoise.errors import DenoiseError, DeviceError, Interrupted, WorkerError
+from denoise.files import write_text
 
 Job = TypeVar("Job")
 
@@ -252,7 +253,7 @@ def _write_report(folder: Path, rank: int, error: Exception) -> None:
         "message": str(error),
         "trace": "".join(traceback.format_exception(error)),
     }
-    (folder / f"rank{rank}.json").write_text(json.dumps(report), encoding="utf-8")
+    write_text(folder / f"rank{rank}.json", json.dumps(report))
 
 
 def _first_failure(folder: Path, rank: int, exit_code: int) -> WorkerError:

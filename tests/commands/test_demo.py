@@ -22,7 +22,7 @@ pytest_plugins = ("tiny_dataset",)
 SETTINGS: dict[str, Any] = {
     "train": {
         "network": "residual", "levels": 2, "n_slices": 3, "patch_size": 32, "patch_size_3d": 16, "batch_size": 4,
-        "patches_per_epoch": 60, "max_epochs": 6, "learning_rate": 4e-3, "schedule": "cosine", "validate_every": 6,
+        "patches_per_epoch": 60, "max_epochs": 3, "learning_rate": 4e-3, "schedule": "cosine", "validate_every": 3,
         "precision": "float32",
     },
     "infer": {"overlap": 0.25, "tile_size": 48, "precision": "float32"},
@@ -80,7 +80,7 @@ def test_every_other_command_works_on_the_files_of_the_demo(
     assert few.code == 0, few.err
     assert tools.read(few.out.strip()).shape == (2, 48, 48)
     config.write_text(
-        text.replace("max_epochs: 6", "max_epochs: 1").replace("patches_per_epoch: 60", "patches_per_epoch: 4")
+        text.replace("max_epochs: 3", "max_epochs: 1").replace("patches_per_epoch: 60", "patches_per_epoch: 4")
     )
     run = denoise("train", "--config", config, "--output-dir", tmp_path / "run")
     assert run.code == 0, run.err

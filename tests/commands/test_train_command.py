@@ -168,4 +168,4 @@ def test_where_nobody_asked_for_the_cpu_its_use_is_a_warning(
     assert "WARNING" in silent.log
     assert "no GPU is visible: running on CPU" in silent.log
     assert "WARNING" not in asked.log
-    assert "running on 2 processes on CPU" in asked.log
+    assert "running on 2 processes that share CPU" in asked.log

@@ -43,7 +43,7 @@ def check(config: RunConfig, compute: Compute) -> None:
         lines += [(f"split {k}", _describe(volume)) for k, volume in enumerate(splits.volumes)]
     grid = None
     if config.infer.input == "splits" or config.full_path is not None:
-        grid = open_inference_inputs(config).grid
+        grid = open_inference_inputs(config, config.train.strategy).grid
         if config.infer.input == "full":
             lines.append(("full", _describe(grid)))
             if splits is not None:

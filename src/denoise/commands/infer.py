@@ -56,7 +56,7 @@ def denoise_volume(
 ) -> str:
     """Denoise slices start..end-1 (numbers) into a folder or file; returns its path."""
     checkpoint = _model(config, choice)
-    inputs = open_inference_inputs(config)
+    inputs = open_inference_inputs(config, checkpoint.strategy)
     z_range = slice_range(inputs.grid, start, end)
     numbers = inputs.grid.slice_numbers[z_range.start : z_range.stop]
     mode = mode_of(checkpoint.network).name
@@ -70,7 +70,7 @@ def denoise_volume(
 def denoise_slice(config: RunConfig, compute: Compute, choice: Choice, *, number: int) -> str:
     """Denoise the slice of this number into a TIFF file; returns its path."""
     checkpoint = _model(config, choice)
-    inputs = open_inference_inputs(config)
+    inputs = open_inference_inputs(config, checkpoint.strategy)
     numbers = inputs.grid.slice_numbers
     if number not in numbers:
         raise VolumeError(

@@ -30,8 +30,8 @@ def open_splits(config: RunConfig) -> SplitSet:
     return SplitSet.of([open_volume(path) for path in config.split_paths])
 
 
-def open_inference_inputs(config: RunConfig) -> InferenceInputs:
-    """The full reconstruction, or the splits, as ``infer.input`` says.
+def open_inference_inputs(config: RunConfig, strategy: str) -> InferenceInputs:
+    """The full reconstruction, or the splits (combined as in the model's training), as ``infer.input`` says.
 
     Raises
     ------
@@ -40,7 +40,7 @@ def open_inference_inputs(config: RunConfig) -> InferenceInputs:
     """
     if config.infer.input == "splits":
         splits = open_splits(config)
-        return InferenceInputs(input_views(splits.volumes, config.train.strategy), tuple(config.split_paths))
+        return InferenceInputs(input_views(splits.volumes, strategy), tuple(config.split_paths))
     if config.full_path is None:
         raise ConfigError(
             "dataset.full is missing, and it is what is denoised; name the full reconstruction (full_recon_name), or "

@@ -167,7 +167,7 @@ NETWORKS: Mapping[str, NetworkKind] = MappingProxyType(
             _divisor=lambda o: 2 ** o["n_blocks"],
         ),
         "residual2d": NetworkKind(
-            description="small, fast 2.5D network: corrects the centre slice; no norm layers, seamless tiles",
+            description="small, fast 2.5D network: corrects the centre slice; no norm layers",
             dimensions=2,
             options=MappingProxyType({"n_slices": _N_SLICES, "width": _WIDTH, "levels": _LEVELS}),
             content_dependent=False,
@@ -176,7 +176,7 @@ NETWORKS: Mapping[str, NetworkKind] = MappingProxyType(
             _receptive_radius=lambda o: receptive_radius(2, o["levels"]),
         ),
         "residual3d": NetworkKind(
-            description="small, fast 3D network: corrects the cube it reads; no norm layers, seamless tiles",
+            description="small, fast 3D network: corrects the cube it reads; no norm layers",
             dimensions=3,
             options=MappingProxyType({"width": _WIDTH, "levels": _LEVELS}),
             content_dependent=False,

@@ -1,8 +1,8 @@
 """A small, fast U-Net that predicts a correction to its input; this package's own, in 2.5D and 3D.
 
 2.5D: ``(B, n_slices, Y, X) -> (B, 1, Y, X)``; 3D: ``(B, Z, Y, X) -> (B, Z, Y, X)``. No norm layers: what comes out for
-a voxel depends on the voxels within `receptive_radius` of it and on nothing else, so that tiles which overlap by that
-much, and start at multiples of ``2**(levels-1)``, give exactly what one pass over the whole slice gives.
+a voxel depends on the voxels within `receptive_radius` of it and on nothing else, so that tiles which read a halo of
+that much, and start at multiples of ``2**(levels-1)``, give exactly what one pass over the whole slice gives.
 """
 
 from __future__ import annotations

@@ -48,6 +48,8 @@ class HoldOut:
             Slices (counted from 0) that the user wants to train on; None for all.
             Neighbours outside are read too.
         """
+        if min(shape[1:]) < _SMALLEST_SCORED:
+            raise VolumeError(f"slices of {shape[1]} x {shape[2]} voxels are too small to train on; {_LEAST}")
         limits = (train_z[0], train_z[-1] + 1) if train_z else (0, shape[0])
         depth = limits[1] - limits[0]
         band = max(1, round(fraction * depth))
@@ -60,9 +62,10 @@ class HoldOut:
             for start in places
         )
         # The middle of a sample is its most typical part, unless a band there leaves few places for blocks.
-        best = middle if middle._places(window) >= _SHARE_IN_THE_MIDDLE * end._places(window) else end
-        if 2 * best._trained_slices(window) > depth - band:
-            return best
+        prefer_end = middle._places(window) < _SHARE_IN_THE_MIDDLE * end._places(window)
+        for candidate in (end, middle) if prefer_end else (middle, end):
+            if 2 * candidate._trained_slices(window) > depth - band:
+                return candidate
         return cls._of_rows(shape, window, fraction, limits)
 
     def _deep_enough(self, window: Window) -> list[Source]:
@@ -80,10 +83,9 @@ class HoldOut:
     @classmethod
     def _of_rows(cls, shape: Triple, window: Window, fraction: float, limits: tuple[int, int]) -> HoldOut:
         rows, columns = shape[1:]
-        if rows < _FEWEST_ROWS or columns < _SMALLEST_SCORED:
+        if rows < _FEWEST_ROWS:
             raise VolumeError(
-                f"slices of {rows} x {columns} voxels are too small to train on and hold out a part; expected at least "
-                f"{_FEWEST_ROWS} x {_SMALLEST_SCORED}"
+                f"{shape[0]} slices of {rows} x {columns} voxels are too few and too small to hold out a part; {_LEAST}"
             )
         band = max(_SMALLEST_SCORED, round(fraction * rows))
         # In the middle, where the sample is, if patches still fit on both sides; otherwise at the end.
@@ -102,6 +104,7 @@ class HoldOut:
 #: The scores of sharpness need three voxels in a row; both parts get at least that.
 _SMALLEST_SCORED = 3
 _FEWEST_ROWS = 8
+_LEAST = f"expected at least {_SMALLEST_SCORED} x {_SMALLEST_SCORED}, or {_FEWEST_ROWS} rows where slices are few"
 _SHARE_IN_THE_MIDDLE = 0.6
 
 

@@ -286,6 +286,7 @@ class TrainingRun:
             weights=_on_cpu(model.state_dict()),
             normalization=self.source.normalization,
             patch_size=self.job.patch_size,
+            strategy=self.job.settings.strategy,
             criterion=criterion,
             epoch=self.progress.epoch,
             step=self.progress.step,

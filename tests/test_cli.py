@@ -1,0 +1,250 @@
+"""Arguments in, exit codes out: help, mistakes in arguments, signals, and what is never loaded."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from denoise import cli
+from denoise.errors import DenoiseError, Interrupted, WorkerError
+
+if TYPE_CHECKING:
+    from tiny_dataset import Dataset, Outcome, Tools
+
+pytest_plugins = ("tiny_dataset",)
+
+VERBS = ("prepare", "train", "slice", "volume", "demo", "check")
+
+
+def test_help_loads_nothing_heavy() -> None:
+    script = """
+import sys
+sys.argv = ["denoise", "--help"]
+from denoise.cli import main
+try:
+    main()
+except SystemExit as end:
+    assert not end.code
+heavy = ("torch", "h5py", "zarr", "matplotlib", "algotom", "numba", "scipy", "tifffile")
+print("loaded:", [name for name in heavy if name in sys.modules])
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=60)
+    assert "loaded: []" in done.stdout
+    assert "Usage: denoise" in done.stdout
+
+
+def test_the_module_runs_as_the_command_does() -> None:
+    command = [sys.executable, "-m", "denoise", "volume", "--nonsense"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 2
+    assert done.stderr.startswith("Usage: denoise volume")
+    assert "--nonsense" in done.stderr
+
+
+@pytest.mark.parametrize("spelling", ["--help", "-h"])
+def test_help_names_every_verb_in_whole_sentences(denoise: Callable[..., Outcome], spelling: str) -> None:
+    outcome = denoise(spelling)
+    assert outcome.code == 0
+    lines = {line.split()[0]: line for line in outcome.out.splitlines() if line.strip()}
+    for verb in VERBS:
+        assert lines[verb].endswith("."), lines[verb]
+        assert not lines[verb].endswith("..."), lines[verb]
+
+
+DEFAULTS = {
+    "prepare": {
+        "--out": "[default: SCAN_rec]", "--splits": "[default: 2]", "--center": "[default: found]",
+        "--mode": "[default: as the config says]",
+    },
+    "train": {
+        "--config": "[required]", "--output-dir": "[default: from config]", "--processes": "[default: 1]",
+        "--gpus": "[default: all visible; none: the CPU]", "--mode": "[default: as the config says]",
+        "--device": "[default: cuda if visible]",
+    },
+    "slice": {
+        "--config": "[required]", "--slice-number": "[required]", "--dtype": "[default: float32]",
+        "--checkpoint": "[default: the config's infer.checkpoint, val]",
+        "--model": "[default: the config's own training]",
+        "--output": "[default: beside the reconstructions, named after the sample]",
+    },
+    "volume": {
+        "--start-slice": "[default: the first]", "--end-slice": "[default: to the end]",
+        "--dtype": "[default: float32]", "--device": "[default: cuda if visible]",
+        "--output": "[default: beside the reconstructions, named after the sample]",
+    },
+    "demo": {"--out": "[default: denoise-demo-MODE]", "--mode": "[default: 2.5d]"},
+    "check": {"--config": "[required]", "--mode": "[default: as the config says]"},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_the_help_of_a_verb_shows_its_defaults(denoise: Callable[..., Outcome], verb: str) -> None:
+    outcome = denoise(verb, "--help")
+    assert outcome.code == 0
+    text = " ".join(outcome.out.split())
+    for option, default in DEFAULTS[verb].items():
+        explained = text.partition(f" {option} ")[2].partition(" --")[0]
+        # Help is wrapped, also at hyphens; a range may follow a default within its brackets.
+        assert default.rstrip("]").replace(" ", "") in explained.replace(" ", ""), (option, explained)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("nonsense",), "nonsense"),
+        (("volume",), "--config"),
+        (("slice", "--config", "x.yaml"), "--slice-number"),
+        (("slice", "--config", "x.yaml", "--slice-number", "seven"), "--slice-number"),
+        (("train", "--config", "x.yaml", "--processes", "0"), "--processes"),
+        (("volume", "--config", "x.yaml", "--dtype", "int32"), "--dtype"),
+        (("volume", "--config", "x.yaml", "--checkpoint", "best"), "--checkpoint"),
+        (("volume", "--config", "x.yaml", "--device", "tpu"), "--device"),
+        (("check", "--config", "x.yaml", "--overwrite"), "--overwrite"),
+        (("prepare", "scan.h5", "--splits", "1"), "--splits"),
+        (("prepare",), "SCAN.h5"),
+        (("volume", "--config", "x.yaml", "stray"), "stray"),
+    ],
+)
+def test_a_wrong_argument_is_named_with_exit_code_2_and_no_traceback(
+    denoise: Callable[..., Outcome], arguments: tuple[str, ...], says: str
+) -> None:
+    outcome = denoise(*arguments)
+    assert outcome.code == 2
+    assert "Traceback" not in outcome.err
+    message = outcome.err.strip().splitlines()[-1]
+    assert message.startswith("Error: ")
+    assert says in message
+
+
+def test_without_a_verb_the_verbs_are_shown(denoise: Callable[..., Outcome]) -> None:
+    outcome = denoise()
+    for verb in VERBS:
+        assert verb in outcome.out + outcome.err
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "line"),
+    [
+        (DenoiseError("no such thing"), 2, "error: no such thing"),
+        (WorkerError("a process died", 2), 2, "error: a process died"),
+        (WorkerError("a bug", 1), 1, "error: a bug"),
+        (Interrupted(signal.SIGTERM, "saved"), 143, "saved"),
+        (Interrupted(signal.SIGINT, "saved"), 130, "saved"),
+        (KeyboardInterrupt(), 130, ""),
+    ],
+    ids=repr,
+)
+def test_every_end_has_its_exit_code(
+    denoise: Callable[..., Outcome],
+    dataset: Dataset,
+    monkeypatch: pytest.MonkeyPatch,
+    error: BaseException,
+    code: int,
+    line: str,
+) -> None:
+    def fail(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr("denoise.commands.check.check", fail)
+    outcome = denoise("check", "--config", dataset.config)
+    assert outcome.code == code
+    assert outcome.err.strip() == line
+
+
+def test_a_bug_keeps_its_traceback(
+    denoise: Callable[..., Outcome], dataset: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise ZeroDivisionError("a bug")
+
+    monkeypatch.setattr("denoise.commands.check.check", fail)
+    with pytest.raises(ZeroDivisionError, match="a bug"):
+        denoise("check", "--config", dataset.config)
+
+
+def test_every_process_started_from_here_inherits_a_clean_python(
+    denoise: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("PYTHONNOUSERSITE", raising=False)
+    denoise("--help")
+    assert os.environ["PYTHONNOUSERSITE"] == "1"
+    assert logging.getLogger("tifffile").level == logging.CRITICAL
+    assert signal.getsignal(signal.SIGTERM) is cli._terminate
+
+
+# The real command, but slow: after the first slabs it says so and sleeps.
+SLOW = """
+import sys, time
+from denoise.cli import main
+from denoise.commands import infer
+real = infer.denoise_slices
+def slow(inputs, denoiser, z_range, write, progress):
+    def wait(done):
+        print("waiting", flush=True)
+        time.sleep(60)
+    real(inputs, denoiser, z_range, write, wait)
+infer.denoise_slices = slow
+sys.argv = ["denoise", *sys.argv[1:]]
+main()
+"""
+
+
+def killed(number: int, config: Path, output: str) -> tuple[int, str]:
+    """Start ``denoise volume``, send it the signal in the middle; its exit code and stderr."""
+    command = [sys.executable, "-c", SLOW, "volume", "--config", str(config), "--output", output, "--overwrite"]
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+    try:
+        assert process.stdout is not None
+        said = process.stdout.readline()
+        assert said.strip() == "waiting", process.communicate()
+        parent = Path(output).parent
+        deadline = time.monotonic() + 20
+        while not list(parent.glob(".*.partial-*")) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert list(parent.glob(".*.partial-*")), "the test's premise: it was in the middle of writing"
+        process.send_signal(number)
+        _, err = process.communicate(timeout=30)
+    finally:
+        process.kill()
+        process.wait()
+    return process.returncode, err
+
+
+def test_sigterm_ends_with_143_leaves_nothing_partial_and_keeps_the_earlier_result(
+    trained: Dataset, tools: Tools, tmp_path: Path
+) -> None:
+    output = tmp_path / "out" / "result"
+    tools.write(output, tools.images((2, 8, 8))[0])
+    before = tools.fingerprint(tmp_path)
+    code, err = killed(signal.SIGTERM, trained.config, str(output))
+    assert code == 143
+    assert "Traceback" not in err
+    assert "no GPU is visible: running on CPU" in err
+    assert err.splitlines()[-1] == "terminated; results that were not finished are removed"
+    assert tools.fingerprint(tmp_path) == before
+
+
+def test_after_sigkill_the_earlier_result_is_whole_and_the_next_run_clears_up(
+    trained: Dataset, denoise: Callable[..., Outcome], tools: Tools, tmp_path: Path
+) -> None:
+    output = tmp_path / "out" / "result.h5"
+    tools.write(output, tools.images((2, 8, 8))[0])
+    before = tools.fingerprint(tmp_path)
+    code, _ = killed(signal.SIGKILL, trained.config, str(output))
+    assert code == -signal.SIGKILL
+    after = tools.fingerprint(tmp_path)
+    assert {name: after[name] for name in before} == before
+    assert all(".partial-" in name for name in after.keys() - before.keys())
+    outcome = denoise("volume", "--config", trained.config, "--output", output, "--overwrite", "--end-slice", 1)
+    assert outcome.code == 0, outcome.err
+    assert [path.name for path in output.parent.iterdir()] == ["result.h5"]
