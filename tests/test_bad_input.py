@@ -56,6 +56,17 @@ def test_on_request_voxels_that_are_no_numbers_are_replaced_and_counted(
     assert np.isfinite(tools.read(outcome.out.strip())).all()
 
 
+def test_on_request_even_a_slice_without_any_number_is_filled(
+    finished: Dataset, denoise: Callable[..., Outcome], tools: Tools
+) -> None:
+    tifffile.imwrite(finished.folder / "whole" / "whole_00007.tif", np.full((48, 48), np.nan, np.float32))
+    config = finished.configured("sample: foam", "sample: foam\n  non_finite: fill")
+    outcome = denoise("slice", "--config", config, "--slice-number", 7)
+    assert outcome.code == 0, outcome.err
+    assert "2304 NaN or Inf voxels" in outcome.log
+    assert np.isfinite(tools.read(outcome.out.strip())).all()
+
+
 def test_a_voxel_that_is_no_number_stops_training_and_names_split_and_slice(
     dataset: Dataset, denoise: Callable[..., Outcome]
 ) -> None:

@@ -494,9 +494,14 @@ def test_a_folder_holds_a_run_once_anything_of_one_is_there(tmp_path):
     (tmp_path / "notes.txt").touch()
     assert not folder.holds_a_run
     for path in (folder.state, folder.history, *(folder.model(criterion) for criterion in CRITERIA)):
-        path.touch()
+        path.write_text("{}")
         assert folder.holds_a_run
         path.unlink()
+
+
+def test_a_run_that_died_before_its_first_score_can_be_started_again(tmp_path):
+    RunFolder(tmp_path).history.touch()
+    assert not RunFolder(tmp_path).holds_a_run
 
 
 def test_the_files_of_a_run_have_different_names_in_its_folder(tmp_path):

@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -190,7 +189,8 @@ real = infer.denoise_slices
 def slow(inputs, denoiser, z_range, write, progress):
     def wait(done):
         print("waiting", flush=True)
-        time.sleep(60)
+        for _ in range(1200):  # a signal that comes just before a sleep is obeyed after it
+            time.sleep(0.05)
     real(inputs, denoiser, z_range, write, wait)
 infer.denoise_slices = slow
 sys.argv = ["denoise", *sys.argv[1:]]
@@ -202,21 +202,17 @@ def killed(number: int, config: Path, output: str) -> tuple[int, str]:
     """Start ``denoise volume``, send it the signal in the middle; its exit code and stderr."""
     command = [sys.executable, "-c", SLOW, "volume", "--config", str(config), "--output", output, "--overwrite"]
     environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
-    try:
-        assert process.stdout is not None
-        said = process.stdout.readline()
-        assert said.strip() == "waiting", process.communicate()
-        parent = Path(output).parent
-        deadline = time.monotonic() + 20
-        while not list(parent.glob(".*.partial-*")) and time.monotonic() < deadline:
-            time.sleep(0.05)
-        assert list(parent.glob(".*.partial-*")), "the test's premise: it was in the middle of writing"
-        process.send_signal(number)
-        _, err = process.communicate(timeout=30)
-    finally:
-        process.kill()
-        process.wait()
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, env=environment) as process:
+        try:
+            assert process.stdout is not None
+            assert process.stdout.readline().strip() == "waiting"
+            parent = Path(output).parent
+            assert list(parent.glob(".*.partial-*")), "the test's premise: it was in the middle of writing"
+            process.send_signal(number)
+            _, err = process.communicate(timeout=30)
+        finally:
+            process.kill()
     return process.returncode, err
 
 

@@ -259,8 +259,9 @@ class RunFolder:
 
     @property
     def holds_a_run(self) -> bool:
-        """Whether a run has written here before."""
-        return any(p.exists() for p in (self.state, self.history, *(self.model(c) for c in CRITERIA)))
+        """Whether a run has left something of worth here; one that died before its first score has not."""
+        begun = self.history.exists() and self.history.stat().st_size > 0
+        return begun or any(p.exists() for p in (self.state, *(self.model(c) for c in CRITERIA)))
 
 
 def find_model(path: Path, criterion: str) -> Path:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import shutil
 import socket
 from collections.abc import Iterator
@@ -81,18 +82,28 @@ def write_text(final: Path, text: str) -> None:
         partial.write_text(text, encoding="utf-8")
 
 
-def publish(partial: Path, final: Path) -> None:
+def publish(partial: Path, final: Path, *, overwrite: bool) -> None:
     """Give a finished file or folder its final name.
 
     A file replaces a file in one step. Folders cannot: what stood there is moved aside first and removed last.
+
+    Raises
+    ------
+    OutputError
+        Something came to stand under the final name meanwhile, and ``overwrite`` is false.
     """
+    require_free(final, overwrite=overwrite)
     for path in sorted(partial.rglob("*")) if partial.is_dir() else []:
         sync(path)
     sync(partial)
     if os.path.lexists(final) and (partial.is_dir() or final.is_dir()):
         aside = final.with_name(f".{final.stem}.replaced-{os.getpid()}{final.suffix}")
         final.rename(aside)
-        partial.rename(final)
+        try:
+            partial.rename(final)
+        except BaseException:
+            aside.rename(final)
+            raise
         discard(aside)
     else:
         partial.replace(final)
@@ -135,8 +146,10 @@ def explained(path: Path) -> Iterator[None]:
             errno.EACCES: "no permission; choose another --output",
             errno.EPERM: "not permitted; choose another --output",
         }
-        if error.errno in reasons:
-            raise OutputError(f"{path} cannot be written: {reasons[error.errno]}") from error
+        # Where numpy writes an array to a file, a full disk is a short count and no number.
+        number = errno.ENOSPC if re.search(r"\d+ requested and \d+ written", str(error)) else error.errno
+        if number in reasons:
+            raise OutputError(f"{path} cannot be written: {reasons[number]}") from error
         raise
 
 

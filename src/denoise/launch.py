@@ -13,6 +13,7 @@ import logging
 import os
 import signal
 import tempfile
+import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
@@ -194,6 +195,7 @@ def _launch_elastic(function: Callable[[World, Job], None], job: Job, devices: S
         shutdown_timeout=_SHUTDOWN_SECONDS,
     )
     with tempfile.TemporaryDirectory(prefix="denoise-") as reports:
+        previous = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
         try:
             elastic_launch(config, _run_rank)(function, job, list(devices), reports)
         except ChildFailedError as error:
@@ -203,11 +205,14 @@ def _launch_elastic(function: Callable[[World, Job], None], job: Job, devices: S
             raise _first_failure(Path(reports), rank, failure.exitcode) from error
         except SignalException as error:
             raise _saved_after(int(error.sigval)) from error
+        finally:
+            for number, handler in previous.items():  # the launcher leaves its own behind
+                signal.signal(number, handler)
 
 
 def _saved_after(signal_number: int) -> Interrupted:
     name = signal.Signals(signal_number).name
-    return Interrupted(signal_number, f"{name}: the training processes saved their state; --resume continues from it")
+    return Interrupted(signal_number, f"the processes ended after {name}; --resume continues from the last saved state")
 
 
 def _run_rank(
@@ -229,6 +234,7 @@ def _run_rank(
         local_size = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
         function(World(dist.get_rank(), dist.get_world_size(), device, local_rank, local_size), job)
     except Interrupted as interruption:
+        dist.destroy_process_group()
         if reports is None:
             raise
         # Not a return value: for that a worker waits until the launcher has read it, which one that was itself
@@ -240,9 +246,9 @@ def _run_rank(
             _write_report(Path(reports), local_rank, error)
         if "onnection" in str(error):
             time.sleep(2.0)  # a peer was lost: let the launcher see its death, which is the cause, first
+        # The group is not destroyed here: with nccl that waits for ranks which wait for this one.
         raise
-    finally:
-        dist.destroy_process_group()
+    dist.destroy_process_group()
 
 
 def _write_report(folder: Path, rank: int, error: Exception) -> None:
@@ -265,7 +271,10 @@ def _first_failure(folder: Path, rank: int, exit_code: int) -> WorkerError:
         )
     reports = [json.loads(path.read_text(encoding="utf-8")) for path in folder.glob("rank*.json")]
     if not reports:
-        return WorkerError(f"training process {rank} ended with exit code {exit_code} and left no message")
+        return WorkerError(
+            f"training process {rank} ended with exit code {exit_code} and left no message; "
+            "a script that trains on several devices must call denoise under `if __name__ == '__main__':`"
+        )
     first = min(reports, key=lambda report: float(report["time"]))
     known = getattr(errors, first["kind"], None)
     if isinstance(known, type) and issubclass(known, DenoiseError):
@@ -293,6 +302,9 @@ def listening_for_signals(world: World) -> Iterator[StopRequest]:
     the terminal's signal and then the launcher's, and must not die of the second while it saves.
     """
     request = StopRequest()
+    if threading.current_thread() is not threading.main_thread():  # only there may handlers be set
+        yield request
+        return
     previous: dict[int, Any] = {}
 
     def handle(number: int, frame: FrameType | None) -> None:

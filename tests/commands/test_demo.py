@@ -10,9 +10,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+import torch
 
 from denoise.api import Compute
 from denoise.commands.demo import demo
+from denoise.commands.train import train
 
 if TYPE_CHECKING:
     from tiny_dataset import Outcome, Tools
@@ -33,7 +35,10 @@ SETTINGS: dict[str, Any] = {
 def shown(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder that a demo filled. Read only."""
     out = tmp_path_factory.mktemp("demo") / "out"
-    summary = demo(out, compute=Compute("cpu"), settings=SETTINGS, progress=False, slices=16, size=48)
+    with pytest.MonkeyPatch.context() as patch:
+        # The reconstruction, before it, raised the number of threads that torch takes; see tests/conftest.py.
+        patch.setattr("denoise.commands.demo.train", lambda *a, **k: (torch.set_num_threads(1), train(*a, **k)))
+        summary = demo(out, compute=Compute("cpu"), settings=SETTINGS, progress=False, slices=16, size=48)
     assert summary == out / "summary.json"
     return out
 

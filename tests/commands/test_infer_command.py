@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import shutil
 from collections.abc import Callable
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 import tifffile
+import torch
 
 if TYPE_CHECKING:
     from tiny_dataset import Dataset, Outcome, Tools
@@ -84,8 +86,11 @@ def test_a_3d_model_writes_beside_the_results_of_the_2_5d_one(
     for mode in ("2.5d", "3d"):
         outcome = denoise("slice", "--config", config, "--slice-number", 5, "--mode", mode)
         assert outcome.code == 0, outcome.err
+    run = finished.folder / "foam_training_3d"
+    outcome = denoise("slice", "--config", config, "--slice-number", 6, "--model", run)
+    assert "the model works in 3d (the config says 2.5d)" in outcome.log
     names = sorted(path.name for path in (finished.folder / "foam_denoised_slices").iterdir())
-    assert names == ["foam_2.5d_00005.tif", "foam_3d_00005.tif"]
+    assert names == ["foam_2.5d_00005.tif", "foam_3d_00005.tif", "foam_3d_00006.tif"]
 
 
 def test_slice_range_and_volume_give_the_same_values_and_less_noise(
@@ -224,6 +229,43 @@ def test_every_stored_type_and_byte_order_gives_the_result_of_the_same_values_in
         assert outcome.code == 0, outcome.err
         results.append(tools.read(output))
     np.testing.assert_array_equal(results[0], results[1])
+
+
+def test_whole_numbers_that_would_lose_the_image_are_refused(
+    finished: Dataset, denoise: Callable[..., Outcome], tmp_path: Path
+) -> None:
+    from denoise.checkpoint import Checkpoint
+    from denoise.normalization import Normalization
+
+    model = finished.run / "best_val_model.pth"
+    dataclasses.replace(Checkpoint.load(model), normalization=Normalization(30.0, 0.5)).save(model)
+    arguments = ("volume", "--config", finished.config, "--output", tmp_path / "out")
+    error = denoise(*arguments, "--dtype", "uint16").error
+    assert "0.5" in error
+    assert "float32" in error
+    assert not (tmp_path / "out").exists()
+
+
+def test_grey_values_of_another_scale_than_the_models_are_a_warning(
+    finished: Dataset, denoise: Callable[..., Outcome], tools: Tools
+) -> None:
+    assert "WARNING" not in denoise("slice", "--config", finished.config, "--slice-number", 1, "--device", "cpu").log
+    values = tools.read(finished.folder / "whole")
+    shutil.rmtree(finished.folder / "whole")
+    tools.write(finished.folder / "whole", values * 1000)
+    outcome = denoise("slice", "--config", finished.config, "--slice-number", 2, "--device", "cpu")
+    assert outcome.code == 0, outcome.err
+    assert "WARNING" in outcome.log
+    assert "slice 2 of the input has grey values" in outcome.log
+
+
+def test_devices_that_stay_idle_are_named(
+    trained: Dataset, denoise: Callable[..., Outcome], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("denoise.api.Compute.devices", lambda self: [torch.device("cpu")] * 3)
+    outcome = denoise("slice", "--config", trained.config, "--slice-number", 1, "--output", tmp_path / "one.tif")
+    assert outcome.code == 0, outcome.err
+    assert "the other 2 stay idle" in outcome.log
 
 
 def test_splits_can_be_denoised_instead_of_the_full_reconstruction_which_may_then_be_missing(

@@ -80,6 +80,18 @@ def test_resume_without_a_run_and_with_one(finished: Dataset, denoise: Callable[
     assert [json.loads(line)["epoch"] for line in lines] == [1, 2, 3]
 
 
+def test_a_run_that_died_before_it_saved_its_state_names_ways_that_work(
+    finished: Dataset, denoise: Callable[..., Outcome], tools: Tools
+) -> None:
+    (finished.run / "resume_state.pth").unlink()
+    before = tools.fingerprint(finished.folder)
+    error = denoise("train", "--config", finished.config, "--resume").error
+    assert "without --resume" not in error, "that is refused too, as there are models in the folder"
+    assert f"--finetune {finished.run}" in error
+    assert "--output-dir" in error
+    assert tools.fingerprint(finished.folder) == before
+
+
 def test_resume_with_another_network_keeps_the_run(
     finished: Dataset, denoise: Callable[..., Outcome], tools: Tools
 ) -> None:

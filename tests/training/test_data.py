@@ -211,7 +211,7 @@ def test_constant_volumes_are_refused(value: int, splits_of: Splits, cpu: World)
 def test_splits_live_in_memory_only_where_they_fit(
     available: int, kind: type[Any], splits_of: Splits, cpu: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(data.psutil, "virtual_memory", lambda: SimpleNamespace(available=available))
+    monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(available=available))
     source = open_blocks(splits_of(stored("uint8")), cpu, "error", None)
     assert type(source) is kind
     source.close()

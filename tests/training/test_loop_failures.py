@@ -115,7 +115,7 @@ def test_splits_that_do_not_fit_into_memory_train_to_the_same_bits(
 ) -> None:
     arrays = [(a * 1000 + 33000).astype(dtype) for a in noise((20, 24, 24))]
     train(jobs(tmp_path / "resident", network, splits_of(arrays)))
-    monkeypatch.setattr(data.psutil, "virtual_memory", lambda: SimpleNamespace(available=1000))
+    monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(available=1000))
     monkeypatch.setattr(data.ResidentBlocks, "read", None)
     train(jobs(tmp_path / "streamed", network, splits_of(arrays)))
     assert_same_run(tmp_path / "resident", tmp_path / "streamed")

@@ -6,7 +6,6 @@ import shutil
 from pathlib import Path
 
 import numpy as np
-import psutil
 import torch
 
 from denoise.api import Compute
@@ -18,6 +17,7 @@ from denoise.config import RunConfig
 from denoise.errors import OutputError
 from denoise.inference.engine import slab_bytes
 from denoise.launch import describe_device
+from denoise.memory import available_bytes
 from denoise.modes import MODES, default_tile
 from denoise.networks.catalogue import build_network, find_network
 from denoise.networks.spec import NetworkSpec
@@ -73,7 +73,7 @@ def _training(config: RunConfig, splits: SplitSet, network: NetworkSpec) -> list
         holdout, window, config.train.seed, config.train.augment, config.train.z_stride, config.patches_per_epoch
     )
     steps = -(-sampler.epoch_size // config.batch_size)
-    needed, free = resident_bytes(splits), psutil.virtual_memory().available
+    needed, free = resident_bytes(splits), available_bytes()
     where = "in memory" if fits_in_memory(splits) else "read patch by patch, as they do not fit in memory"
     held = holdout.held_out
     axis = 0 if held.shape_zyx[0] < splits.shape[0] else 1
@@ -105,7 +105,7 @@ def _inference(config: RunConfig, grid: Volume, network: NetworkSpec) -> list[tu
     tiles = TileGrid(grid.shape, window)
     layers = len(tiles.axes[0].starts)
     inputs = 1 if config.infer.input == "full" else len(config.given_splits)
-    memory, free = slab_bytes(tiles, inputs), psutil.virtual_memory().available
+    memory, free = slab_bytes(tiles, inputs), available_bytes()
     needed = int(np.prod(grid.shape, dtype=np.int64)) * 4
     folder: Path = config.dataset.folder
     room = shutil.disk_usage(folder).free

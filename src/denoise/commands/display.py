@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -20,7 +21,7 @@ _SECONDS_PER_LINE = 30.0
 
 def say(text: str) -> None:
     """A result, on stdout, as it is."""
-    Console(highlight=False, soft_wrap=True, markup=False).print(text)
+    sys.stdout.write(text + "\n")
 
 
 def say_device(devices: Sequence[torch.device], asked_for_cpu: bool) -> None:

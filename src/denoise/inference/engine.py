@@ -105,6 +105,19 @@ def denoise_slices(
     CheckpointError
         The network predicts NaN or Inf.
     """
+    try:
+        _stream(inputs, denoiser, z_range, write, progress)
+    except torch.OutOfMemoryError as error:
+        grid = TileGrid(inputs[0].shape, denoiser.window)
+        raise DeviceError(
+            f"the memory of {denoiser.device} is too small for a slab of this volume (about "
+            f"{slab_bytes(grid, len(inputs)) / 1e9:.1f} GB); use a smaller infer.tile_size, or --device cpu"
+        ) from error
+
+
+def _stream(
+    inputs: Sequence[Volume], denoiser: Denoiser, z_range: range, write: Write, progress: Callable[[int], None]
+) -> None:
     grid = TileGrid(inputs[0].shape, denoiser.window)
     layers = grid.layers(z_range.start, z_range.stop)
     at_once = _layers_at_once(denoiser.window)
@@ -132,7 +145,7 @@ def denoise_slices(
 def _blend_run(
     slab: Tensor, run: list[int], grid: TileGrid, predict: _BatchedNetwork, blended: SlabAccumulator
 ) -> None:
-    slab = slab.to(predict.device, non_blocking=True)
+    slab = slab.to(predict.device)
     tiles = [(z, y, x, v) for z in run for y, x in grid.in_layer() for v in range(len(slab))]
     origin = grid.axes[0].starts[run[0]]
     starts = [

@@ -100,6 +100,8 @@ class ResidualUNet(nn.Module):
         return correction
 
     def _initialise(self) -> None:
+        if self.leave.weight.is_meta:
+            return  # nothing to set, and trying costs the import of torch's compiler, two seconds
         for module in self.modules():
             if isinstance(module, nn.Conv2d | nn.Conv3d):
                 nn.init.kaiming_normal_(module.weight, nonlinearity="relu")

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from denoise.networks.output import in_float32
+
 DIVISOR = 8
 """Three poolings by 2: tile sizes in y and x must be divisible by this."""
 
@@ -78,8 +80,10 @@ class UNet2d(nn.Module):
         features = self.bottleneck(features)
         for box in (self.box4, self.box5, self.box6):
             features = box(self.upsample(features))
-        prediction: Tensor = self.out_layer(features)
-        return prediction
+        *entry, last = self.out_layer
+        for layer in entry:
+            features = layer(features)
+        return in_float32(last, features)
 
 
 class _DoubleConv(nn.Module):

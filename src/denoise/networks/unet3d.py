@@ -11,6 +11,8 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
+from denoise.networks.output import in_float32
+
 
 class UNet3d(nn.Module):
     """A 3D U-Net of 3x3x3 convolutions with one-group GroupNorm ("layer" norm) and ReLU.
@@ -64,8 +66,7 @@ class UNet3d(nn.Module):
             features = down(features)
         for up, skip in zip(self.up_convs, reversed(skips), strict=True):
             features = up(features, skip)
-        prediction: Tensor = self.conv_final(features)
-        return prediction.squeeze(1)
+        return in_float32(self.conv_final, features).squeeze(1)
 
 
 class _Down(nn.Module):
@@ -109,7 +110,8 @@ class _Up(nn.Module):
 
 
 def _initialise(module: nn.Module) -> None:
-    if isinstance(module, nn.Conv3d | nn.ConvTranspose3d):
+    # On the meta device there is nothing to set, and trying costs the import of torch's compiler, two seconds.
+    if isinstance(module, nn.Conv3d | nn.ConvTranspose3d) and not module.weight.is_meta:
         nn.init.xavier_normal_(module.weight)
         if module.bias is not None:
             nn.init.zeros_(module.bias)

@@ -13,10 +13,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import psutil
 from numpy.typing import NDArray
 
 from denoise.errors import ScanError
+from denoise.memory import available_bytes
 from denoise.projections.preprocess import Repairs, line_integrals, remove_stripes
 from denoise.projections.scan import Scan
 from denoise.tiles import Triple
@@ -265,5 +265,5 @@ def _rows_that_fit(scan: Scan) -> int:
     """Take at most a quarter of the free memory: about eight copies of a row's sinogram and three slices at once."""
     angles, _, columns = scan.shape
     bytes_per_row = 4 * (8 * angles * columns + 3 * columns * columns)
-    fitting = psutil.virtual_memory().available // 4 // bytes_per_row
+    fitting = available_bytes() // 4 // bytes_per_row
     return int(np.clip(fitting, 1, _MOST_ROWS_PER_SLAB))

@@ -17,13 +17,13 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-import psutil
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from denoise.errors import VolumeError
 from denoise.launch import World
+from denoise.memory import available_bytes
 from denoise.normalization import Moments, Normalization
 from denoise.patches.sampler import BlockPlace, block_offsets
 from denoise.tiles import Region, Triple
@@ -77,7 +77,7 @@ def resident_bytes(splits: SplitSet) -> int:
 
 def fits_in_memory(splits: SplitSet) -> bool:
     """Whether the splits leave enough of the free memory for everything else."""
-    return bool(resident_bytes(splits) <= _HOST_SHARE * psutil.virtual_memory().available)
+    return resident_bytes(splits) <= _HOST_SHARE * available_bytes()
 
 
 class ResidentBlocks:
@@ -146,7 +146,7 @@ class ResidentBlocks:
             )
             offsets = first[:, :, None, None] + second[:, None, :, None] + third[:, None, None, :]
             picked = torch.stack([split[offsets] for split in self._data], dim=1)
-            picked = picked.to(self._device, non_blocking=True)
+            picked = picked.to(self._device)
             if self._unsigned:
                 picked = picked.to(torch.int32).bitwise_and_(0xFFFF)
             yield self.normalization.apply(picked.float())

@@ -49,17 +49,19 @@ def run_worker(world: World, job: TrainJob) -> None:
     DenoiseError
         The data, the resume state or the device cannot be used.
     """
-    with listening_for_signals(world) as stop:
+    try:
         run = TrainingRun(world, job)
         try:
-            run.train(stop)
-        except torch.OutOfMemoryError as error:
-            raise DeviceError(
-                f"the memory of {describe_device(world.device)} is too small for {job.batch_size} blocks of "
-                f"{job.patch_size} voxels a side; lower train.batch_size or the patch size"
-            ) from error
+            # Not while the splits are read: there is nothing to save yet, and a signal should end that at once.
+            with listening_for_signals(world) as stop:
+                run.train(stop)
         finally:
             run.close()
+    except torch.OutOfMemoryError as error:
+        raise DeviceError(
+            f"the memory of {describe_device(world.device)} is too small for {job.batch_size} blocks of "
+            f"{job.patch_size} voxels a side; lower train.batch_size or the patch size"
+        ) from error
 
 
 @dataclass
@@ -338,11 +340,25 @@ class TrainingRun:
             self.optimizer.load_state_dict(state.optimizer)
             self.progress = Progress(**state.progress)
             torch.set_rng_state(state.generator)
+            self._keep_stored_bests()
         except (RuntimeError, ValueError, KeyError, TypeError) as error:
             raise CheckpointError(
                 f"{self.folder.state} does not fit this run ({error}); it is damaged, start a new run with another "
                 "--output-dir"
             ) from error
+
+    def _keep_stored_bests(self) -> None:
+        """A model written after the state was saved (the machine died in between) must not lose to a worse one."""
+        for criterion, score, sign in (("val", "l1", 1), ("lcl", "lcl", 1), ("edge", "edge", -1)):
+            path = self.folder.model(criterion)
+            if not path.exists():
+                continue
+            stored = Checkpoint.load(path)
+            value = sign * stored.scores.get(score, math.inf * sign)
+            if value < self.progress.best.get(criterion, math.inf):
+                self.progress.best[criterion] = value
+                if criterion == "val":
+                    self.progress.best_epoch = stored.epoch
 
     def close(self) -> None:
         """Release data and threads."""

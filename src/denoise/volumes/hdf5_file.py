@@ -7,6 +7,8 @@ pickled, forked and used from several threads.
 
 from __future__ import annotations
 
+import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -101,20 +103,36 @@ class Hdf5Writer:
         return False
 
     def create(self) -> None:
-        """Open the file and make the dataset with its attributes."""
+        """Make the file with the whole room for the dataset, and its attributes.
+
+        All blocks are taken from the disk now: where it fills up while HDF5 writes, HDF5 loses chunks of its cache
+        without an error that reaches us, and crashes at exit.
+        """
         header = self.header
         self._file = h5py.File(self.partial, "w")
-        made = self._file.create_dataset(self.dataset, header.shape, header.dtype, chunks=header.chunk_shape)
+        room = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+        room.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
+        made = self._file.create_dataset(
+            self.dataset, header.shape, header.dtype, chunks=header.chunk_shape, fill_time="never", dcpl=room
+        )
         made.attrs[_FIRST] = header.slice_numbers[0]
         made.attrs[_STEP] = header.slice_numbers.step
         if header.voxel_size_um is not None:
             made.attrs[_VOXEL_SIZE] = header.voxel_size_um
         if header.description:
             made.attrs["description"] = header.description
+        size = self._file.id.get_filesize()
+        self.abandon()
+        if hasattr(os, "posix_fallocate"):
+            with self.partial.open("r+b") as file:
+                os.posix_fallocate(file.fileno(), 0, size)
+        self._file = h5py.File(self.partial, "r+")
 
     def store(self, z_start: int, slab: NDArray[Any], *, wait: bool) -> None:
         """Write the slices."""
-        self._file[self.dataset][z_start : z_start + len(slab)] = slab
+        with _system_errors():
+            self._file[self.dataset][z_start : z_start + len(slab)] = slab
+            self._file.flush()
 
     def holds(self, z: int) -> bool:
         """No other process writes."""
@@ -122,14 +140,27 @@ class Hdf5Writer:
 
     def finish(self) -> None:
         """Flush and close."""
-        self._file.flush()
-        self.abandon()
+        with _system_errors():
+            self._file.flush()
+            self.abandon()
 
     def abandon(self) -> None:
         """Close the file."""
         if self._file is not None:
             file, self._file = self._file, None
             file.close()
+
+
+@contextmanager
+def _system_errors() -> Iterator[None]:
+    """HDF5 hides the operating system's error number in the text of a RuntimeError or an OSError without one."""
+    try:
+        yield
+    except (OSError, RuntimeError) as error:
+        number = re.search(r"errno = (\d+)", str(error))
+        if number is None or getattr(error, "errno", None):
+            raise
+        raise OSError(int(number[1]), str(error)) from error
 
 
 def require_only_dataset(path: Path, dataset: str) -> None:

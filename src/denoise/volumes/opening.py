@@ -116,7 +116,7 @@ def create_sink(
     partial = files.partial_path(final)
     writer = _FORMATS[kind](final, partial, header, inner)
     require_space(final, header.n_bytes)
-    return WholeVolumeSink(final, partial, header, writer)
+    return WholeVolumeSink(final, partial, header, writer, overwrite)
 
 
 def _split(path: str) -> tuple[Path, str]:

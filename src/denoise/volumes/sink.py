@@ -6,6 +6,7 @@ is a ``SlabWriter``; tiff_stack.py, tiff_file.py, hdf5_file.py and zarr_store.py
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 from dataclasses import dataclass, field
@@ -21,6 +22,8 @@ from denoise.errors import OutputError
 from denoise.tiles import Triple
 from denoise.volumes.integer_output import GreyValueEncoder
 from denoise.volumes.volume import VoxelSize
+
+_log = logging.getLogger(__name__)
 
 # 512 x 512 float32 values are 1 MiB: a slab writes few chunks, a patch reads little that it does not need. One slice
 # deep, so that slabs of any depth never share a chunk and may be written in any order and from several processes.
@@ -91,6 +94,7 @@ class WholeVolumeSink:
     partial: Path
     header: VolumeHeader
     writer: SlabWriter
+    overwrite: bool = False
     _owner: int = field(default_factory=os.getpid)
     _encoder: GreyValueEncoder = field(init=False)
     _written: NDArray[np.bool_] = field(init=False)
@@ -172,15 +176,19 @@ class WholeVolumeSink:
                         f"{len(missing)} of {self.header.shape[0]} slices of {self.final} were never written, "
                         f"the first is slice {missing[0]}"
                     )
-                files.publish(self.partial, self.final)
+                files.publish(self.partial, self.final, overwrite=self.overwrite)
         except BaseException:
             self._discard()
             raise
         self._encoder.report(self.path)
 
     def _discard(self) -> None:
-        self.writer.abandon()
-        files.discard(self.partial)
+        try:
+            self.writer.abandon()
+        except (OSError, RuntimeError) as error:  # closing flushes, which fails again where the disk is full
+            _log.debug("closing %s: %s", self.partial, error)
+        finally:
+            files.discard(self.partial)
 
 
 def require_space(final: Path, n_bytes: int) -> None:

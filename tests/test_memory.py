@@ -1,0 +1,53 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import psutil
+import pytest
+
+from denoise.memory import available_bytes
+
+
+def group(root: Path, name: str, limit: str, usage: int) -> None:
+    folder = root / name
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "memory.max").write_text(limit + "\n")
+    (folder / "memory.current").write_text(f"{usage}\n")
+
+
+@pytest.fixture
+def process(tmp_path: Path) -> Path:
+    path = tmp_path / "cgroup"
+    path.write_text("0::/jobs/step0\n")
+    return path
+
+
+def test_without_control_groups_it_is_what_the_machine_has_free(tmp_path: Path) -> None:
+    free = available_bytes(tmp_path / "missing", tmp_path)
+    assert abs(free - psutil.virtual_memory().available) < 2e9
+
+
+def test_the_limit_of_the_job_counts_less_what_it_uses(tmp_path: Path, process: Path) -> None:
+    group(tmp_path / "fs", "jobs/step0", "5000000", 2000000)
+    assert available_bytes(process, tmp_path / "fs") == 3000000
+
+
+def test_a_tighter_limit_further_up_wins_and_unlimited_groups_do_not_count(tmp_path: Path, process: Path) -> None:
+    group(tmp_path / "fs", "jobs/step0", "max", 10)
+    group(tmp_path / "fs", "jobs", "4000000", 3500000)
+    assert available_bytes(process, tmp_path / "fs") == 500000
+
+
+def test_a_group_over_its_limit_has_nothing_left(tmp_path: Path, process: Path) -> None:
+    group(tmp_path / "fs", "jobs/step0", "1000", 2000)
+    assert available_bytes(process, tmp_path / "fs") == 0
+
+
+def test_the_older_hierarchy_is_read_too(tmp_path: Path) -> None:
+    process = tmp_path / "cgroup"
+    process.write_text("5:cpu,memory:/job\n3:freezer:/job\n")
+    folder = tmp_path / "fs" / "memory" / "job"
+    folder.mkdir(parents=True)
+    (folder / "memory.limit_in_bytes").write_text("7000\n")
+    (folder / "memory.usage_in_bytes").write_text("3000\n")
+    assert available_bytes(process, tmp_path / "fs") == 4000
