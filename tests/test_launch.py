@@ -311,5 +311,5 @@ def test_a_signal_ends_the_run_after_all_have_saved(tmp_path, number, send):
         launcher.kill()
     assert launcher.returncode == 128 + number, errors
     assert sorted(p.name for p in folder.iterdir()) == ["saved0", "saved1", "started0", "started1"]
-    assert output.startswith(f"{number.name}: the training processes saved their state")
+    assert output.startswith(f"the processes ended after {number.name}; --resume continues")
     assert "Traceback" not in errors

@@ -246,7 +246,9 @@ def _run_rank(
             _write_report(Path(reports), local_rank, error)
         if "onnection" in str(error):
             time.sleep(2.0)  # a peer was lost: let the launcher see its death, which is the cause, first
-        # The group is not destroyed here: with nccl that waits for ranks which wait for this one.
+        # With peers the group is left as it is: with nccl, ending it waits for ranks which wait for this one.
+        if dist.get_world_size() == 1:
+            dist.destroy_process_group()
         raise
     dist.destroy_process_group()
 

@@ -198,7 +198,7 @@ def test_a_small_single_slice_keeps_its_rows_together(window):
 def test_a_slice_too_small_to_be_divided_is_an_error_that_says_its_size(shape, window):
     if window.predict_zyx[0] > 1 and shape[0] > 1:
         shape = (1, *shape[1:])
-    with pytest.raises(VolumeError, match=f"slices of {shape[1]} x {shape[2]} voxels are too small"):
+    with pytest.raises(VolumeError, match=rf"slices of {shape[1]} x {shape[2]} voxels are too (small|few)"):
         HoldOut.of(shape, window, 0.1)
 
 

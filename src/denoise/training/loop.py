@@ -356,7 +356,8 @@ class TrainingRun:
             stored = Checkpoint.load(path)
             value = sign * stored.scores.get(score, math.inf * sign)
             if value < self.progress.best.get(criterion, math.inf):
-                self.progress.best[criterion] = value
+                # A hair worse, so that a repeated run improves on it at the very epoch where the first one did.
+                self.progress.best[criterion] = math.nextafter(value, math.inf)
                 if criterion == "val":
                     self.progress.best_epoch = stored.epoch
 
