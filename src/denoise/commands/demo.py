@@ -41,7 +41,7 @@ _SETTINGS: dict[str, dict[str, Any]] = {
     "train": {
         "network": "residual",
         "patch_size": 128,
-        "patch_size_3d": 48,
+        "patch_size_3d": 40,
         "patches_per_epoch": 80,
         "patches_per_epoch_3d": 20,
         "learning_rate": 0.002,
