@@ -69,6 +69,7 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, required=True)
     parser.add_argument("--slices", type=int, nargs=2, default=(64, 512))
     parser.add_argument("--size", type=int, default=512)
+    parser.add_argument("--modes", nargs="+", choices=list(MODES), default=list(MODES))
     parser.add_argument("--overlap", type=float, default=0.25)
     options = parser.parse_args()
     folder = options.folder
@@ -79,7 +80,7 @@ def main() -> None:
     print(
         f"| mode | slices of {options.size}^2 | peak memory, MB | seconds | Mvoxel/s |\n| --- | --- | --- | --- | --- |"
     )
-    for mode in MODES:
+    for mode in options.modes:
         write_model(folder / f"model_{mode}.pth", mode)
         peaks = []
         for slices in options.slices:

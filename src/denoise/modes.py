@@ -50,7 +50,7 @@ MODES: Mapping[str, Mode] = {
     mode.name: mode
     for mode in (
         Mode("2.5d", SliceSampler, 2, 256, _slice_window),
-        Mode("3d", CubeSampler, 3, 96, _cube_window),
+        Mode("3d", CubeSampler, 3, 64, _cube_window),
     )
 }
 

@@ -152,7 +152,7 @@ class InferSection(Section):
         About(
             "Edge of the tiles",
             f"null, or {EDGE_RULE}",
-            "Divisible as the training patch. null: as large as that for unet; at least 256 (3D: 96) for residual, "
+            "Divisible as the training patch. null: as large as that for unet; at least 256 (3D: 64) for residual, "
             "whose result does not depend on it.",
             unit="voxels",
         ),

@@ -29,7 +29,7 @@ _log = logging.getLogger(__name__)
 #: Slices predicted per slab where tiles are one slice deep: enough to read and write in runs, little to hold.
 _SLICES_PER_SLAB = 8
 #: Slabs waiting to be written; more would only hide a slow disk in memory.
-_WRITES_WAITING = 2
+_WRITES_WAITING = 1
 _MOST_TILES = 64
 #: Input voxels of a batch on a CPU: larger ones fall out of its caches.
 _CPU_BATCH_VOXELS = 4 * 5 * 256**2
@@ -243,7 +243,9 @@ class _Writer:
         self._waiting.append(self._thread.submit(self._finish, low, kept))
 
     def _finish(self, low: int, slices: Tensor) -> None:
-        slab: Float32Array = self._normalization.invert(slices).numpy()
+        slab: Float32Array = slices.numpy()  # a copy that nobody else holds: changed in place, slabs can be large
+        slab *= np.float32(self._normalization.std)
+        slab += np.float32(self._normalization.mean)
         if not np.isfinite(slab).all():
             raise CheckpointError(
                 f"the network predicts NaN or Inf in slices {self._numbers[low]} to "

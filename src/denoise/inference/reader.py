@@ -14,6 +14,9 @@ from denoise.volumes.volume import Float32Array, Volume
 
 _log = logging.getLogger(__name__)
 
+#: What a volume returns is copied into the slab: so many slices exist twice for a moment, not all of them.
+_SLICES_PER_READ = 16
+
 
 class SlabReader:
     """Reads what a run of tile layers needs; slices that the next run needs again are kept, not read twice.
@@ -72,11 +75,13 @@ class SlabReader:
             slab[:, : first_new - low] = self._kept[:, low - self._kept_from : first_new - self._kept_from]
         if first_new < high:
             for row, volume in zip(slab, self._inputs, strict=True):
-                new = row[first_new - low :]
-                new[:] = volume.read(Region.of_slices(first_new, high, shape))
-                self._check(new, volume, first_new)
-                new -= np.float32(self._normalization.mean)
-                new /= np.float32(self._normalization.std)
+                for start in range(first_new, high, _SLICES_PER_READ):
+                    stop = min(start + _SLICES_PER_READ, high)
+                    new = row[start - low : stop - low]
+                    new[:] = volume.read(Region.of_slices(start, stop, shape))
+                    self._check(new, volume, start)
+                    new -= np.float32(self._normalization.mean)
+                    new /= np.float32(self._normalization.std)
         self._kept, self._kept_from = slab, low
 
     def _check(self, slices: Float32Array, volume: Volume, first: int) -> None:
