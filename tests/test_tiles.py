@@ -213,3 +213,18 @@ def test_redundancy_is_voxels_predicted_per_voxel():
     assert TileGrid((16, 16, 16), _cubes(8, 4)).redundancy == pytest.approx(1.5**3)
     assert TileGrid((4, 8, 8), _cubes(8, 8)).redundancy == pytest.approx(2.0)
     assert TileGrid((16, 12, 16), _cubes(8, 4)).tiles_per_layer == 6
+
+
+def test_a_window_shrinks_to_a_small_volume_with_the_same_share_of_overlap():
+    window = Window((64, 64, 64), (64, 64, 64), (48, 48, 48), (0, 0, 0))
+    small = window.shrunk_to((32, 61, 500), 4)
+    assert small.read_zyx == small.predict_zyx == (32, 64, 64)
+    assert small.stride_zyx == (24, 48, 48)
+
+
+def test_an_axis_with_context_is_not_shrunk():
+    window = Window((5, 256, 256), (1, 256, 256), (1, 128, 128), (2, 0, 0))
+    small = window.shrunk_to((2, 100, 30), 8)
+    assert small.read_zyx == (5, 104, 32)
+    assert small.predict_zyx == (1, 104, 32)
+    assert small.before_zyx == (2, 0, 0)

@@ -23,7 +23,7 @@ from denoise.errors import CheckpointError, ConfigError, OutputError
 from denoise.files import write_text
 from denoise.inference.engine import Denoiser, denoise_slices
 from denoise.launch import choose_devices, launch
-from denoise.modes import default_tile, mode_of
+from denoise.modes import default_tile, inference_window
 from denoise.networks.catalogue import find_network
 from denoise.networks.spec import NetworkSpec
 from denoise.normalization import Normalization
@@ -292,9 +292,7 @@ def make_denoiser(
             f"infer.tile_size is {edge}; it must be divisible by {divisor} for the network {checkpoint.network.name} "
             f"{dict(checkpoint.network.options)}"
         )
-    window = mode_of(checkpoint.network).window(checkpoint.network, edge, infer.overlap, infer.window)
-    if shape is not None and not kind.content_dependent:
-        window = window.shrunk_to(shape, divisor)
+    window = inference_window(checkpoint.network, edge, infer.overlap, infer.window, shape)
     return Denoiser(
         network=checkpoint.build(),
         normalization=normalization,

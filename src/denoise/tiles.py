@@ -104,13 +104,14 @@ class Window:
     def shrunk_to(self, shape_zyx: Triple, multiple: int) -> Window:
         """The same without what lies past a small volume: axes that are predicted whole are read as far as needed.
 
-        Sizes stay multiples of ``multiple``; axes with context (read larger than predicted) stay as they are.
+        Sizes stay multiples of ``multiple`` and the overlap stays the same share of the tile; axes with context (read
+        larger than predicted) stay as they are.
         """
         read, stride = list(self.read_zyx), list(self.stride_zyx)
         for axis, size in enumerate(shape_zyx):
             if self.read_zyx[axis] == self.predict_zyx[axis]:
                 read[axis] = min(read[axis], -(-size // multiple) * multiple)
-                stride[axis] = min(stride[axis], read[axis])
+                stride[axis] = max(1, round(stride[axis] * read[axis] / self.read_zyx[axis]))
         predict = [r if whole == p else p for r, whole, p in zip(read, self.read_zyx, self.predict_zyx, strict=True)]
         return Window(
             (read[0], read[1], read[2]),

@@ -18,7 +18,7 @@ from denoise.errors import OutputError
 from denoise.inference.engine import slab_bytes
 from denoise.launch import describe_device
 from denoise.memory import available_bytes
-from denoise.modes import MODES, default_tile
+from denoise.modes import MODES, default_tile, inference_window
 from denoise.networks.catalogue import build_network, find_network
 from denoise.networks.spec import NetworkSpec
 from denoise.patches.holdout import HoldOut
@@ -97,11 +97,8 @@ def _training(config: RunConfig, splits: SplitSet, network: NetworkSpec) -> list
 
 
 def _inference(config: RunConfig, grid: Volume, network: NetworkSpec) -> list[tuple[str, str]]:
-    kind = find_network(network.name)
     edge = config.infer.tile_size or default_tile(network, config.patch)
-    window = MODES[config.mode].window(network, edge, config.infer.overlap, config.infer.window)
-    if not kind.content_dependent:
-        window = window.shrunk_to(grid.shape, kind.divisor(network.options))
+    window = inference_window(network, edge, config.infer.overlap, config.infer.window, grid.shape)
     tiles = TileGrid(grid.shape, window)
     layers = len(tiles.axes[0].starts)
     inputs = 1 if config.infer.input == "full" else len(config.given_splits)
