@@ -10,7 +10,7 @@ import logging
 import math
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +18,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from denoise.arithmetic import autocast, fast_layout, resolve_precision, summing_device
-from denoise.checkpoint import Checkpoint, RunFolder, TrainState, Weights
+from denoise.checkpoint import Checkpoint, RunFolder, TrainState
 from denoise.errors import CheckpointError, DeviceError, Interrupted
 from denoise.launch import StopRequest, World, describe_device, listening_for_signals
 from denoise.modes import mode_of
@@ -29,6 +29,7 @@ from denoise.training.data import open_blocks
 from denoise.training.job import Observer, Plan, Record, TrainJob
 from denoise.training.objective import Objective, learning_rate, paired
 from denoise.training.observers import observers_of
+from denoise.training.state import Progress, keep_stored_bests, load_state, on_cpu
 from denoise.training.validation import Scores, Validator
 
 _log = logging.getLogger(__name__)
@@ -64,27 +65,13 @@ def run_worker(world: World, job: TrainJob) -> None:
         ) from error
 
 
-@dataclass
-class Progress:
-    """Where a run stands; all of it is saved and restored."""
-
-    epoch: int = 0
-    step_in_epoch: int = 0
-    step: int = 0
-    loss_sum: float = 0.0
-    loss_steps: int = 0
-    seconds: float = 0.0
-    best: dict[str, float] = field(default_factory=dict)
-    best_epoch: int = 0
-
-
 class TrainingRun:
     """A run in one process: network, optimiser, data, and where it stands."""
 
     def __init__(self, world: World, job: TrainJob) -> None:
         self.world, self.job, self.folder = world, job, RunFolder(job.folder)
         settings = job.settings
-        state = self._load_state() if job.resume else None
+        state = load_state(job, self.folder) if job.resume else None
         mode = mode_of(job.network)
         # Training blocks never overlap by plan; overlap and taper matter at inference only.
         self.window = mode.window(job.network, job.patch_size, 0.0, "uniform")
@@ -285,7 +272,7 @@ class TrainingRun:
     def _checkpoint(self, criterion: str, model: nn.Module, scores: Scores) -> Checkpoint:
         return Checkpoint(
             network=self.job.network,
-            weights=_on_cpu(model.state_dict()),
+            weights=on_cpu(model.state_dict()),
             normalization=self.source.normalization,
             patch_size=self.job.patch_size,
             strategy=self.job.settings.strategy,
@@ -312,25 +299,13 @@ class TrainingRun:
             return
         TrainState(
             fingerprint=self.job.fingerprint(),
-            model=_on_cpu(self.network.state_dict()),
-            ema=_on_cpu(self.averaged.state_dict()) if self.averaged is not None else None,
+            model=on_cpu(self.network.state_dict()),
+            ema=on_cpu(self.averaged.state_dict()) if self.averaged is not None else None,
             optimizer=self.optimizer.state_dict(),
             progress=asdict(self.progress),
             normalization=self.source.normalization,
             generator=torch.get_rng_state(),
         ).save(self.folder.state)
-
-    def _load_state(self) -> TrainState:
-        state = TrainState.load(self.folder.state)
-        now, then = self.job.fingerprint(), state.fingerprint
-        changed = [name for name in now if now[name] != then.get(name)]
-        if changed:
-            name = changed[0]
-            raise CheckpointError(
-                f"{self.folder.state} was saved with {name} = {then.get(name)!r}, the config now has {now[name]!r}; "
-                "set it back to resume, or start a new run with another --output-dir (--finetune begins from a model)"
-            )
-        return state
 
     def _restore(self, state: TrainState) -> None:
         try:
@@ -340,32 +315,13 @@ class TrainingRun:
             self.optimizer.load_state_dict(state.optimizer)
             self.progress = Progress(**state.progress)
             torch.set_rng_state(state.generator)
-            self._keep_stored_bests()
+            keep_stored_bests(self.progress, self.folder)
         except (RuntimeError, ValueError, KeyError, TypeError) as error:
             raise CheckpointError(
                 f"{self.folder.state} does not fit this run ({error}); it is damaged, start a new run with another "
                 "--output-dir"
             ) from error
 
-    def _keep_stored_bests(self) -> None:
-        """A model written after the state was saved (the machine died in between) must not lose to a worse one."""
-        for criterion, score, sign in (("val", "l1", 1), ("lcl", "lcl", 1), ("edge", "edge", -1)):
-            path = self.folder.model(criterion)
-            if not path.exists():
-                continue
-            stored = Checkpoint.load(path)
-            value = sign * stored.scores.get(score, math.inf * sign)
-            if value < self.progress.best.get(criterion, math.inf):
-                # A hair worse, so that a repeated run improves on it at the very epoch where the first one did.
-                self.progress.best[criterion] = math.nextafter(value, math.inf)
-                if criterion == "val":
-                    self.progress.best_epoch = stored.epoch
-
     def close(self) -> None:
         """Release data and threads."""
         self.source.close()
-
-
-def _on_cpu(weights: Weights) -> Weights:
-    """A copy that later steps do not change."""
-    return {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in weights.items()}

@@ -1,0 +1,64 @@
+"""Where a run stands, how that is restored, and what a resumed run must not forget."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+from denoise.checkpoint import Checkpoint, RunFolder, TrainState, Weights
+from denoise.errors import CheckpointError
+from denoise.training.job import TrainJob
+
+
+@dataclass
+class Progress:
+    """Where a run stands; all of it is saved and restored."""
+
+    epoch: int = 0
+    step_in_epoch: int = 0
+    step: int = 0
+    loss_sum: float = 0.0
+    loss_steps: int = 0
+    seconds: float = 0.0
+    best: dict[str, float] = field(default_factory=dict)
+    best_epoch: int = 0
+
+
+def load_state(job: TrainJob, folder: RunFolder) -> TrainState:
+    """The state in a run's folder.
+
+    Raises
+    ------
+    CheckpointError
+        It is damaged, or the run that it belongs to had other settings; names the first that differs.
+    """
+    state = TrainState.load(folder.state)
+    now, then = job.fingerprint(), state.fingerprint
+    changed = [name for name in now if now[name] != then.get(name)]
+    if changed:
+        name = changed[0]
+        raise CheckpointError(
+            f"{folder.state} was saved with {name} = {then.get(name)!r}, the config now has {now[name]!r}; "
+            "set it back to resume, or start a new run with another --output-dir (--finetune begins from a model)"
+        )
+    return state
+
+
+def keep_stored_bests(progress: Progress, folder: RunFolder) -> None:
+    """A model written after the state was saved (the machine died in between) must not lose to a worse one."""
+    for criterion, score, sign in (("val", "l1", 1), ("lcl", "lcl", 1), ("edge", "edge", -1)):
+        path = folder.model(criterion)
+        if not path.exists():
+            continue
+        stored = Checkpoint.load(path)
+        value = sign * stored.scores.get(score, math.inf * sign)
+        if value < progress.best.get(criterion, math.inf):
+            # A hair worse, so that a repeated run improves on it at the very epoch where the first one did.
+            progress.best[criterion] = math.nextafter(value, math.inf)
+            if criterion == "val":
+                progress.best_epoch = stored.epoch
+
+
+def on_cpu(weights: Weights) -> Weights:
+    """A copy that later steps do not change."""
+    return {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in weights.items()}
