@@ -203,7 +203,7 @@ def demo(
     gpus: GpusOption = None,
     device: DeviceOption = None,
 ) -> None:
-    """Try everything on a simulated scan with known truth. Needs no data; takes about two minutes (3D: four)."""
+    """Try everything on a simulated scan with known truth. Needs no data; takes 2.5 minutes on 2 cores (3D: 3.5)."""
     from denoise.commands.demo import demo as run
 
     run(

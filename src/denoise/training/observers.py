@@ -153,7 +153,9 @@ def draw_curves(history: list[dict[str, Any]], path: Path) -> None:
     bottom.set_ylabel("LCL")
     right.set_ylabel("edge score")
     lines = [*bottom.get_lines(), *right.get_lines()]
-    bottom.legend(lines, [line.get_label() for line in lines], title="sharpness, no measure of fidelity")
+    labels = [line.get_label() for line in lines]
+    title = "sharpness, no measure of fidelity"
+    bottom.legend(lines, labels, title=title, loc="upper center", bbox_to_anchor=(0.5, -0.18), ncols=2)
     with whole_file(path) as partial:
         figure.savefig(partial, dpi=100)
 
