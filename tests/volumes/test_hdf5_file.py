@@ -116,8 +116,8 @@ def reaching_out(tmp_path):
     layout[...] = h5py.VirtualSource(tmp_path / "secret.h5", "data", (4, 5, 6))
     with h5py.File(tmp_path / "v.h5", "w") as file:
         file["external"] = h5py.ExternalLink("secret.h5", "/data")
-        file["root"] = h5py.ExternalLink("secret.h5", "/")
-        file["soft"] = h5py.SoftLink("/root/data")
+        file["whole"] = h5py.ExternalLink("secret.h5", "/")
+        file["soft"] = h5py.SoftLink("/whole/data")
         file.create_virtual_dataset("virtual", layout)
         file.create_dataset("raw", (4, 5, 6), "f4", external=[(str(tmp_path / "secret.raw"), 0, 480)])
     return tmp_path / "v.h5"
@@ -127,8 +127,8 @@ def reaching_out(tmp_path):
     ("place", "message"),
     [
         ("external", r"v\.h5::/external is a link into another file, secret\.h5"),
-        ("root/data", r"v\.h5::/root is a link into another file"),
-        ("soft", r"v\.h5::/root is a link into another file"),
+        ("whole/data", r"v\.h5::/whole is a link into another file"),
+        ("soft", r"v\.h5::/whole is a link into another file"),
         ("virtual", "virtual dataset, assembled from others"),
         ("raw", "dataset stored in other files"),
     ],

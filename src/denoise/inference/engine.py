@@ -10,7 +10,7 @@ import logging
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -54,10 +54,7 @@ class Denoiser:
 
     def prepared(self) -> Denoiser:
         """The same with the network moved to the device in its fastest layout."""
-        network = fast_layout(self.network.eval()).to(self.device)
-        return Denoiser(
-            network, self.normalization, self.window, self.device, self.dtype, self.batch_size, self.fill_non_finite
-        )
+        return replace(self, network=fast_layout(self.network.eval()).to(self.device))
 
 
 def slab_bytes(grid: TileGrid, inputs: int) -> int:
