@@ -17,12 +17,12 @@ from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-from phantoms import anatomy, fibres, inside
 from scipy.ndimage import gaussian_filter1d
 
 from denoise.projections.phantom import FoamPhantom
 from denoise.projections.preprocess import remove_stripes
 from denoise.projections.reconstruct import reconstruct_rows, split_indices
+from phantoms import anatomy, fibres, inside
 
 Float32Array = NDArray[np.float32]
 SPLITS = (2, 4)
@@ -81,9 +81,7 @@ CASES: Mapping[str, Case] = {
     "foam_medium": Case("foam, medium dose", _foam, photons=800),
     "anatomy": Case("gradients, texture, trabeculae, vessels", anatomy, photons=400),
     "fibres": Case("fibres and cracks, 1 to 2 voxels wide", fibres, photons=400),
-    "rings_fixed": Case(
-        "foam, rings common to all angles", _foam, photons=400, fixed_gain=0.02, independent=False
-    ),
+    "rings_fixed": Case("foam, rings common to all angles", _foam, photons=400, fixed_gain=0.02, independent=False),
     "rings_fixed_removed": Case(
         "the same, stripes removed", _foam, photons=400, fixed_gain=0.02, stripes_removed=True, independent=False
     ),

@@ -30,6 +30,7 @@ from denoise.normalization import Normalization
 from denoise.tiles import Triple
 from denoise.training.job import TrainJob
 from denoise.training.loop import run_worker
+from denoise.training.schedule import Schedule
 from denoise.volumes import ArrayVolume, MeanVolume, SplitSet, Volume, VolumeSink, open_volume, slice_range
 from denoise.volumes.volume import Float32Array
 
@@ -127,6 +128,7 @@ def run_training(
         settings=config.train,
         patch_size=config.patch,
         batch_size=config.batch_size,
+        schedule=Schedule(config.schedule, config.learning_rate),
         folder=run.path,
         sample=config.sample_name,
         patches_per_epoch=config.patches_per_epoch,
@@ -301,6 +303,7 @@ def make_denoiser(
         dtype=resolve_precision(infer.precision, device),
         batch_size=infer.batch_size,
         fill_non_finite=fill_non_finite,
+        turns=infer.tta,
     ).prepared()
 
 

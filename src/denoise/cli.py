@@ -129,6 +129,14 @@ def train(
     output_dir: Annotated[
         Path | None, typer.Option("--output-dir", help="Folder of the run.  [default: from config]")
     ] = None,
+    max_minutes: Annotated[
+        float | None,
+        typer.Option(
+            "--max-minutes",
+            min=0.01,
+            help="Train for this long, and plan the learning rate for it.  [default: until it stops improving]",
+        ),
+    ] = None,
     processes: Annotated[
         int | None, typer.Option("--processes", min=1, help="Processes on a CPU.  [default: 1]")
     ] = None,
@@ -139,8 +147,9 @@ def train(
     """Train a network on the splits. Resumable; on one GPU, many, or a CPU."""
     from denoise.commands.train import train as run
 
+    changes = {"output_dir": output_dir and output_dir.absolute(), "max_minutes": max_minutes}
     run(
-        _load(config, mode, output_dir),
+        _load(config, mode, {name: value for name, value in changes.items() if value is not None}),
         _compute(device, gpus, processes),
         resume=resume,
         finetune=finetune,
@@ -223,14 +232,12 @@ def check(config: ConfigOption, gpus: GpusOption = None, mode: ModeOption = None
     run(_load(config, mode), _compute(device, gpus))
 
 
-def _load(path: Path, mode: str | None, output_dir: Path | None = None) -> RunConfig:
+def _load(path: Path, mode: str | None, train: dict[str, Any] | None = None) -> RunConfig:
+    """The config, with these fields of its section train as the command line has them."""
     from denoise.config import load_config
 
     config = load_config(path, mode=mode)
-    if output_dir is not None:
-        train = config.train.model_copy(update={"output_dir": output_dir.absolute()})
-        config = config.model_copy(update={"train": train})
-    return config
+    return config.model_copy(update={"train": config.train.model_copy(update=train or {})})
 
 
 def _template(path: Path | None, mode: str | None) -> dict[str, Any] | None:

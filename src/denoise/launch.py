@@ -58,13 +58,17 @@ class World:
             dist.all_reduce(tensor)
         return tensor
 
-    def any(self, claim: bool) -> bool:
-        """Whether the claim holds on at least one process. Costs one small exchange between the hosts' CPUs."""
+    def largest(self, values: Sequence[float]) -> list[float]:
+        """For each of these numbers the largest on any process. Costs one small exchange between the hosts' CPUs."""
         if self.size == 1:
-            return claim
-        flag = torch.tensor([1.0 if claim else 0.0])
-        dist.all_reduce(flag, op=dist.ReduceOp.MAX)
-        return bool(flag.item())
+            return list(values)
+        found = torch.tensor(values, dtype=torch.float64)
+        dist.all_reduce(found, op=dist.ReduceOp.MAX)
+        return [float(value) for value in found]
+
+    def any(self, claim: bool) -> bool:
+        """Whether the claim holds on at least one process."""
+        return self.largest([float(claim)])[0] > 0
 
     def barrier(self) -> None:
         """Wait for every process."""

@@ -65,18 +65,27 @@ def mode_of(network: NetworkSpec) -> Mode:
 
 
 def inference_window(
-    network: NetworkSpec, edge: int, overlap: float, taper: str, shape: Triple | None = None
+    network: NetworkSpec, edge: int, overlap: float | None, taper: str, shape: Triple | None = None
 ) -> Window:
     """The tiles that a network denoises a volume of this shape (Z, Y, X) with.
 
-    Networks without norm layers give the same for any tile: they get none that reach far past a small volume, nor any
-    deeper than ``DEEPEST_TILE``, as a slab of that depth is held in memory.
+    Tiles of about this edge cover the volume evenly, with the overlap that was measured to be enough for the network
+    unless another is given. Networks without norm layers give the same for any tile: they get none that reach far past
+    a small volume, nor any deeper than ``DEEPEST_TILE``, as a slab of that depth is held in memory. Those with norm
+    layers were trained on patches of one size: they keep about that, and exactly that with an overlap of the user's.
     """
-    window = mode_of(network).window(network, edge, overlap, taper)
     kind = find_network(network.name)
-    if shape is None or kind.content_dependent:
+    mode = mode_of(network)
+    window = mode.window(network, edge, kind.overlap / edge if overlap is None else overlap, taper)
+    if shape is None or (kind.content_dependent and overlap is not None):
         return window
-    return window.shrunk_to((min(shape[0], DEEPEST_TILE), shape[1], shape[2]), kind.divisor(network.options))
+    return window.spread_over(
+        shape,
+        (edge if kind.content_dependent else min(edge, DEEPEST_TILE), edge, edge),
+        kind.overlap if overlap is None else round(overlap * edge),
+        kind.divisor(network.options),
+        shrinks=not kind.content_dependent,
+    )
 
 
 def default_tile(network: NetworkSpec, trained_at: int | None) -> int:

@@ -7,6 +7,7 @@ coordinates outside the volume (reflection), from this module.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -81,6 +82,8 @@ class Window:
     stride_zyx: Triple
     before_zyx: Triple
     taper: str = "hann"
+    multiple: int = 1
+    """Tiles start at multiples of this where strides do: a network that pools by it then sees one grid."""
 
     def __post_init__(self) -> None:
         for read, predict, stride, before in zip(
@@ -101,17 +104,27 @@ class Window:
         z, y, x = (slice(b, b + p) for b, p in zip(self.before_zyx, self.predict_zyx, strict=True))
         return z, y, x
 
-    def shrunk_to(self, shape_zyx: Triple, multiple: int) -> Window:
-        """The same without what lies past a small volume: axes that are predicted whole are read as far as needed.
+    def spread_over(self, shape_zyx: Triple, edges: Triple, overlap: int, multiple: int, shrinks: bool) -> Window:
+        """The same context with tiles of about these edges that cover a volume evenly.
 
-        Sizes stay multiples of ``multiple`` and the overlap stays the same share of the tile; axes with context (read
-        larger than predicted) stay as they are.
+        Parameters
+        ----------
+        shape_zyx
+            Of the volume.
+        edges
+            Desired size of the tiles along (z, y, x); axes with context (read larger than predicted) stay as they are.
+        overlap
+            Of neighbouring tiles, voxels; rounded up to a multiple of ``multiple``.
+        multiple
+            What tile sizes and starts must be divisible by.
+        shrinks
+            Whether a tile gets smaller where the volume is smaller than it, instead of reading reflections.
         """
         read, stride = list(self.read_zyx), list(self.stride_zyx)
-        for axis, size in enumerate(shape_zyx):
+        for axis, (size, edge) in enumerate(zip(shape_zyx, edges, strict=True)):
             if self.read_zyx[axis] == self.predict_zyx[axis]:
-                read[axis] = min(read[axis], -(-size // multiple) * multiple)
-                stride[axis] = max(1, round(stride[axis] * read[axis] / self.read_zyx[axis]))
+                longest = size if shrinks else max(size, edge)
+                read[axis], stride[axis] = even_tiles(longest, edge, overlap, multiple)
         predict = [r if whole == p else p for r, whole, p in zip(read, self.read_zyx, self.predict_zyx, strict=True)]
         return Window(
             (read[0], read[1], read[2]),
@@ -119,7 +132,28 @@ class Window:
             (stride[0], stride[1], stride[2]),
             self.before_zyx,
             self.taper,
+            multiple,
         )
+
+
+def even_tiles(length: int, edge: int, overlap: int, multiple: int) -> tuple[int, int]:
+    """Size and stride of tiles that cover ``length`` voxels evenly, of the size nearest to ``edge`` (as a ratio).
+
+    Without this, the last tile of a row is pushed back over its neighbour: 512 voxels in tiles of 256 that overlap by
+    32 would take three tiles, and predict half of the voxels twice.
+    """
+    overlap = _rounded_up(min(overlap, edge - multiple), multiple)
+    fitting = max((length - overlap) / (edge - overlap), 1.0)
+    sizes = [
+        _rounded_up(-(-(length + (count - 1) * overlap) // count), multiple)
+        for count in {math.floor(fitting), math.ceil(fitting)}
+    ]
+    size = min(sizes, key=lambda size: abs(math.log(size / edge)))
+    return size, max(size - overlap, multiple)
+
+
+def _rounded_up(value: int, multiple: int) -> int:
+    return -(-value // multiple) * multiple
 
 
 def taper_weights(name: str, size: int) -> NDArray[np.float64]:
@@ -139,17 +173,18 @@ class Axis:
     """Tiles along one axis: where each predicted part starts, and its weights there.
 
     ``weights`` has shape (tiles, predict): over all tiles they add up to 1 at every voxel of the volume, and are 0
-    outside it. ``starts`` are sorted; the last tile is moved back so that it ends with the volume, and a volume
-    smaller than a tile has one tile that starts at 0 and reads reflections beyond the end.
+    outside it. ``starts`` are sorted; the last tile is moved back so that it ends with the volume (or less than
+    ``multiple`` after it), and a volume smaller than a tile has one tile that starts at 0; what lies beyond the end is
+    read as reflections.
     """
 
     starts: tuple[int, ...]
     weights: NDArray[np.float64]
 
     @classmethod
-    def covering(cls, length: int, predict: int, stride: int, taper: str) -> Axis:
+    def covering(cls, length: int, predict: int, stride: int, taper: str, multiple: int = 1) -> Axis:
         """Lay tiles over ``length`` voxels."""
-        last = max(length - predict, 0)
+        last = _rounded_up(max(length - predict, 0), multiple)
         starts = tuple(sorted({*range(0, last, stride), last}))
         profile = taper_weights(taper, predict)
         total = np.zeros(length)
@@ -178,7 +213,7 @@ class TileGrid:
     def axes(self) -> tuple[Axis, Axis, Axis]:
         """The tiles along z, y and x."""
         z, y, x = (
-            Axis.covering(n, p, s, self.window.taper)
+            Axis.covering(n, p, s, self.window.taper, self.window.multiple)
             for n, p, s in zip(self.shape_zyx, self.window.predict_zyx, self.window.stride_zyx, strict=True)
         )
         return z, y, x

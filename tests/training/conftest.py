@@ -19,6 +19,7 @@ from denoise.tiles import Triple
 from denoise.training.job import Observer, Plan, Record, TrainJob
 from denoise.training.loop import run_worker
 from denoise.training.observers import read_history
+from denoise.training.schedule import Schedule
 from denoise.training.validation import Preview
 from denoise.volumes.volume import ArrayVolume, SplitSet
 
@@ -48,6 +49,7 @@ def make_job(folder: Path, network: NetworkSpec = FLAT, splits: SplitSet | None 
         "batch_size": 4,
         "patches_per_epoch": 8,
         "show_progress": False,
+        "schedule": Schedule(changes.pop("schedule", "constant"), changes.pop("learning_rate", 1e-3)),
         **{name: changes.pop(name) for name in list(changes) if name in TrainJob.__dataclass_fields__},
     }
     settings = TrainSection(**{"precision": "float32", "max_epochs": 2, "validate_every": 1, **changes})
@@ -72,7 +74,7 @@ class Watcher:
     def started(self, plan: Plan) -> None:
         self.plan = plan
 
-    def stepped(self, step: int, epoch: int, loss: float | None) -> None:
+    def stepped(self, step: int, epoch: int, done: float, loss: float | None) -> None:
         self.steps.append((step, epoch, loss))
         self.after_step.get(step, lambda: None)()
 
@@ -115,7 +117,8 @@ def require_same_run(one: Path, other: Path, *, history: bool = True) -> None:
     """The same final state, the same best models and the same scores on the way."""
     states = [TrainState.load(RunFolder(folder).state) for folder in (one, other)]
     for state in states:
-        del state.progress["seconds"]
+        for clock in ("seconds", "elapsed"):
+            del state.progress[clock]
     for name in ("model", "ema", "optimizer", "progress", "generator", "normalization", "fingerprint"):
         require_same(getattr(states[0], name), getattr(states[1], name), name)
     for criterion in CRITERIA:

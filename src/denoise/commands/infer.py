@@ -22,6 +22,7 @@ from denoise.commands.inputs import (
     require_not_an_input,
 )
 from denoise.config import RunConfig
+from denoise.config.recipes import RECIPES
 from denoise.errors import CheckpointError, OutputError, VolumeError
 from denoise.inference.engine import denoise_slices
 from denoise.modes import mode_of
@@ -122,7 +123,7 @@ def _denoise(
         devices[0],
         shape=grid.shape,
         normalization=given_normalization(config),
-        patch_size=config.patch_of(mode_of(checkpoint.network).name),
+        patch_size=config.given_patch(mode_of(checkpoint.network).name) or RECIPES[checkpoint.network.name].patch_size,
         fill_non_finite=config.dataset.non_finite == "fill",
     )
     _warn_of_another_scale(denoiser.normalization, grid, z_range)

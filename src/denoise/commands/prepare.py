@@ -11,6 +11,7 @@ from typing import Any
 
 from denoise.commands.display import progress_bar, say
 from denoise.config import RunConfig
+from denoise.config.recipes import RECIPES
 from denoise.errors import ConfigError
 from denoise.files import require_free, write_text
 from denoise.projections.reconstruct import angles_warning, find_center, reconstruct_scan, split_indices
@@ -133,26 +134,15 @@ def _nothing_left_on_failure(folder: Path) -> Iterator[None]:
 
 
 def default_settings(shape: tuple[int, int, int]) -> dict[str, Any]:
-    """Sections ``train`` and ``infer`` that fit the reconstruction and the devices that are visible here."""
-    import torch
-
+    """Sections ``train`` and ``infer`` that fit the reconstruction; what is left out has defaults."""
     depth, width = shape[0], shape[2]
-    train: dict[str, Any] = {"mode": "2.5d", "n_slices": 5, "patch_size": _fitting(256, width)}
-    train["patch_size_3d"] = _fitting(96, min(width, max(depth, 16)))
-    if not torch.cuda.is_available():
-        _log.info("no GPU is visible: the config asks for the light network (train.network: residual)")
-        train |= {
-            "network": "residual",
-            "patch_size": _fitting(128, width),
-            "patch_size_3d": min(48, int(train["patch_size_3d"])),
-            "batch_size": 8,
-            "patches_per_epoch": 96,
-            "patches_per_epoch_3d": 24,
-            "learning_rate": 0.002,
-            "schedule": "cosine",
-            "max_epochs": 60,
-        }
-    return {"train": train, "infer": {"overlap": 0.5, "window": "hann"}}
+    train: dict[str, Any] = {"mode": "2.5d", "network": "residual", "n_slices": 5}
+    for name, recipe, available in (
+        ("patch_size", RECIPES["residual2d"], width),
+        ("patch_size_3d", RECIPES["residual3d"], min(width, max(depth, 16))),
+    ):
+        train[name] = _fitting(recipe.patch_size, available)
+    return {"train": train, "infer": {"input": "full"}}
 
 
 def _fitting(wanted: int, available: int) -> int:

@@ -16,6 +16,7 @@ from pydantic import Field, JsonValue, ValidationError, model_validator
 from denoise.config.aliases import ALIASES, with_long_names
 from denoise.config.fields import NAME_RULE, Section, as_file_name
 from denoise.config.problems import Place, Problem, RulesBroken, Source, error_listing, plain_name, shown
+from denoise.config.recipes import RECIPES, Recipe, ScheduleName
 from denoise.config.rules import broken_rules
 from denoise.config.sections import SECTIONS, DatasetSection, InferSection, about
 from denoise.config.train_section import ModeName, TrainSection
@@ -104,9 +105,24 @@ class RunConfig(Section):
         return {name: getattr(self.train, name) for name in names}
 
     @property
+    def recipe(self) -> Recipe:
+        """What the network is trained with where the config does not say."""
+        return RECIPES[self.network_name]
+
+    @property
     def batch_size(self) -> int:
         """Patches per optimiser step, over all processes."""
-        return self.train.batch_size or (4 if self.mode == "3d" else 32)
+        return self.train.batch_size or self.recipe.batch_size
+
+    @property
+    def learning_rate(self) -> float:
+        """Highest learning rate."""
+        return self.train.learning_rate or self.recipe.learning_rate
+
+    @property
+    def schedule(self) -> ScheduleName:
+        """Course of the learning rate."""
+        return self.train.schedule or self.recipe.schedule
 
     @property
     def patch_field(self) -> str:
@@ -116,10 +132,10 @@ class RunConfig(Section):
     @property
     def patch(self) -> int:
         """Edge of the training patch, voxels."""
-        return self.patch_of(self.mode)
+        return self.given_patch(self.mode) or self.recipe.patch_size
 
-    def patch_of(self, mode: str) -> int:
-        """Edge of the training patch in a mode, voxels."""
+    def given_patch(self, mode: str) -> int | None:
+        """Edge of the training patch that the config gives for a mode, voxels."""
         return self.train.patch_size_3d if mode == "3d" else self.train.patch_size
 
     @property

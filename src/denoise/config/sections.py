@@ -131,14 +131,23 @@ class InferSection(Section):
         ),
     ] = "full"
     overlap: Annotated[
-        Annotated[float, Field(strict=True, ge=0, lt=1)],
+        Annotated[float, Field(strict=True, ge=0, lt=1)] | None,
         About(
             "Overlap of neighbouring tiles",
-            "a number, 0 or more and below 1",
-            "More: fewer traces of the tiles, more time.",
+            "null, or a number, 0 or more and below 1",
+            "More: fewer traces of the tiles, more time. null: as much as the network needs (docs/benchmarks.md).",
             unit="fraction of the tile",
         ),
-    ] = 0.5
+    ] = None
+    tta: Annotated[
+        Literal[1, 2, 4, 8],
+        About(
+            "Mirrored and turned versions of every tile whose predictions are averaged (test-time augmentation)",
+            "1, 2, 4 or 8",
+            "More: a little better (0.1 to 0.4 dB with 8), and as many times slower.",
+            unit="versions",
+        ),
+    ] = 1
     window: Annotated[
         Literal["hann", "uniform"],
         About(

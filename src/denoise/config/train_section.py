@@ -22,6 +22,7 @@ from denoise.config.fields import (
     Precision,
     Section,
 )
+from denoise.config.recipes import RECIPES, ScheduleName
 
 ModeName: TypeAlias = Literal["2.5d", "3d"]
 NetworkName: TypeAlias = Literal["unet", "residual", "unet2d", "unet3d", "residual2d", "residual3d"]
@@ -43,12 +44,12 @@ class TrainSection(Section):
         NetworkName,
         About(
             "The network",
-            '"unet" or "residual" (the mode picks the dimension), or one of "unet2d", "unet3d", "residual2d", '
-            '"residual3d" that fits the mode',
-            "unet: the published networks. residual: a light network with additive skips and no normalisation layers, "
-            "several times cheaper per voxel.",
+            '"residual" or "unet" (the mode picks the dimension), or one of "residual2d", "residual3d", "unet2d", '
+            '"unet3d" that fits the mode',
+            "residual: a light network with additive skips and no normalisation layers; better sooner, and several "
+            "times cheaper per voxel. unet: the published networks.",
         ),
-    ] = "unet"
+    ] = "residual"
     n_slices: Annotated[
         Annotated[int, Field(strict=True, ge=1, le=99)],
         About(
@@ -59,44 +60,56 @@ class TrainSection(Section):
         ),
     ] = 5
     patch_size: Annotated[
-        Edge,
+        Edge | None,
         About(
             "Edge of the square training patches in 2.5D",
-            EDGE_RULE,
-            "Divisible by 8 for unet2d, by 2^(levels-1) for residual2d. Larger: more context, more memory.",
+            f"null, or {EDGE_RULE}",
+            "Divisible by 8 for unet2d, by 2^(levels-1) for residual2d. Larger: more context and memory, fewer steps. "
+            f"null: {RECIPES['residual2d'].patch_size} for residual2d, {RECIPES['unet2d'].patch_size} for unet2d.",
             "voxels",
         ),
-    ] = 256
+    ] = None
     patch_size_3d: Annotated[
-        Edge,
+        Edge | None,
         About(
             "Edge of the training cubes in 3D",
-            EDGE_RULE,
-            "Divisible by 2^n_blocks for unet3d, by 2^(levels-1) for residual3d. Memory grows with its third power.",
+            f"null, or {EDGE_RULE}",
+            "Divisible by 2^n_blocks for unet3d, by 2^(levels-1) for residual3d. Memory grows with its third power. "
+            f"null: {RECIPES['residual3d'].patch_size} for residual3d, {RECIPES['unet3d'].patch_size} for unet3d.",
             "voxels",
         ),
-    ] = 96
+    ] = None
     batch_size: Annotated[
         Count | None,
         About(
             "Patches per optimiser step, all GPUs together",
             f"null, or {COUNT_RULE}",
-            "Lower it when the memory of the GPU is too small. null: 32 in 2.5D, 4 in 3D.",
+            "Lower it when the memory of the GPU is too small. null: "
+            + ", ".join(f"{recipe.batch_size} for {name}" for name, recipe in RECIPES.items())
+            + ".",
             unit="patches",
         ),
     ] = None
     learning_rate: Annotated[
-        Positive,
-        About("Step size of the optimiser", "a number above 0", "Too large: the loss jumps. Too small: slow."),
-    ] = 0.001
+        Positive | None,
+        About(
+            "Step size of the optimiser",
+            "null, or a number above 0",
+            "Too large: the loss jumps. Too small: slow. "
+            f"null: {RECIPES['residual2d'].learning_rate:g} for residual, "
+            f"{RECIPES['unet2d'].learning_rate:g} for unet.",
+        ),
+    ] = None
     schedule: Annotated[
-        Literal["constant", "cosine"],
+        ScheduleName | None,
         About(
             "Course of the learning rate",
-            '"constant" or "cosine"',
-            "cosine: falls to zero over `max_epochs`, so set that to what you will really run.",
+            'null, "hold", "cosine" or "constant"',
+            "hold: constant until the held-out score stops improving (or until 60 % of `max_minutes` or `max_epochs`), "
+            "then falling to zero. cosine: falls to zero over `max_minutes` or `max_epochs`; set one of them to what you "
+            "will really run. constant: never falls. null: hold for residual, constant for unet.",
         ),
-    ] = "constant"
+    ] = None
     warmup_steps: Annotated[
         CountOrZero,
         About(
@@ -110,15 +123,26 @@ class TrainSection(Section):
         Count,
         About("Epochs after which training ends", COUNT_RULE, "The best model so far is kept at any time.", "epochs"),
     ] = 2000
+    max_minutes: Annotated[
+        Positive | None,
+        About(
+            "Minutes after which training ends",
+            "null, or a number above 0",
+            "The learning rate is planned for them: give the time that you have. Reading and scoring count; the parts "
+            "of a resumed run are added up. null: no limit.",
+            "minutes",
+        ),
+    ] = None
     patience: Annotated[
-        CountOrZero,
+        CountOrZero | None,
         About(
             "Epochs without improvement of the held-out score after which training stops",
-            COUNT_OR_ZERO_RULE,
-            "0: never stop early.",
+            f"null, or {COUNT_OR_ZERO_RULE}",
+            "null: when the last third of the run made the held-out error smaller by less than 0.1 dB (not with "
+            "`schedule: cosine`). 0: never stop early.",
             unit="epochs",
         ),
-    ] = 0
+    ] = None
     z_stride: Annotated[
         Count,
         About(

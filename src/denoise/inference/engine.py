@@ -21,6 +21,7 @@ from denoise.errors import CheckpointError, DeviceError
 from denoise.inference.blend import SlabAccumulator
 from denoise.inference.reader import SlabReader
 from denoise.normalization import Normalization
+from denoise.patches.symmetry import SQUARE, Symmetry
 from denoise.tiles import TileGrid, Triple, Window
 from denoise.volumes.volume import Float32Array, Volume
 
@@ -31,8 +32,8 @@ _SLICES_PER_SLAB = 8
 #: Slabs waiting to be written; more would only hide a slow disk in memory.
 _WRITES_WAITING = 1
 _MOST_TILES = 64
-#: Input voxels of a batch on a CPU: larger ones fall out of its caches.
-_CPU_BATCH_VOXELS = 4 * 5 * 256**2
+#: Input voxels of a batch on a CPU: larger ones fall out of its caches (four tiles of 256^2 at once were 15 % slower).
+_CPU_BATCH_VOXELS = 5 * 256**2
 #: Share of the free memory of an accelerator that a batch may take.
 _DEVICE_SHARE = 0.6
 
@@ -51,6 +52,8 @@ class Denoiser:
     dtype: torch.dtype = torch.float32
     batch_size: int | None = None
     fill_non_finite: bool = False
+    turns: int = 1
+    """How many symmetries of the square are averaged: 1 (the tile as it is), 2, 4 (mirrors) or 8 (and turns)."""
 
     def prepared(self) -> Denoiser:
         """The same with the network moved to the device in its fastest layout."""
@@ -194,7 +197,15 @@ class _BatchedNetwork:
 def _forward(denoiser: Denoiser, blocks: Tensor) -> Tensor:
     with torch.inference_mode(), autocast(denoiser.device, denoiser.dtype):
         predictions: Tensor = denoiser.network(blocks)
-    return predictions
+        for symmetry in SQUARE[1 : denoiser.turns]:
+            predictions = predictions.float() + _turned(denoiser.network(_turned(blocks, symmetry)), symmetry.inverse)
+    return predictions / denoiser.turns if denoiser.turns > 1 else predictions
+
+
+def _turned(blocks: Tensor, symmetry: Symmetry) -> Tensor:
+    """Turn blocks (B, Z, Y, X) in their plane."""
+    axes = [1 + axis for axis in symmetry.source_axis]
+    return blocks.permute(0, *axes).flip([1 + axis for axis, reverse in enumerate(symmetry.reverse) if reverse])
 
 
 def _is_out_of_memory(error: Exception) -> bool:

@@ -49,12 +49,15 @@ class NetworkKind:
     content_dependent
         Whether the output for a voxel depends on the content of its whole tile, through norm layers: such a network is
         best run at the tile size that it was trained at.
+    overlap
+        Voxels by which neighbouring tiles must overlap at inference; see docs/benchmarks.md, "Overlap of tiles".
     """
 
     description: str
     dimensions: Literal[2, 3]
     options: Mapping[str, Option]
     content_dependent: bool
+    overlap: int
     _build: Callable[[Mapping[str, int]], nn.Module]
     _divisor: Callable[[Mapping[str, int]], int]
     _receptive_radius: Callable[[Mapping[str, int]], int] | None = None
@@ -154,6 +157,7 @@ NETWORKS: Mapping[str, NetworkKind] = MappingProxyType(
             dimensions=2,
             options=MappingProxyType({"n_slices": _N_SLICES}),
             content_dependent=True,
+            overlap=32,
             _build=lambda o: UNet2d(o["n_slices"]),
             _divisor=lambda _: unet2d.DIVISOR,
         ),
@@ -162,6 +166,7 @@ NETWORKS: Mapping[str, NetworkKind] = MappingProxyType(
             dimensions=3,
             options=MappingProxyType({"n_blocks": Option(4, 1, 7), "start_filters": Option(56, 1, 512)}),
             content_dependent=True,
+            overlap=32,
             _build=lambda o: UNet3d(o["n_blocks"], o["start_filters"]),
             # The published rule; the network itself takes any size.
             _divisor=lambda o: 2 ** o["n_blocks"],
@@ -171,6 +176,7 @@ NETWORKS: Mapping[str, NetworkKind] = MappingProxyType(
             dimensions=2,
             options=MappingProxyType({"n_slices": _N_SLICES, "width": _WIDTH, "levels": _LEVELS}),
             content_dependent=False,
+            overlap=32,
             _build=lambda o: ResidualUNet(2, o["n_slices"], o["width"], o["levels"]),
             _divisor=lambda o: 2 ** (o["levels"] - 1),
             _receptive_radius=lambda o: receptive_radius(2, o["levels"]),
@@ -180,6 +186,7 @@ NETWORKS: Mapping[str, NetworkKind] = MappingProxyType(
             dimensions=3,
             options=MappingProxyType({"width": _WIDTH, "levels": _LEVELS}),
             content_dependent=False,
+            overlap=32,
             _build=lambda o: ResidualUNet(3, width=o["width"], levels=o["levels"]),
             _divisor=lambda o: 2 ** (o["levels"] - 1),
             _receptive_radius=lambda o: receptive_radius(3, o["levels"]),

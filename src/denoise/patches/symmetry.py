@@ -29,6 +29,14 @@ class Symmetry:
         return np.flip(turned, axis=tuple(lead + i for i, r in enumerate(self.reverse) if r))
 
     @property
+    def inverse(self) -> Symmetry:
+        """What undoes it."""
+        source_axis, reverse = [0, 0, 0], [False, False, False]
+        for axis, (source, backwards) in enumerate(zip(self.source_axis, self.reverse, strict=True)):
+            source_axis[source], reverse[source] = axis, backwards
+        return Symmetry((source_axis[0], source_axis[1], source_axis[2]), (reverse[0], reverse[1], reverse[2]))
+
+    @property
     def determinant(self) -> int:
         """+1 for a rotation, -1 where a mirror is involved."""
         matrix = np.zeros((3, 3))
@@ -39,7 +47,7 @@ class Symmetry:
 
 IDENTITY = Symmetry((0, 1, 2), (False, False, False))
 
-#: The 8 symmetries of the square, in the plane of a slice; z stays as it is.
+#: The 8 symmetries of the square, in the plane of a slice; z stays as it is. The first 4 only mirror.
 SQUARE = tuple(
     Symmetry((0, *axes), (False, *reverse))  # type: ignore[arg-type]
     for axes in permutations((1, 2))

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 from denoise.checkpoint import Weights
 from denoise.config import TrainSection
 from denoise.networks.spec import NetworkSpec
+from denoise.training.schedule import Schedule
 from denoise.training.validation import Preview, Scores
 from denoise.volumes.volume import SplitSet
 
@@ -23,6 +24,7 @@ class TrainJob:
     settings: TrainSection
     patch_size: int
     batch_size: int
+    schedule: Schedule
     folder: Path
     sample: str = "sample"
     patches_per_epoch: int | None = None
@@ -69,6 +71,7 @@ class Plan:
     epochs: int
     steps_per_epoch: int
     first_step: int
+    minutes: float | None
     blocks_per_step: int
     validation_blocks: int
     validate_every: int
@@ -78,8 +81,8 @@ class Plan:
     parameters: int
 
     @property
-    def total_steps(self) -> int:
-        """Optimiser steps of the whole run."""
+    def most_steps(self) -> int:
+        """Optimiser steps of the whole run, if it goes on to its last epoch."""
         return self.epochs * self.steps_per_epoch
 
 
@@ -90,6 +93,8 @@ class Record:
     epoch: int
     step: int
     seconds: float
+    done: float
+    """Share of the run, 0 to 1, as its schedule sees it."""
     learning_rate: float
     train_loss: float
     scores: Scores
@@ -110,8 +115,8 @@ class Observer(Protocol):
         """Before the first step."""
         ...
 
-    def stepped(self, step: int, epoch: int, loss: float | None) -> None:
-        """After a step; ``loss`` is given now and then (reading it waits for the device)."""
+    def stepped(self, step: int, epoch: int, done: float, loss: float | None) -> None:
+        """After a step, with the share of the run that is done; ``loss`` now and then (reading it waits)."""
         ...
 
     def validated(self, record: Record, preview: Preview | None) -> None:

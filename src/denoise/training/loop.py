@@ -25,9 +25,10 @@ from denoise.modes import mode_of
 from denoise.networks.catalogue import build_network
 from denoise.patches.holdout import HoldOut
 from denoise.patches.sampler import BlockPlace
+from denoise.training.course import Course
 from denoise.training.data import open_blocks
 from denoise.training.job import Observer, Plan, Record, TrainJob
-from denoise.training.objective import Objective, learning_rate, paired
+from denoise.training.objective import Objective, paired
 from denoise.training.observers import observers_of
 from denoise.training.state import Progress, keep_stored_bests, load_state, on_cpu
 from denoise.training.validation import Scores, Validator
@@ -71,6 +72,7 @@ class TrainingRun:
     def __init__(self, world: World, job: TrainJob) -> None:
         self.world, self.job, self.folder = world, job, RunFolder(job.folder)
         settings = job.settings
+        begun = time.monotonic()
         state = load_state(job, self.folder) if job.resume else None
         mode = mode_of(job.network)
         # Training blocks never overlap by plan; overlap and taper matter at inference only.
@@ -101,6 +103,7 @@ class TrainingRun:
             1, round(self.validator.block_count / (_VALIDATION_SHARE * self.steps_per_epoch * job.batch_size))
         )
         self._build(state)
+        self.course = Course(job, world, self.progress, self.steps_per_epoch, begun)
 
     def _build(self, state: TrainState | None) -> None:
         settings, world = self.job.settings, self.world
@@ -117,7 +120,7 @@ class TrainingRun:
             if settings.ema_decay
             else None
         )
-        self.optimizer = torch.optim.Adam(self.network.parameters(), lr=settings.learning_rate)
+        self.optimizer = torch.optim.Adam(self.network.parameters(), lr=self.job.schedule.peak)
         self.progress = Progress()
         self._saved_at = time.monotonic()
         if state is not None:
@@ -133,6 +136,7 @@ class TrainingRun:
             epochs=self.job.settings.max_epochs,
             steps_per_epoch=self.steps_per_epoch,
             first_step=self.progress.step,
+            minutes=self.job.settings.max_minutes,
             blocks_per_step=self.job.batch_size,
             validation_blocks=self.validator.block_count,
             validate_every=self.validate_every,
@@ -143,41 +147,29 @@ class TrainingRun:
         )
 
     def train(self, stop: StopRequest) -> None:
-        """Run to the last epoch, or until the held-out score stops improving, or until a signal comes."""
+        """Run to the last epoch or minute, or until the held-out score stops improving, or until a signal comes."""
         observers = observers_of(self.job, self.folder) if self.world.is_chief else []
         try:
-            reason = self._epochs(observers, stop)
+            for observer in observers:
+                observer.started(self.plan)
+            while self.course.done < 1.0:
+                self._epoch(observers, stop)
+                if self.course.done >= 1.0 or self.progress.epoch % self.validate_every == 0:
+                    self._validate(observers)
+            self._save_state()
         finally:
             for observer in observers:
                 observer.close()
         if self.world.is_chief:
-            _log.info("training ended after epoch %d: %s", self.progress.epoch, reason)
-
-    def _epochs(self, observers: Sequence[Observer], stop: StopRequest) -> str:
-        for observer in observers:
-            observer.started(self.plan)
-        reason = "all epochs done"
-        progress, settings = self.progress, self.job.settings
-        while progress.epoch < settings.max_epochs:
-            self._epoch(observers, stop)
-            progress.epoch, progress.step_in_epoch = progress.epoch + 1, 0
-            if progress.epoch % self.validate_every == 0 or progress.epoch == settings.max_epochs:
-                self._validate(observers)
-                if settings.patience and progress.epoch - progress.best_epoch >= settings.patience:
-                    reason = f"no better held-out score for {progress.epoch - progress.best_epoch} epochs"
-                    break
-        self._save_state()
-        return reason
+            _log.info("training ended after %d steps: %s", self.progress.step, self.course.reason)
 
     def _epoch(self, observers: Sequence[Observer], stop: StopRequest) -> None:
         progress = self.progress
-        total = self.job.settings.max_epochs * self.steps_per_epoch
         self.parallel.train()
         last = time.monotonic()
         losses = torch.zeros((), dtype=torch.float64, device=summing_device(self.world.device))
         for blocks in self.source.batches(self._places()):
-            rate = learning_rate(progress.step, total, self.job.settings.learning_rate, self.job.settings.schedule)
-            loss = self._step(blocks, rate)
+            loss = self._step(blocks, self.course.rate)
             losses += loss.to(losses.device) * (len(blocks) / self.job.batch_size)
             progress.step += 1
             progress.step_in_epoch += 1
@@ -186,16 +178,19 @@ class TrainingRun:
             progress.seconds, last = progress.seconds + now - last, now
             read_now = progress.step % _STEPS_PER_LOSS == 0
             for observer in observers:
-                observer.stepped(progress.step, progress.epoch, float(loss) if read_now else None)
-            # Every rank must stop after the same step: a rank that stopped alone would leave the others waiting.
-            stopping = self.world.any(stop.is_set)
+                observer.stepped(progress.step, progress.epoch, self.course.done, float(loss) if read_now else None)
+            stopping = self.course.agree(stop.is_set)
             if stopping or now - self._saved_at > 60 * self.job.settings.save_every_minutes:
                 progress.loss_sum, losses = progress.loss_sum + float(losses), torch.zeros_like(losses)
                 self._require_finite("training loss", progress.loss_sum)
                 self._save_state()
             if stopping:
                 self._stop(stop)
+            if self.course.done >= 1.0:
+                break
         progress.loss_sum += float(losses)
+        if progress.step_in_epoch == self.steps_per_epoch:
+            progress.epoch, progress.step_in_epoch = progress.epoch + 1, 0
 
     def _places(self) -> Iterator[list[BlockPlace]]:
         """For every step left in this epoch, the blocks that fall to this process."""
@@ -224,7 +219,7 @@ class TrainingRun:
         return loss.detach()
 
     def _validate(self, observers: Sequence[Observer]) -> None:
-        progress = self.progress
+        progress, begun = self.progress, time.monotonic()
         model = self.averaged.module if self.averaged is not None else self.network
         model.eval()
         scores, preview = self.validator.scores(model, self.source, self.dtype)
@@ -234,13 +229,14 @@ class TrainingRun:
         if self.world.is_chief:
             for criterion in improved:
                 self._checkpoint(criterion, model, scores).save(self.folder.model(criterion))
-        total = self.job.settings.max_epochs * self.steps_per_epoch
-        settings = self.job.settings
+        self.course.scored(scores.mse, time.monotonic() - begun)
+        epoch = progress.epoch + (progress.step_in_epoch > 0)
         record = Record(
-            epoch=progress.epoch,
+            epoch=epoch,
             step=progress.step,
             seconds=round(progress.seconds, 3),
-            learning_rate=learning_rate(progress.step, total, settings.learning_rate, settings.schedule),
+            done=round(self.course.done, 4),
+            learning_rate=self.course.rate,
             train_loss=float(loss_sum) / max(1, progress.loss_steps),
             scores=scores,
             blocks_per_second=round(progress.step * self.job.batch_size / max(progress.seconds, 1e-9), 3),
@@ -295,6 +291,7 @@ class TrainingRun:
 
     def _save_state(self) -> None:
         self._saved_at = time.monotonic()
+        self.progress.elapsed = self.course.seconds
         if not self.world.is_chief:
             return
         TrainState(

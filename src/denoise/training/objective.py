@@ -5,7 +5,6 @@ Blocks come in as (B, K, Zin, Y, X), normalised; nothing here knows which mode i
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -36,6 +35,18 @@ def paired(blocks: Tensor, strategy: str) -> tuple[Tensor, Tensor]:
     others = (blocks.sum(dim=1, keepdim=True) - blocks) / (splits - 1)
     inputs, targets = (others, blocks) if strategy == "X:1" else (blocks, others)
     return inputs.flatten(0, 1), targets.flatten(0, 1)
+
+
+def target_noise(blocks: Tensor, strategy: str) -> Tensor:
+    """Noise variance of the targets of ``paired``, per voxel: half the squared difference of two splits, on average.
+
+    Returns
+    -------
+    (B * K, Z, Y, X), in the order of ``paired``. Meaningful as a mean over many voxels only.
+    """
+    splits = blocks.shape[1]
+    variance = blocks.var(dim=1, keepdim=True)  # of one split: its sum of squares over K - 1, unbiased
+    return (variance if strategy == "X:1" else variance / (splits - 1)).expand_as(blocks).flatten(0, 1)
 
 
 def _huber(prediction: Tensor, target: Tensor, delta: float) -> Tensor:
@@ -74,14 +85,3 @@ def centre_slice(blocks: Tensor) -> Tensor:
     """The centre axial slice of every block: (N, Z, Y, X) -> (N, 1, Y, X)."""
     middle = blocks.shape[1] // 2
     return blocks[:, middle : middle + 1]
-
-
-def learning_rate(step: int, total_steps: int, peak: float, schedule: str) -> float:
-    """Learning rate of an optimiser step (counted from 0): a pure function, so resuming needs no scheduler state.
-
-    ``cosine`` falls from ``peak`` to 0 over the run (Loshchilov and Hutter 2017, arXiv 1608.03983, without restarts).
-    """
-    if schedule == "constant":
-        return peak
-    progress = min(step / max(total_steps, 1), 1.0)
-    return peak * 0.5 * (1.0 + math.cos(math.pi * progress))

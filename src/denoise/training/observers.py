@@ -45,7 +45,7 @@ class _Silent:
     def started(self, plan: Plan) -> None:
         """See ``Observer``."""
 
-    def stepped(self, step: int, epoch: int, loss: float | None) -> None:
+    def stepped(self, step: int, epoch: int, done: float, loss: float | None) -> None:
         """See ``Observer``."""
 
     def validated(self, record: Record, preview: Preview | None) -> None:
@@ -207,20 +207,20 @@ class LiveDisplay(_Silent):
         """Show the bar."""
         self._plan = plan
         self._begun = time.monotonic()
-        self._bar.update(self._task, total=plan.total_steps, completed=plan.first_step)
+        self._bar.update(self._task, total=1.0, completed=plan.first_step / plan.most_steps)
         self._bar.start()
 
-    def stepped(self, step: int, epoch: int, loss: float | None) -> None:
+    def stepped(self, step: int, epoch: int, done: float, loss: float | None) -> None:
         """Advance."""
         assert self._plan is not None
         if loss is not None:
             self._loss = f" · loss {loss:.4f}"
-        done = step - self._plan.first_step
-        rate = done * self._plan.blocks_per_step / max(time.monotonic() - self._begun, 1e-9)
+        blocks = (step - self._plan.first_step) * self._plan.blocks_per_step
+        rate = blocks / max(time.monotonic() - self._begun, 1e-9)
         self._bar.update(
             self._task,
-            completed=step,
-            description=f"epoch {epoch + 1}/{self._plan.epochs}{self._loss}{self._score}",
+            completed=done,
+            description=f"epoch {epoch + 1}{self._loss}{self._score}",
             rate=f"{rate:.1f} blocks/s",
         )
 
@@ -249,14 +249,14 @@ class LogLines(_Silent):
         """Say where the run stands, unless that was said just now."""
         assert self._plan is not None
         now = time.monotonic()
-        if now - self._said_at < _SECONDS_PER_LINE and record.epoch != self._plan.epochs:
+        if now - self._said_at < _SECONDS_PER_LINE and record.done < 1.0:
             return
         self._said_at = now
-        left = (self._plan.total_steps - record.step) * record.seconds / max(record.step, 1)
+        left = (1 - record.done) * record.seconds / max(record.done, 1e-9)
         _log.info(
-            "epoch %d/%d · loss %.4f · held-out %.4f%s · %.1f blocks/s · %.0f s left",
+            "epoch %d · step %d · loss %.4f · held-out %.4f%s · %.1f blocks/s · at most %.0f s left",
             record.epoch,
-            self._plan.epochs,
+            record.step,
             record.train_loss,
             record.scores.l1,
             " (best)" if "val" in record.improved else "",

@@ -20,8 +20,15 @@ class Progress:
     loss_sum: float = 0.0
     loss_steps: int = 0
     seconds: float = 0.0
+    """Spent in optimiser steps."""
+    elapsed: float = 0.0
+    """Seconds since the run began, reading and scoring included, pauses between runs not."""
     best: dict[str, float] = field(default_factory=dict)
     best_epoch: int = 0
+    curve: list[tuple[int, float]] = field(default_factory=list)
+    """(step, held-out error) of every score."""
+    flat_since: int = 0
+    """The step at which the run was found to improve no longer; 0: not yet."""
 
 
 def load_state(job: TrainJob, folder: RunFolder) -> TrainState:

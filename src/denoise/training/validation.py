@@ -15,7 +15,7 @@ from denoise.patches.sampler import BlockPlace, scored_part, validation_places
 from denoise.quality import edge_score, edge_sums, laplacian_contrast_loss
 from denoise.tiles import Triple, Window
 from denoise.training.data import BlockSource
-from denoise.training.objective import centre_slice, paired
+from denoise.training.objective import centre_slice, paired, target_noise
 
 #: Enough blocks for a score that does not jump, few enough to cost little.
 _MOST_BLOCKS = 32
@@ -29,6 +29,9 @@ class Scores:
     """E|f(x_i) - x_j|: its minimum selects the ``val`` model."""
     l2: float
     """E(f(x_i) - x_j)^2: equals the true mean squared error plus a constant."""
+    mse: float
+    """``l2`` less the noise variance of its targets: estimates the mean squared error against the unknown truth
+    (Marcos-Morales et al. 2023, arXiv 2210.05553). Can come out below zero where that is small."""
     lcl: float
     """Laplacian Contrast Loss of the predictions; no measure of fidelity."""
     edge: float
@@ -67,7 +70,8 @@ class Validator:
         """Score a network; the preview (of the first block) is there on the chief only."""
         device = self._world.device
         home = summing_device(device)
-        sums = torch.zeros(5, dtype=torch.float64, device=home)  # |d|, d^2, voxels, sum of LCL, images
+        # |d|, d^2, noise variance of the targets, voxels, sum of LCL, images
+        sums = torch.zeros(6, dtype=torch.float64, device=home)
         edges = torch.zeros(4, dtype=torch.float64, device=home)
         preview = None
         mine = [self._places[i] for i in self._world.share(len(self._places))]
@@ -81,28 +85,30 @@ class Validator:
                 held_out = scored_part(places[0], self._holdout, self._window)[0]
                 middle = (held_out.start + held_out.stop) // 2
                 preview = Preview(*(blocks[0, middle].float().cpu() for blocks in (inputs, predictions, targets)))
-            for predicted, target in self._held_out(places, predictions.float().to(home), targets.to(home)):
+            noise = target_noise(blocks, self._strategy)[(slice(None), *self._window.predicted)]
+            columns = (predictions.float().to(home), targets.to(home), noise.to(home))
+            for predicted, target, variance in self._held_out(places, *columns):
                 difference = predicted - target
                 sums[0] += difference.abs().sum(dtype=torch.float64)
                 sums[1] += difference.square().sum(dtype=torch.float64)
-                sums[2] += difference.numel()
-                sums[3] += laplacian_contrast_loss(centre_slice(predicted)).double() * len(predicted)
-                sums[4] += len(predicted)
+                sums[2] += variance.sum(dtype=torch.float64)
+                sums[3] += difference.numel()
+                sums[4] += laplacian_contrast_loss(centre_slice(predicted)).double() * len(predicted)
+                sums[5] += len(predicted)
                 edges += edge_sums(predicted).to(home)
         self._world.sum(sums)
         self._world.sum(edges)
-        l1, l2, voxels, lcl, images = sums.tolist()
-        return Scores(l1 / voxels, l2 / voxels, lcl / images, edge_score(edges)), preview
+        l1, l2, noise_variance, voxels, lcl, images = sums.tolist()
+        error = (l2 - noise_variance) / voxels
+        return Scores(l1 / voxels, l2 / voxels, error, lcl / images, edge_score(edges)), preview
 
-    def _held_out(
-        self, places: list[BlockPlace], predictions: Tensor, targets: Tensor
-    ) -> Iterator[tuple[Tensor, Tensor]]:
-        """The held-out parts of predictions and targets, batched over neighbours whose part has the same place."""
+    def _held_out(self, places: list[BlockPlace], *columns: Tensor) -> Iterator[tuple[Tensor, ...]]:
+        """The held-out parts of (N, Z, Y, X) tensors, batched over neighbours whose part has the same place."""
         parts = [scored_part(place, self._holdout, self._window) for place in places]
-        choices = len(predictions) // len(places)
+        choices = len(columns[0]) // len(places)
         first = 0
         for last in range(1, len(parts) + 1):
             if last == len(parts) or parts[last] != parts[first]:
                 rows = slice(first * choices, last * choices)
-                yield predictions[(rows, *parts[first])], targets[(rows, *parts[first])]
+                yield tuple(column[(rows, *parts[first])] for column in columns)
                 first = last

@@ -1,0 +1,336 @@
+"""Variants of network and recipe, each trained for the same CPU seconds on one core, scored against the truth.
+
+    python benchmarks/study.py --folder scratch --cases foam_low,anatomy --variants base,l2 --seconds 120
+
+prints a line per run and appends it to ``scratch/study.jsonl``. The clock is the CPU time of the process, so that two
+runs on two cores, or a busy machine, do not distort it; the learning rate follows that clock to its end. Scored are
+eight slices in the middle of the full reconstruction, each as one tile. Variants are in `VARIANTS`; the results, and
+what followed from them, are in ``docs/network-study.md``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from cases import CaseData, chosen_cases, open_case
+from denoise.patches.symmetry import CUBE, SQUARE
+from denoise.quality import psnr, ssim
+from study_networks import StudyUNet
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A network and a recipe."""
+
+    network: Mapping[str, Any] = field(default_factory=dict)
+    patch: int = 128
+    batch: int = 8
+    learning_rate: float = 2e-3
+    schedule: str = "cosine"
+    loss: str = "l1"
+    ema: float = 0.0
+    splits: int = 2
+    strategy: str = "X:1"
+    optimizer: str = "adam"
+    clip: float = 1.0
+    warmup: float = 0.0
+    clean: bool = False
+    choices: str = "all"
+
+
+BASE = Variant(batch=2, patch=64)
+_NETWORKS: dict[str, dict[str, Any]] = {
+    "out2": {"n_in": 6, "n_out": 2},
+    "out4": {"n_in": 8, "n_out": 4},
+    "out4w24": {"n_in": 8, "n_out": 4, "widths": (24, 48, 96)},
+    "out4w32": {"n_in": 8, "n_out": 4, "widths": (32, 64, 128)},
+    "out8w32": {"n_in": 12, "n_out": 8, "widths": (32, 64, 128)},
+    "w24": {"widths": (24, 48, 96)},
+    "w32": {"widths": (32, 64, 128)},
+    "w8": {"widths": (8, 16, 32)},
+    "unshuffle": {"unshuffle": 2, "widths": (32, 64, 128)},
+    "out4unshuffle": {"n_in": 8, "n_out": 4, "unshuffle": 2, "widths": (64, 96, 128)},
+    "levels4": {"widths": (16, 32, 64, 128)},
+    "levels2": {"widths": (16, 32)},
+    "blocks2": {"blocks": 2},
+    "noskips": {"skips": "none"},
+    "cat": {"skips": "cat"},
+    "channelnorm": {"norm": "channel"},
+    "direct": {"residual": False},
+    "plainblocks": {"block_residual": False},
+    "silu": {"activation": "silu"},
+    "leaky": {"activation": "leaky"},
+    "n3": {"n_in": 3},
+    "n7": {"n_in": 7},
+    "n9": {"n_in": 9},
+    "n11": {"n_in": 11},
+}
+VARIANTS: dict[str, Variant] = {
+    "base": BASE,
+    **{
+        f"b{batch}p{patch}": replace(BASE, batch=batch, patch=patch)
+        for batch, patch in ((8, 128), (2, 128), (4, 96), (2, 96), (4, 64), (1, 64), (8, 64), (4, 48), (2, 48), (4, 32))
+    },
+    **{name: replace(BASE, network=network) for name, network in _NETWORKS.items()},
+    "lr1": replace(BASE, learning_rate=1e-3),
+    "lr4": replace(BASE, learning_rate=4e-3, warmup=0.02),
+    "l2": replace(BASE, loss="l2"),
+    "huber": replace(BASE, loss="huber"),
+    "flat": replace(BASE, schedule="flat"),
+    "flatema": replace(BASE, schedule="flat", ema=0.995),
+    "ema": replace(BASE, ema=0.995),
+    "constant": replace(BASE, schedule="constant"),
+    "constantema": replace(BASE, schedule="constant", ema=0.999),
+    "linear": replace(BASE, schedule="linear"),
+    "noclip": replace(BASE, clip=0.0),
+    "adam99": replace(BASE, optimizer="adam99"),
+    "muon": replace(BASE, optimizer="muon"),
+    "k4": replace(BASE, splits=4, batch=1),
+    "k4one": replace(BASE, splits=4, batch=4, choices="one"),
+    "k4_1X": replace(BASE, splits=4, batch=1, strategy="1:X"),
+    "clean": replace(BASE, clean=True),
+    "cube32": Variant(network={"dimensions": 3, "middle_blocks": 1}, patch=32, batch=1),
+    "cube40": Variant(network={"dimensions": 3, "middle_blocks": 1}, patch=40, batch=1),
+    "cube24": Variant(network={"dimensions": 3, "middle_blocks": 1}, patch=24, batch=2),
+}
+
+
+def trained(variant: Variant, data: CaseData, seconds: float, seed: int) -> tuple[nn.Module, dict[str, Any]]:
+    """Train on all slices but the eight that are scored and their neighbours' halves; returns network and facts."""
+    torch.manual_seed(seed)
+    rng = np.random.default_rng(seed)
+    stack = np.stack(data.splits(variant.splits))
+    mean, std = float(stack.mean()), float(stack.std())
+    splits = torch.from_numpy((stack - mean) / std)
+    truth = torch.from_numpy((data.truth - mean) / std) if variant.clean else None
+    network = StudyUNet(**variant.network)
+    volumetric = network.dimensions == 3
+    network = network.to(memory_format=torch.channels_last_3d if volumetric else torch.channels_last)
+    optimizer = _optimizer(variant, network)
+    averaged = (
+        torch.optim.swa_utils.AveragedModel(
+            network, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(variant.ema)
+        )
+        if variant.ema
+        else None
+    )
+    step, begun, done = 0, time.process_time(), 0.0
+    while done < 1.0:
+        done = min((time.process_time() - begun) / seconds, 1.0)
+        rate = variant.learning_rate
+        if variant.schedule == "cosine":
+            rate *= 0.5 * (1 + math.cos(math.pi * done))
+        elif variant.schedule == "linear":
+            rate *= 1 - done
+        elif variant.schedule == "flat":  # constant, then straight to zero over the last 40 %
+            rate *= min(1.0, (1 - done) / 0.4)
+        if variant.warmup:
+            rate *= min(1.0, max(done, 1e-3) / variant.warmup)
+        for group in optimizer.param_groups:
+            group["lr"] = rate * group.get("scale", 1.0)
+        inputs, targets = _batch(variant, network, splits, truth, rng)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            prediction = network(inputs)
+        difference = prediction.float() - targets
+        loss = difference.abs().mean() if variant.loss == "l1" else difference.square().mean()
+        if variant.loss == "huber":
+            loss = nn.functional.huber_loss(prediction.float(), targets, delta=0.5)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        if variant.clip:
+            nn.utils.clip_grad_norm_(network.parameters(), variant.clip)
+        optimizer.step()
+        if averaged is not None:
+            averaged.update_parameters(network)
+        step += 1
+    return (averaged.module if averaged is not None else network), {
+        "steps": step,
+        "mean": mean,
+        "std": std,
+        "parameters": sum(p.numel() for p in network.parameters()),
+    }
+
+
+def _optimizer(variant: Variant, network: nn.Module) -> torch.optim.Optimizer:
+    if variant.optimizer == "adam":
+        return torch.optim.Adam(network.parameters(), lr=variant.learning_rate)
+    if variant.optimizer == "adam99":
+        return torch.optim.Adam(network.parameters(), lr=variant.learning_rate, betas=(0.9, 0.99))
+    if variant.optimizer == "nadam":
+        return torch.optim.NAdam(network.parameters(), lr=variant.learning_rate)
+    if variant.optimizer == "muon":
+        return ConvMuon(network, variant.learning_rate)
+    raise ValueError(variant.optimizer)
+
+
+class ConvMuon(torch.optim.Optimizer):
+    """Muon (Jordan 2024) on convolution weights flattened to (out, rest), Adam on the rest."""
+
+    def __init__(self, network: nn.Module, rate: float) -> None:
+        named = list(network.named_parameters())
+        inner = [p for n, p in named if p.dim() > 2 and not n.startswith(("enter", "leave"))]
+        rest = [p for n, p in named if p.dim() <= 2 or n.startswith(("enter", "leave"))]
+        super().__init__(
+            [{"params": inner, "muon": True, "scale": 10.0}, {"params": rest, "muon": False}], {"lr": rate}
+        )
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:
+        for group in self.param_groups:
+            for p in group["params"]:
+                state = self.state[p]
+                if group["muon"]:
+                    m = state.setdefault("m", torch.zeros_like(p))
+                    m.lerp_(p.grad, 0.05)
+                    update = p.grad.lerp(m, 0.95).flatten(1)
+                    update = _orthogonal(update).reshape(p.shape)
+                    p.add_(update, alpha=-group["lr"] * max(1, p.shape[0] / p[0].numel()) ** 0.5)
+                else:
+                    state.setdefault("t", 0)
+                    state["t"] += 1
+                    m = state.setdefault("m", torch.zeros_like(p)).lerp_(p.grad, 0.1)
+                    v = state.setdefault("v", torch.zeros_like(p)).lerp_(p.grad.square(), 0.001)
+                    mh, vh = m / (1 - 0.9 ** state["t"]), v / (1 - 0.999 ** state["t"])
+                    p.add_(mh / (vh.sqrt() + 1e-8), alpha=-group["lr"])
+
+
+def _orthogonal(g: Tensor) -> Tensor:
+    x = g / (g.norm() + 1e-7)
+    wide = x.shape[0] <= x.shape[1]
+    x = x if wide else x.T
+    for _ in range(5):
+        a = x @ x.T
+        x = 3.4445 * x + (-4.7750 * a + 2.0315 * a @ a) @ x
+    return x if wide else x.T
+
+
+def _batch(
+    variant: Variant, network: StudyUNet, splits: Tensor, truth: Tensor | None, rng: np.random.Generator
+) -> tuple[Tensor, Tensor]:
+    k, depth, height, width = splits.shape
+    cubes = network.dimensions == 3
+    edge = variant.patch
+    read = edge if cubes else network.n_in
+    predicted = edge if cubes else network.n_out
+    first = (read - predicted + 1) // 2
+    inputs, targets = [], []
+    for _ in range(variant.batch):
+        # Reflected in z as the sampler of the package does; slices 20..27 are scored and never seen.
+        while True:
+            z = (
+                int(rng.integers(-first, depth - read + first + 1))
+                if not cubes
+                else int(rng.integers(depth - read + 1))
+            )
+            rows = np.abs(np.arange(z, z + read))
+            rows = np.where(rows >= depth, 2 * (depth - 1) - rows, rows)
+            break
+        y, x = int(rng.integers(height - edge + 1)), int(rng.integers(width - edge + 1))
+        block = splits[:, rows, y : y + edge, x : x + edge]
+        clean = None if truth is None else truth[None, rows, y : y + edge, x : x + edge]
+        if cubes:
+            symmetry = CUBE[int(rng.integers(48))]
+        else:
+            symmetry = SQUARE[int(rng.integers(8))]
+        order = (0, *(1 + a for a in symmetry.source_axis))
+        flips = [1 + i for i, r in enumerate(symmetry.reverse) if r]
+        block = block.permute(order).flip(flips)
+        others = (block.sum(0, keepdim=True) - block) / (k - 1)
+        if clean is not None:
+            clean = clean.permute(order).flip(flips).expand_as(block)
+        a, b = (others, block) if variant.strategy == "X:1" else (block, others)
+        b = b if clean is None else clean
+        if variant.choices == "one":
+            i = int(rng.integers(k))
+            a, b = a[i : i + 1], b[i : i + 1]
+        inputs.append(a)
+        targets.append(b[:, first : first + predicted])
+    return torch.cat(inputs), torch.cat(targets)
+
+
+@torch.inference_mode()
+def scored(network: nn.Module, facts: dict[str, Any], data: CaseData, turns: int = 1) -> tuple[float, float]:
+    """PSNR and SSIM of slices 20..27."""
+    full = torch.from_numpy((data.full - facts["mean"]) / facts["std"])
+    first, last = 20, 28
+    network.eval()
+    result = torch.zeros((last - first, *full.shape[1:]))
+    for turn in range(turns):
+
+        def turned(v: Tensor, back: bool = False, turn: int = turn) -> Tensor:
+            if back:
+                v = v.transpose(-1, -2) if turn & 4 else v
+                return v.flip([d for d, bit in ((-1, 1), (-2, 2)) if turn & bit])
+            v = v.flip([d for d, bit in ((-1, 1), (-2, 2)) if turn & bit])
+            return v.transpose(-1, -2) if turn & 4 else v
+
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            if network.dimensions == 3:
+                block = turned(full)[None]
+                out = (
+                    torch.cat([network(block[..., i : i + 128, :]) for i in (0, 128)], dim=-2)[0, first:last]
+                    if block.shape[1] > 64
+                    else network(block)[0, first:last]
+                )
+            else:
+                n_in, n_out = network.n_in, network.n_out
+                before = (n_in - n_out + 1) // 2
+                out = torch.cat(
+                    [network(turned(full[z - before : z - before + n_in])[None])[0] for z in range(first, last, n_out)]
+                )
+        result += turned(out.float(), back=True) / turns
+    denoised = result[None] * facts["std"] + facts["mean"]
+    truth = torch.tensor(data.truth[first:last])[None]
+    mask = torch.from_numpy(data.inside)
+    return psnr(denoised, truth, data.data_range, mask), ssim(denoised, truth, data.data_range, mask)
+
+
+def main() -> None:
+    """Train and score."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--folder", type=Path, required=True)
+    parser.add_argument("--cases", default="foam_low,anatomy")
+    parser.add_argument("--variants", default="base")
+    parser.add_argument("--seconds", type=float, default=120)
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    names = list(VARIANTS) if options.variants == "all" else options.variants.split(",")
+    for name in names:
+        for case in chosen_cases(options.cases):
+            data = open_case(options.folder, case)
+            network, facts = trained(VARIANTS[name], data, options.seconds, options.seed)
+            values, turned = scored(network, facts, data), scored(network, facts, data, 8)
+            row = {
+                "variant": name,
+                "case": case,
+                "seconds": options.seconds,
+                "seed": options.seed,
+                "psnr": round(values[0], 3),
+                "ssim": round(values[1], 4),
+                "psnr_tta": round(turned[0], 3),
+                "steps": facts["steps"],
+                "parameters": facts["parameters"],
+                "what": asdict(VARIANTS[name]),
+            }
+            with (options.folder / "study.jsonl").open("a") as file:
+                file.write(json.dumps(row) + "\n")
+            print(
+                f"{name:12} {case:10} {values[0]:.2f} dB  SSIM {values[1]:.3f}  8 turns {turned[0]:.2f}  {facts['steps']} steps  {facts['parameters']}",
+                flush=True,
+            )
+
+
+if __name__ == "__main__":
+    main()

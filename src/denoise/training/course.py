@@ -1,0 +1,97 @@
+"""How far a run has come and when it is over, the same on every process of it."""
+
+from __future__ import annotations
+
+import time
+
+from denoise.launch import World
+from denoise.training.job import TrainJob
+from denoise.training.schedule import has_stopped_improving
+from denoise.training.state import Progress
+
+#: Several processes agree on the clock, and on whether to stop, about once a second, but within so many steps.
+_MOST_STEPS_APART = 50
+
+
+class Course:
+    """The clock of a run, and its end: after its epochs, its minutes, or when it no longer improves.
+
+    Parameters
+    ----------
+    begun
+        When this process began to work on the run, by ``time.monotonic``: reading the data counts.
+    """
+
+    def __init__(self, job: TrainJob, world: World, progress: Progress, steps_per_epoch: int, begun: float) -> None:
+        self._job, self._world, self._progress = job, world, progress
+        self._most_steps = job.settings.max_epochs * steps_per_epoch
+        self._begun = begun - progress.elapsed
+        self._agreed_seconds = progress.elapsed
+        self._agree_at_step = 0
+        self._validation_seconds = 0.0
+        if job.settings.patience == 0:
+            progress.flat_since = 0  # a run that had ended for that may be resumed to go on
+
+    @property
+    def seconds(self) -> float:
+        """Since the run began; pauses between its parts are left out."""
+        return time.monotonic() - self._begun
+
+    @property
+    def done(self) -> float:
+        """Share of the run that is done, 1 when it is over."""
+        last = self._most_steps
+        if self._progress.flat_since:
+            last = min(last, self._job.schedule.end_after(self._progress.flat_since))
+        return min(max(self._progress.step / last, self._share_of_minutes), 1.0)
+
+    @property
+    def rate(self) -> float:
+        """Learning rate of the next step."""
+        return self._job.schedule.rate(self.done)
+
+    @property
+    def reason(self) -> str:
+        """Why it is over."""
+        if self._share_of_minutes >= 1.0:
+            return f"its {self._job.settings.max_minutes:g} minutes are used"
+        if self._progress.flat_since:
+            return f"the held-out score stopped improving at step {self._progress.flat_since}"
+        return "all epochs done"
+
+    @property
+    def _share_of_minutes(self) -> float:
+        minutes = self._job.settings.max_minutes
+        if minutes is None or self._progress.step == 0:
+            return 0.0
+        # The last validation comes after the last step, and belongs to the minutes too.
+        return self._agreed_seconds / max(60 * minutes - self._validation_seconds, 1e-3)
+
+    def agree(self, stopping: bool) -> bool:
+        """Bring all processes to one clock after a step; returns whether they all stop now.
+
+        Every rank must stop after the same step (one that stopped alone would leave the others waiting), and take
+        every step at the same learning rate, which may follow the clock.
+        """
+        step = self._progress.step
+        if step < self._agree_at_step:
+            return False
+        apart = step / max(self._progress.seconds, 1e-9) if self._world.size > 1 else 1.0
+        mine = [float(stopping), self.seconds, min(max(apart, 1.0), _MOST_STEPS_APART)]
+        stopped, self._agreed_seconds, apart = self._world.largest(mine)
+        self._agree_at_step = step + int(apart)
+        return stopped > 0
+
+    def scored(self, error: float, seconds: float) -> None:
+        """Note a held-out error, and how long it took to find it."""
+        progress = self._progress
+        progress.curve.append((progress.step, error))
+        if not progress.flat_since and self._is_flat():
+            progress.flat_since = progress.step
+        self._validation_seconds = self._world.largest([seconds])[0]
+
+    def _is_flat(self) -> bool:
+        patience = self._job.settings.patience
+        if patience is None:
+            return self._job.schedule.ends_when_flat and has_stopped_improving(self._progress.curve)
+        return patience > 0 and self._progress.epoch - self._progress.best_epoch >= patience
