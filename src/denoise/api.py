@@ -28,7 +28,7 @@ from denoise.networks.catalogue import find_network
 from denoise.networks.spec import NetworkSpec
 from denoise.normalization import Normalization
 from denoise.tiles import Triple
-from denoise.training.job import TrainJob
+from denoise.training.job import Observer, TrainJob
 from denoise.training.loop import run_worker
 from denoise.training.schedule import Schedule
 from denoise.volumes import ArrayVolume, MeanVolume, SplitSet, Volume, VolumeSink, open_volume, slice_range
@@ -59,6 +59,7 @@ def train(
     resume: bool = False,
     compute: Compute | None = None,
     show_progress: bool = False,
+    observers: Sequence[Observer] = (),
     **settings: Any,
 ) -> Checkpoint:
     """Train a network that removes the noise of these splits.
@@ -77,6 +78,9 @@ def train(
         Continue the run in ``output_dir``.
     compute
         Devices; None: all GPUs that are visible, else the CPU.
+    observers
+        Told of steps and scores while the run goes on (``denoise.training.job.Observer``); picklable where there are
+        several processes.
     settings
         Any field of the config's section ``train``, by its documented name, e.g. ``network="residual"``.
 
@@ -104,6 +108,7 @@ def train(
         resume=resume,
         finetune=None if finetune is None else Path(finetune),
         show_progress=show_progress,
+        observers=observers,
     )
     return load_checkpoint(folder)
 
@@ -116,6 +121,7 @@ def run_training(
     resume: bool = False,
     finetune: Path | None = None,
     show_progress: bool = True,
+    observers: Sequence[Observer] = (),
 ) -> RunFolder:
     """Check everything that can be checked, then train in one process per device; returns the folder of the run."""
     run = RunFolder(config.output_dir)
@@ -137,6 +143,7 @@ def run_training(
         resume=resume,
         initial=None if finetune is None else _initial_weights(finetune, network),
         show_progress=show_progress,
+        observers=tuple(observers),
     )
     if resume:
         if not run.state.exists():

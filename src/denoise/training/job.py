@@ -33,6 +33,8 @@ class TrainJob:
     resume: bool = False
     initial: Weights | None = None
     show_progress: bool = True
+    observers: tuple[Observer, ...] = ()
+    """Told what happens, besides those that write the record of the run."""
 
     def fingerprint(self) -> Mapping[str, Any]:
         """What must not change between a run and its resumption; plain values."""

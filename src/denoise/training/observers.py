@@ -36,7 +36,7 @@ def observers_of(job: TrainJob, folder: RunFolder) -> list[Observer]:
     console = Console(stderr=True)
     if job.show_progress:
         observers.append(LiveDisplay(console) if console.is_terminal else LogLines())
-    return observers
+    return [*observers, *job.observers]
 
 
 class _Silent:
