@@ -34,6 +34,7 @@ from baselines import CLASSICAL
 from cases import CASES, CaseData, chosen_cases, open_case
 
 from denoise.api import denoise_volume, load_checkpoint, train
+from denoise.checkpoint import find_model
 from denoise.quality import psnr, ssim
 from denoise.training.job import Plan, Record
 from denoise.training.validation import Preview
@@ -187,6 +188,9 @@ def trained(run: Run, data: CaseData, scratch: Path, steps: int, points: int) ->
     else:
         train(volumes, folder, mode=method.mode, observers=(curve,), **settings)
     checkpoint = load_checkpoint(folder)
+    models = scratch / "models"  # for overlap.py
+    models.mkdir(exist_ok=True)
+    shutil.move(find_model(folder, "val"), models / f"{folder.name}.pth")
     shutil.rmtree(folder)
     return {
         "points": curve.points,
@@ -319,9 +323,7 @@ def main() -> None:
             print(f"{run}: {CASES[run.case].what}", flush=True)
             arguments = ["--one", json.dumps([run.case, run.splits, run.method, run.minutes])]
             same = [f"--size={options.size}", f"--slices={options.slices}", f"--points={options.points}"]
-            subprocess.run(
-                [sys.executable, __file__, "--folder", str(options.folder), *same, *arguments], check=True
-            )
+            subprocess.run([sys.executable, __file__, "--folder", str(options.folder), *same, *arguments], check=True)
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ from denoise.arithmetic import autocast, fast_layout
 from denoise.errors import CheckpointError, DeviceError
 from denoise.inference.blend import SlabAccumulator
 from denoise.inference.reader import SlabReader
+from denoise.inference.transfer import DeviceLink
 from denoise.normalization import Normalization
 from denoise.patches.symmetry import SQUARE, Symmetry
 from denoise.tiles import TileGrid, Triple, Window
@@ -125,15 +126,20 @@ def _stream(
     reader = SlabReader(inputs, grid, denoiser.normalization, fill_non_finite=denoiser.fill_non_finite)
     blended = SlabAccumulator(grid, layers, at_once, denoiser.device, 1 / len(inputs))
     predict = _BatchedNetwork(denoiser)
+    link = DeviceLink(denoiser.device)
+
+    def read(run: list[int]) -> Tensor:
+        return link.upload(reader.read(run[0], run[-1]))
+
     with (
-        _Writer(write, denoiser.normalization, z_range, inputs[0].slice_numbers) as writer,
+        _Writer(write, link, denoiser.normalization, z_range, inputs[0].slice_numbers) as writer,
         ThreadPoolExecutor(1) as reading,
     ):
-        ahead = reading.submit(reader.read, runs[0][0], runs[0][-1])
+        ahead = reading.submit(read, runs[0])
         for i, run in enumerate(runs):
-            slab = torch.from_numpy(ahead.result())
+            slab = ahead.result()
             if i + 1 < len(runs):
-                ahead = reading.submit(reader.read, runs[i + 1][0], runs[i + 1][-1])
+                ahead = reading.submit(read, runs[i + 1])
             _blend_run(slab, run, grid, predict, blended)
             start, slices = blended.finished(run[-1])
             writer.put(start, slices)
@@ -145,7 +151,6 @@ def _stream(
 def _blend_run(
     slab: Tensor, run: list[int], grid: TileGrid, predict: _BatchedNetwork, blended: SlabAccumulator
 ) -> None:
-    slab = slab.to(predict.device)
     tiles = [(z, y, x, v) for z in run for y, x in grid.in_layer() for v in range(len(slab))]
     origin = grid.axes[0].starts[run[0]]
     starts = [
@@ -232,8 +237,11 @@ def _found_batch_size(denoiser: Denoiser) -> int:
 class _Writer:
     """Hands finished slices to ``write`` in a thread of its own, in order; holds back when that falls behind."""
 
-    def __init__(self, write: Write, normalization: Normalization, z_range: range, slice_numbers: range) -> None:
+    def __init__(
+        self, write: Write, link: DeviceLink, normalization: Normalization, z_range: range, slice_numbers: range
+    ) -> None:
         self._write = write
+        self._link = link
         self._normalization = normalization
         self._z_range = z_range
         self._numbers = slice_numbers
@@ -247,11 +255,12 @@ class _Writer:
             return
         while len(self._waiting) >= _WRITES_WAITING:
             self._waiting.popleft().result()
-        kept = slices[low - start : high - start].cpu()
-        self._waiting.append(self._thread.submit(self._finish, low, kept))
+        kept = slices[low - start : high - start]
+        self._waiting.append(self._thread.submit(self._finish, low, kept, self._link.computed()))
 
-    def _finish(self, low: int, slices: Tensor) -> None:
-        slab: Float32Array = slices.numpy()  # a copy that nobody else holds: changed in place, slabs can be large
+    def _finish(self, low: int, slices: Tensor, computed: torch.cuda.Event | None) -> None:
+        # A copy that nobody else holds: changed in place, slabs can be large.
+        slab = self._link.download(slices, computed)
         slab *= np.float32(self._normalization.std)
         slab += np.float32(self._normalization.mean)
         if not np.isfinite(slab).all():
