@@ -14,15 +14,15 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from cases import open_case
-from quality import score, scored_slices
 
+from cases import open_case
 from denoise.api import load_checkpoint, make_denoiser
 from denoise.config import InferSection
 from denoise.inference.engine import denoise_slices
 from denoise.networks.catalogue import find_network
 from denoise.tiles import TileGrid
 from denoise.volumes import ArrayVolume
+from quality import score, scored_slices
 
 
 def main() -> None:

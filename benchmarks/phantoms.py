@@ -44,7 +44,7 @@ def inside(size: int) -> NDArray[np.bool_]:
 
 
 def anatomy(size: int, slices: int, seed: int) -> VoxelPhantom:
-    """Soft tissue with gradients and a fine texture, fat, vessels with a bright filling, and a bone of thin trabeculae."""
+    """Soft tissue with gradients and a fine texture, fat, bright vessels, and a bone of thin trabeculae."""
     rng = np.random.default_rng(seed)
     shape = (slices, size, size)
     scale = size / 256
@@ -133,8 +133,8 @@ def _draw_segment(volume: Float32Array, begin: NDArray[np.float64], end: NDArray
     low = np.empty(3, np.int64)
     high = np.empty(3, np.int64)
     for i in range(3):
-        low[i] = max(int(math.floor(min(begin[i], end[i]) - radius - 1)), 0)
-        high[i] = min(int(math.ceil(max(begin[i], end[i]) + radius + 1)) + 1, volume.shape[i])
+        low[i] = max(math.floor(min(begin[i], end[i]) - radius - 1), 0)
+        high[i] = min(math.ceil(max(begin[i], end[i]) + radius + 1) + 1, volume.shape[i])
     along = end - begin
     squared = max((along * along).sum(), 1e-12)
     for z in range(low[0], high[0]):

@@ -3,7 +3,7 @@
     python benchmarks/quality.py --folder scratch --calibrate               # seconds per step, on an idle machine
     python benchmarks/quality.py --folder scratch --methods published2d --minutes 30
     python benchmarks/quality.py --folder scratch --methods noisy,tv,nlm,ours2d,ours3d,clean2d --minutes 1.5
-    python benchmarks/quality.py --folder scratch --report docs/benchmarks-quality.md   # tables and docs/images/quality.png
+    python benchmarks/quality.py --folder scratch --report docs/quality.md         # and docs/images/quality.png
 
 Every run is a process of its own, appended to ``scratch/quality.jsonl``; what is there is not run again. Scored are
 slices 16 to 31 of 48 (the middle third) of the full reconstruction, inside the field of view, against the
@@ -30,17 +30,17 @@ from typing import Any
 
 import numpy as np
 import torch
+
 from baselines import CLASSICAL
 from cases import CASES, CaseData, chosen_cases, open_case
-
 from denoise.api import denoise_volume, load_checkpoint, train
 from denoise.checkpoint import find_model
 from denoise.quality import psnr, ssim
 from denoise.training.job import Plan, Record
 from denoise.training.validation import Preview
 
-#: What the published networks are trained with here: their 32 patches of 256^2 (3D: 4 of 96^3) would make fewer than 50
-#: steps in half an hour on two cores.
+#: What the published networks are trained with here: their 32 patches of 256^2 (3D: 4 of 96^3) would make fewer than
+#: 50 steps in half an hour on two cores.
 _PUBLISHED = {"network": "unet", "learning_rate": 1e-3, "schedule": "constant", "patch_size": 128, "batch_size": 8}
 _STEPS_PER_EPOCH = 25
 

@@ -27,10 +27,7 @@ _NAMES = {
 
 def write_report(rows: Sequence[Row], seconds_per_step: Mapping[str, float], path: Path) -> None:
     """Write the tables to ``path`` and the curves to ``images/quality.png`` beside it."""
-    parts = [
-        "# Quality\n\n<!-- Written by benchmarks/quality.py --report; the text around these tables is in benchmarks.md. "
-        "-->\n"
-    ]
+    parts = ["# Quality\n\n<!-- Written by benchmarks/quality.py --report; what it means is in benchmarks.md. -->\n"]
     for splits in (2, 4):
         chosen = [row for row in rows if row["key"][1] in (0, splits)]
         if any(row["key"][1] == splits for row in chosen):

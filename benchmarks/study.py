@@ -49,7 +49,7 @@ class Variant:
     choices: str = "all"
 
 
-BASE = Variant(batch=2, patch=64)
+BASE = Variant(batch=4, patch=64, learning_rate=4e-3, warmup=0.02)
 _NETWORKS: dict[str, dict[str, Any]] = {
     "out2": {"n_in": 6, "n_out": 2},
     "out4": {"n_in": 8, "n_out": 4},
@@ -84,7 +84,8 @@ VARIANTS: dict[str, Variant] = {
     },
     **{name: replace(BASE, network=network) for name, network in _NETWORKS.items()},
     "lr1": replace(BASE, learning_rate=1e-3),
-    "lr4": replace(BASE, learning_rate=4e-3, warmup=0.02),
+    "lr2": replace(BASE, learning_rate=2e-3, warmup=0.0),
+    "lr8": replace(BASE, learning_rate=8e-3),
     "l2": replace(BASE, loss="l2"),
     "huber": replace(BASE, loss="huber"),
     "flat": replace(BASE, schedule="flat"),
@@ -100,9 +101,9 @@ VARIANTS: dict[str, Variant] = {
     "k4one": replace(BASE, splits=4, batch=4, choices="one"),
     "k4_1X": replace(BASE, splits=4, batch=1, strategy="1:X"),
     "clean": replace(BASE, clean=True),
-    "cube32": Variant(network={"dimensions": 3, "middle_blocks": 1}, patch=32, batch=1),
-    "cube40": Variant(network={"dimensions": 3, "middle_blocks": 1}, patch=40, batch=1),
-    "cube24": Variant(network={"dimensions": 3, "middle_blocks": 1}, patch=24, batch=2),
+    "cube32": replace(BASE, network={"dimensions": 3, "middle_blocks": 1}, patch=32, batch=1),
+    "cube40": replace(BASE, network={"dimensions": 3, "middle_blocks": 1}, patch=40, batch=1),
+    "cube24": replace(BASE, network={"dimensions": 3, "middle_blocks": 1}, patch=24, batch=2),
 }
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -53,9 +55,9 @@ class StudyUNet(nn.Module):
         inputs, outputs = (n_in * unshuffle**2, n_out * unshuffle**2) if dimensions == 2 else (1, 1)
         self.enter = conv(inputs, widths[0], 3, padding=1)
         self.down = nn.ModuleList(stack(w, blocks) for w in widths[:-1])
-        self.shrink = nn.ModuleList(conv(a, b, 2, stride=2) for a, b in zip(widths, widths[1:], strict=False))
+        self.shrink = nn.ModuleList(conv(a, b, 2, stride=2) for a, b in pairwise(widths))
         self.middle = stack(widths[-1], middle_blocks)
-        self.grow = nn.ModuleList(conv(b, a, 1) for a, b in reversed(list(zip(widths, widths[1:], strict=False))))
+        self.grow = nn.ModuleList(conv(b, a, 1) for a, b in reversed(list(pairwise(widths))))
         self.join = nn.ModuleList(conv(2 * w, w, 1) for w in reversed(widths[:-1])) if skips == "cat" else None
         self.up = nn.ModuleList(stack(w, blocks) for w in reversed(widths[:-1]))
         self.leave = conv(widths[0], outputs, 3, padding=1)
@@ -71,6 +73,7 @@ class StudyUNet(nn.Module):
             nn.init.zeros_(self.leave.weight)
 
     def forward(self, block: Tensor) -> Tensor:
+        """Predict the slices in the middle."""
         first = (self.n_in - self.n_out + 1) // 2
         centre = block[:, first : first + self.n_out] if self.dimensions == 2 else block
         features = block if self.dimensions == 2 else block.unsqueeze(1)

@@ -124,8 +124,8 @@ def test_a_stopped_run_resumes_to_the_same_model(tmp_path: Path, monkeypatch: py
     whole = train(splits, tmp_path / "whole", **TINY)
     stepped = observers.History.stepped
 
-    def stop(self: observers.History, step: int, epoch: int, loss: float | None) -> None:
-        stepped(self, step, epoch, loss)
+    def stop(self: observers.History, step: int, epoch: int, done: float, loss: float | None) -> None:
+        stepped(self, step, epoch, done, loss)
         if step == 3:
             os.kill(os.getpid(), signal.SIGTERM)
 

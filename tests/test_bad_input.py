@@ -277,7 +277,7 @@ def test_a_gpu_that_is_not_there_is_an_error_and_never_a_silent_cpu(
         ("dataset: {folder: ., full: whole", ("line",)),
         ("dataset: {folder: ., full: whole, colour: red}", ("dataset.colour", "line 1")),
         ("dataset: {folder: ., full: whole}\ntrain: {mode: 4d}", ("train.mode", "4d", "line 2")),
-        ("dataset: {folder: ., full: whole}\ntrain: {patch_size: 20}", ("train.patch_size", "20", "8")),
+        ("dataset: {folder: ., full: whole}\ntrain: {patch_size: 18}", ("train.patch_size", "18", "4")),
         ("dataset: {folder: ., full: whole}\ninfer: {overlap: 1.0}", ("infer.overlap", "1.0")),
         ("dataset: !!python/object/apply:os.mkdir [trap]", ("tags are not read",)),
         ("dataset: {folder: ., splits: [even]}", ("dataset.splits", "two or more")),

@@ -67,7 +67,7 @@ DEFAULTS = {
     "train": {
         "--config": "[required]", "--output-dir": "[default: from config]", "--processes": "[default: 1]",
         "--gpus": "[default: all visible; none: the CPU]", "--mode": "[default: as the config says]",
-        "--device": "[default: cuda if visible]",
+        "--device": "[default: cuda if visible]", "--max-minutes": "[default: until it stops improving]",
     },
     "slice": {
         "--config": "[required]", "--slice-number": "[required]", "--dtype": "[default: float32]",
@@ -104,6 +104,9 @@ def test_the_help_of_a_verb_shows_its_defaults(denoise: Callable[..., Outcome], 
         (("slice", "--config", "x.yaml"), "--slice-number"),
         (("slice", "--config", "x.yaml", "--slice-number", "seven"), "--slice-number"),
         (("train", "--config", "x.yaml", "--processes", "0"), "--processes"),
+        (("train", "--config", "x.yaml", "--max-minutes", "0"), "--max-minutes"),
+        (("train", "--config", "x.yaml", "--max-minutes", "long"), "--max-minutes"),
+        (("train", "--config", "x.yaml", "--max-minutes", "nan"), "--max-minutes"),
         (("volume", "--config", "x.yaml", "--dtype", "int32"), "--dtype"),
         (("volume", "--config", "x.yaml", "--checkpoint", "best"), "--checkpoint"),
         (("volume", "--config", "x.yaml", "--device", "tpu"), "--device"),

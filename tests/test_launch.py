@@ -121,6 +121,7 @@ def test_one_process_needs_no_group():
     assert world.is_chief
     assert torch.equal(world.sum(tensor), torch.tensor([1.0, 2.0]))
     assert (world.any(True), world.any(False)) == (True, False)
+    assert world.largest([0.25, -3.0]) == [0.25, -3.0]
     assert world.from_chief("plain") == world.from_local_chief("plain") == "plain"
     world.barrier()
     assert not dist.is_initialized()
@@ -197,6 +198,7 @@ def _talk(world: World, folder: str) -> None:
     total = world.sum(torch.tensor([world.rank + 1.0, 10.0]))
     found = {
         "sum": total.tolist(),
+        "largest": world.largest([float(world.rank), -float(world.rank), 1e9 + world.rank]),
         "any": [world.any(world.rank == 1), world.any(False), world.any(True)],
         "chief": world.from_chief(f"said by {world.rank}"),
         "local chief": world.from_local_chief({"rank": world.rank}),
@@ -217,6 +219,7 @@ def test_two_processes_sum_agree_and_share(tmp_path):
     for found in (first, second):
         assert found["sum"] == [3.0, 20.0]
         assert found["any"] == [True, False, True]
+        assert found["largest"] == [1.0, 0.0, 1e9 + 1], "each of its own rank, and to the last digit"
         assert found["chief"] == "said by 0"
         assert found["local chief"] == {"rank": 0}
         assert found["device"] == "cpu"

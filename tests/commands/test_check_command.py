@@ -37,7 +37,8 @@ def test_it_says_what_would_run_with_numbers_and_writes_nothing(
     assert said["held out"].startswith("slices")
     assert "0.22 MB, in memory" in said["training data"]
     assert said["models"] == f"{dataset.run} (no model yet)"
-    assert said["tiles"].startswith("48 of 3 x 32 x 32 voxels")
+    # Two tiles that overlap by a quarter of 32 cover 48 voxels evenly: (48 + 8) / 2 = 28; one layer per slice.
+    assert said["tiles"].startswith("48 of 3 x 28 x 28 voxels, each voxel is predicted 1.36 times")
     assert "GB" in said["memory"] or "MB" in said["memory"]
     assert "0.11 MB as float32" in said["disk"]
 

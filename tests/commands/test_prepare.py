@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -41,9 +40,8 @@ CENTER = ("--center", 23.5)
 
 
 def test_a_scan_becomes_a_full_volume_splits_and_a_config_that_trains(
-    scan: Path, denoise: Callable[..., Outcome], tools: Tools, monkeypatch: pytest.MonkeyPatch
+    scan: Path, denoise: Callable[..., Outcome], tools: Tools
 ) -> None:
-    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     before = scan.read_bytes()
     outcome = denoise("prepare", scan)
     assert outcome.code == 0, outcome.err
@@ -61,10 +59,9 @@ def test_a_scan_becomes_a_full_volume_splits_and_a_config_that_trains(
 
     config = load_config(out / "foam_config.yaml")
     assert config.sample_name == "foam"
-    assert config.network_name == "residual2d", "without a GPU the light network"
     text = (out / "foam_config.yaml").read_text()
-    shorter = re.sub("(max_epochs|patches_per_epoch): [0-9]+", r"\1: 1", text)
-    (out / "foam_config.yaml").write_text(shorter)
+    assert text.count("\ntrain:\n  ") == 1
+    (out / "foam_config.yaml").write_text(text.replace("\ntrain:\n  ", "\ntrain:\n  max_epochs: 1\n  "))
     trained = denoise("train", "--config", out / "foam_config.yaml")
     assert trained.code == 0, trained.err
 
@@ -75,13 +72,22 @@ def test_a_prepared_folder_may_move(scan: Path, denoise: Callable[..., Outcome],
     assert denoise("check", "--config", tmp_path / "there" / "foam_config.yaml").code == 0
 
 
-def test_with_a_gpu_the_config_asks_for_the_published_network(
-    scan: Path, denoise: Callable[..., Outcome], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("mode", "network"), [("2.5d", "residual2d"), ("3D", "residual3d")])
+def test_the_config_asks_for_the_light_network_and_patches_that_fit_the_scan(
+    scan: Path, denoise: Callable[..., Outcome], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: str, network: str
 ) -> None:
-    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
-    assert denoise("prepare", scan, *CENTER, "--out", tmp_path / "out", "--mode", "3D").code == 0
-    config = load_config(tmp_path / "out" / "foam_config.yaml")
-    assert (config.mode, config.network_name) == ("3d", "unet3d")
+    """With a GPU as without: the scan alone decides."""
+    texts = []
+    for gpu in (True, False):
+        monkeypatch.setattr("torch.cuda.is_available", lambda gpu=gpu: gpu)
+        out = tmp_path / f"gpu_{gpu}"
+        assert denoise("prepare", scan, *CENTER, "--out", out, "--mode", mode).code == 0
+        texts.append((out / "foam_config.yaml").read_text())
+    assert texts[0] == texts[1]
+    config = load_config(tmp_path / "gpu_True" / "foam_config.yaml")
+    assert config.network_name == network
+    assert config.patch <= SIZE
+    assert config.train.learning_rate is None, "the recipe of the network, also of releases to come"
 
 
 def test_options_reach_the_reconstruction_and_the_config(

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from denoise.config import ALIASES, RunConfig, render
+from denoise.config.recipes import RECIPES
 from denoise.config.sections import SECTIONS
 from denoise.errors import ConfigError
 
@@ -31,7 +32,9 @@ def refusal(mapping: Any, **options: Any) -> str:
 def test_an_old_file_needs_only_its_dataset_section() -> None:
     old = {"directory_to_reconstructions": "/d", "sub_recon_name0": "a", "sub_recon_name1": "b", "full_recon_name": "c"}
     run = RunConfig.from_mapping({"dataset": old, "train": None, "infer": None, "metadata": None})
-    assert (run.mode, run.network_name, run.batch_size, run.patch) == ("2.5d", "unet2d", 32, 256)
+    recipe = RECIPES["residual2d"]
+    assert (run.mode, run.network_name, run.recipe) == ("2.5d", "residual2d", recipe)
+    assert (run.batch_size, run.patch) == (recipe.batch_size, recipe.patch_size)
 
 
 def test_the_old_number_of_cubes_does_not_change_a_2d_run() -> None:
@@ -66,22 +69,38 @@ def test_every_old_name_means_a_field_and_excludes_the_new_one(section: str, old
 
 
 @pytest.mark.parametrize(
-    ("train", "name", "options", "patch", "batch", "multiple"),
+    ("train", "name", "options", "multiple"),
     [
-        ({}, "unet2d", {"n_slices": 5}, 256, 32, 8),
-        ({"mode": "3D"}, "unet3d", {"n_blocks": 4, "start_filters": 56}, 96, 4, 16),
-        ({"mode": "2.5D", "network": "residual"}, "residual2d", {"n_slices": 5, "width": 16, "levels": 3}, 256, 32, 4),
-        ({"mode": "3d", "network": "residual3d", "levels": 1, "psz_3d": 7}, "residual3d",
-         {"width": 16, "levels": 1}, 7, 4, 1),
-        ({"network": "unet2d", "n_slices": 4, "mbsz": 3, "psz": 8}, "unet2d", {"n_slices": 4}, 8, 3, 8),
+        ({}, "residual2d", {"n_slices": 5, "width": 16, "levels": 3}, 4),
+        ({"mode": "3D"}, "residual3d", {"width": 16, "levels": 3}, 4),
+        ({"mode": "2.5D", "network": "unet"}, "unet2d", {"n_slices": 5}, 8),
+        ({"mode": "3d", "network": "unet"}, "unet3d", {"n_blocks": 4, "start_filters": 56}, 16),
+        ({"mode": "3d", "network": "residual3d", "levels": 1}, "residual3d", {"width": 16, "levels": 1}, 1),
+        ({"network": "unet2d", "n_slices": 4}, "unet2d", {"n_slices": 4}, 8),
     ],
-)  # fmt: skip
-def test_the_mode_decides_network_patch_and_batch(
-    train: dict[str, Any], name: str, options: dict[str, int], patch: int, batch: int, multiple: int
+)
+def test_the_mode_decides_the_network_and_the_network_the_rest(
+    train: dict[str, Any], name: str, options: dict[str, int], multiple: int
 ) -> None:
     run = config(train=train)
-    assert (run.network_name, run.network_options) == (name, options)
-    assert (run.patch, run.batch_size, run.patch_multiple) == (patch, batch, multiple)
+    recipe = RECIPES[name]
+    assert (run.network_name, run.network_options, run.patch_multiple) == (name, options, multiple)
+    assert (run.patch, run.batch_size) == (recipe.patch_size, recipe.batch_size)
+    assert (run.learning_rate, run.schedule) == (recipe.learning_rate, recipe.schedule)
+
+
+@pytest.mark.parametrize("mode", ["2.5d", "3d"])
+def test_what_the_user_gives_comes_before_the_recipe(mode: str) -> None:
+    given = {"psz": 48, "psz_3d": 24, "mbsz": 7, "lr": 0.25, "schedule": "cosine"}
+    run = config(train={"mode": mode, **given})
+    assert run.patch == run.given_patch(mode) == {"2.5d": 48, "3d": 24}[mode]
+    assert (run.batch_size, run.learning_rate, run.schedule) == (7, 0.25, "cosine")
+
+
+def test_a_patch_that_is_not_given_is_known_to_be_not_given() -> None:
+    """A model of the published tools brings its own network, whose patch is not that of the config's network."""
+    run = config(train={"patch_size": 48})
+    assert (run.given_patch("2.5d"), run.given_patch("3d")) == (48, None)
 
 
 @pytest.mark.parametrize(
@@ -112,7 +131,7 @@ def test_a_config_for_inference_alone_has_no_splits_and_says_so_when_asked() -> 
 
 def test_the_command_line_mode_comes_before_validation() -> None:
     wrong_in_2d = {"dataset": dataset(), "train": {"mode": "2.5d", "patch_size": 250}}
-    assert RunConfig.from_mapping(wrong_in_2d, mode="3D").network_name == "unet3d"
+    assert RunConfig.from_mapping(wrong_in_2d, mode="3D").network_name == "residual3d"
     assert '--mode is "4d"; it must be "2.5d" or "3d"' in refusal({"dataset": dataset()}, mode="4d")
     assert "does not fit" in refusal({"dataset": dataset(), "train": {"network": "unet2d"}}, mode="3d")
 
@@ -138,6 +157,10 @@ def test_a_config_cannot_be_changed() -> None:
         ("train", "learning_rate", 0, "0", "a number above 0"),
         ("train", "learning_rate", float("nan"), "nan", "a number above 0"),
         ("train", "learning_rate", False, "false", "a number above 0"),
+        ("train", "schedule", "linear", '"linear"', 'null, "hold", "cosine" or "constant"'),
+        ("train", "max_minutes", 0, "0", "null, or a number above 0"),
+        ("train", "max_minutes", float("inf"), "inf", "null, or a number above 0"),
+        ("train", "patience", -1, "-1", "null, or a whole number, 0 or more"),
         ("train", "lcl_weight", -0.1, "-0.1", "0 or more"),
         ("train", "n_slices", 100, "100", "1 to 99"),
         ("train", "patch_size", 8200, "8200", "1 to 8192"),
@@ -152,6 +175,7 @@ def test_a_config_cannot_be_changed() -> None:
         ("train", "seed", -1, "-1", "0 or more"),
         ("train", "output_dir", " ", '" "', "not blank"),
         ("infer", "overlap", 1, "1", "below 1"),
+        ("infer", "tta", 3, "3", "1, 2, 4 or 8"),
         ("infer", "window", {"a": 1}, "a section", '"hann" or "uniform"'),
         ("dataset", "folder", 5, "5", "a folder"),
         ("dataset", "folder", "a\0b", r'"a\x00b"', "characters that a file name can have"),
@@ -190,10 +214,14 @@ def test_a_number_too_long_to_print_is_still_refused_with_its_name() -> None:
 @pytest.mark.parametrize(
     ("fields", "sections", "parts"),
     [
-        ({}, {"train": {"psz": 100}}, ("train.psz (now patch_size) is 100", "divisible by 8", "96 or 104")),
-        ({}, {"train": {"mode": "3d", "patch_size_3d": 8}}, ("patch_size_3d is 8", "divisible by 16", "such as 16")),
-        ({}, {"train": {"network": "residual", "patch_size": 30}}, ("is 30", "divisible by 4", "residual2d")),
-        ({}, {"train": {"mode": "3d"}, "infer": {"tile_size": 40}}, ("infer.tile_size is 40", "divisible by 16")),
+        ({}, {"train": {"network": "unet", "psz": 100}}, ("train.psz (now patch_size) is 100", "divisible by 8", "96 or 104")),
+        ({}, {"train": {"network": "unet", "mode": "3d", "patch_size_3d": 8}},
+         ("patch_size_3d is 8", "divisible by 16", "such as 16")),
+        ({}, {"train": {"patch_size": 30}}, ("is 30", "divisible by 4", "residual2d")),
+        ({}, {"train": {"network": "unet", "mode": "3d"}, "infer": {"tile_size": 40}},
+         ("infer.tile_size is 40", "divisible by 16")),
+        # A patch that nobody gave is told as well: this network halves what the recipe gives too often.
+        ({}, {"train": {"mode": "3d", "levels": 8}}, ("patch_size_3d", "divisible by 128", "such as 128")),
         ({}, {"train": {"network": "residual3d"}}, ('network is "residual3d"', 'mode "2.5d"', '"residual"')),
         ({"mean": 1.0}, {}, ("dataset.mean is 1.0", "dataset.std is missing")),
         ({"std4norm": 1.0}, {}, ("dataset.std4norm (now std) is 1.0", "dataset.mean is missing")),
@@ -213,8 +241,8 @@ def test_fields_that_do_not_go_together_are_refused(
 
 
 def test_a_patch_of_the_mode_not_in_use_is_not_checked() -> None:
-    assert config(train={"mode": "3d", "patch_size": 250}).patch == 96
-    assert config(train={"patch_size_3d": 97}).patch == 256
+    assert config(train={"mode": "3d", "patch_size": 250}).patch == RECIPES["residual3d"].patch_size
+    assert config(train={"patch_size_3d": 97}).patch == RECIPES["residual2d"].patch_size
 
 
 @pytest.mark.parametrize(

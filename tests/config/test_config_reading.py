@@ -49,9 +49,11 @@ def test_a_complete_old_file_works_unchanged(tmp_path: Path) -> None:
     assert run.split_paths == ("/data/tomo/rec_even", "/data/tomo/rec_odd")
     assert run.full_path == "/data/tomo/rec_full"
     assert (run.dataset.mean, run.dataset.std) == (3.1e-5, 1.2e-4)
-    assert (run.network_name, run.network_options) == ("unet3d", {"n_blocks": 4, "start_filters": 56})
+    # Which network is the one thing that an old file never said; today's default is not the published one.
+    assert (run.network_name, run.train.n_blocks, run.train.start_filters) == ("residual3d", 4, 56)
     assert (run.patch, run.batch_size, run.patches_per_epoch, run.train.z_stride) == (96, 32, 17600, 10)
     assert (run.train.learning_rate, run.train.warmup_steps, run.train.max_epochs) == (0.001, 2000, 2000)
+    assert (run.train.patience, run.learning_rate) == (0, 0.001)
     assert run.infer.window == "hann"
     assert run.output_dir == Path("/data/tomo/rec_full_training_3d")
     assert run.metadata == {

@@ -44,7 +44,16 @@ def test_what_changes_the_result_changes_the_fingerprint(jobs: Jobs, tmp_path: P
 
 @pytest.mark.parametrize(
     "changes",
-    [{"max_epochs": 99}, {"patience": 4}, {"save_every_minutes": 1.0}, {"show_progress": True}, {"resume": True}],
+    [
+        {"max_epochs": 99},
+        {"max_minutes": 3.0},
+        {"patience": 4},
+        {"schedule": "hold"},
+        {"learning_rate": 0.5},
+        {"save_every_minutes": 1.0},
+        {"show_progress": True},
+        {"resume": True},
+    ],
     ids=lambda changes: next(iter(changes)),
 )
 def test_what_may_change_between_two_sessions_does_not(jobs: Jobs, tmp_path: Path, changes: dict[str, Any]) -> None:
@@ -78,13 +87,13 @@ def test_a_job_can_be_sent_to_another_process(jobs: Jobs, tmp_path: Path) -> Non
 
 
 def test_a_record_becomes_one_flat_line_of_json() -> None:
-    record = Record(3, 12, 1.5, 1e-3, 0.5, Scores(0.1, 0.2, 0.3, 4.0), 8.0, ("val", "edge"))
+    record = Record(3, 12, 1.5, 0.25, 1e-3, 0.5, Scores(0.1, 0.2, 0.15, 0.3, 4.0), 8.0, ("val", "edge"))
     plain = json.loads(json.dumps(record.as_plain()))
-    assert plain["epoch"] == 3
-    assert [plain[f"val_{name}"] for name in ("l1", "l2", "lcl", "edge")] == [0.1, 0.2, 0.3, 4.0]
+    assert (plain["epoch"], plain["done"]) == (3, 0.25)
+    assert [plain[f"val_{name}"] for name in ("l1", "l2", "mse", "lcl", "edge")] == [0.1, 0.2, 0.15, 0.3, 4.0]
     assert plain["improved"] == ["val", "edge"]
     assert not any(isinstance(value, dict) for value in plain.values())
 
 
 def test_a_plan_counts_the_steps_of_all_epochs() -> None:
-    assert Plan(7, 5, 3, 4, 2, 1, "CPU", "float32", 1, 10).total_steps == 35
+    assert Plan(7, 5, 3, None, 4, 2, 1, "CPU", "float32", 1, 10).most_steps == 35

@@ -1,12 +1,10 @@
 from __future__ import annotations
 
-import math
-
 import pytest
 import torch
 
 from denoise.quality import laplacian_contrast_loss
-from denoise.training.objective import Objective, centre_slice, learning_rate, paired
+from denoise.training.objective import Objective, centre_slice, paired, target_noise
 
 
 def blocks(*values: float) -> torch.Tensor:
@@ -107,21 +105,3 @@ def test_the_centre_slice_is_the_one_in_the_middle(depth: int, centre: int) -> N
     slices = torch.arange(float(depth)).reshape(1, depth, 1, 1).expand(2, depth, 4, 4)
     assert centre_slice(slices).shape == (2, 1, 4, 4)
     assert centre_slice(slices).unique().tolist() == [centre]
-
-
-@pytest.mark.parametrize("step", [0, 1, 99, 100, 1000])
-def test_a_constant_rate_stays(step: int) -> None:
-    assert learning_rate(step, 100, 0.003, "constant") == 0.003
-
-
-@pytest.mark.parametrize(
-    ("step", "share"), [(0, 1.0), (25, (1 + math.sqrt(0.5)) / 2), (50, 0.5), (100, 0.0), (250, 0.0)]
-)
-def test_a_cosine_rate_falls_from_its_peak_to_zero(step: int, share: float) -> None:
-    assert learning_rate(step, 100, 0.004, "cosine") == pytest.approx(0.004 * share, abs=1e-12)
-
-
-def test_a_cosine_rate_never_rises() -> None:
-    rates = [learning_rate(step, 37, 1.0, "cosine") for step in range(40)]
-    assert rates == sorted(rates, reverse=True)
-    assert learning_rate(0, 0, 1.0, "cosine") == 1.0

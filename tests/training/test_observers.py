@@ -32,11 +32,13 @@ from denoise.training.validation import Preview, Scores
 
 
 def plan(first_step: int = 0) -> Plan:
-    return Plan(10, 5, first_step, 4, 2, 1, "CPU", "float32", 1, 1000)
+    return Plan(10, 5, first_step, None, 4, 2, 1, "CPU", "float32", 1, 1000)
 
 
 def record(epoch: int, l1: float = 0.5, improved: tuple[str, ...] = ("val",)) -> Record:
-    return Record(epoch, epoch * 5, epoch * 1.5, 1e-3, l1 + 0.1, Scores(l1, l1**2, 0.3, 4.0), 8.0, improved)
+    """Of ten epochs."""
+    scores = Scores(l1, l1**2, l1**2 / 2, 0.3, 4.0)
+    return Record(epoch, epoch * 5, epoch * 1.5, epoch / 10, 1e-3, l1 + 0.1, scores, 8.0, improved)
 
 
 def preview(height: int = 16, width: int = 16) -> Preview:
@@ -172,22 +174,24 @@ def test_log_lines_say_now_and_then_and_at_the_end_where_the_run_stands(
             lines.validated(record(epoch, improved=("val",) if epoch == 1 else ()), None)
             clock[0] += 8.0
     said = [r.getMessage() for r in caplog.records]
-    assert [line.split(" · ")[0] for line in said] == ["epoch 1/10", "epoch 5/10", "epoch 9/10", "epoch 10/10"]
+    places = [line.split(" · ")[:2] for line in said]
+    assert places == [[f"epoch {epoch}", f"step {5 * epoch}"] for epoch in (1, 5, 9, 10)]
     assert "held-out 0.5000 (best)" in said[0]
     assert "(best)" not in said[1]
-    assert "14 s left" in said[0]  # 45 steps at 5 steps in 1.5 s
+    assert "at most 14 s left" in said[0]  # nine tenths, of which one took 1.5 s
+    assert "at most 0 s left" in said[-1]
 
 
 def test_the_live_display_shows_epoch_loss_and_score() -> None:
     screen = io.StringIO()
     display = LiveDisplay(Console(file=screen, force_terminal=True, width=160))
     display.started(plan(first_step=20))
-    display.stepped(21, 4, 0.25)
+    display.stepped(21, 4, 0.42, 0.25)
     display.validated(record(5, 0.125), None)
-    display.stepped(22, 4, None)
+    display.stepped(22, 4, 0.44, None)
     display.close()
     text = screen.getvalue()
-    assert "epoch 5/10" in text
+    assert "epoch 5 " in text
     assert "loss 0.2500" in text
     assert "held-out 0.1250 *" in text
 

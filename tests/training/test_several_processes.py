@@ -62,7 +62,7 @@ def assert_close(alone: RunFolder, shared: RunFolder) -> None:
     require_close(*averages)
     for a, b in zip(read_history(alone.history), read_history(shared.history), strict=True):
         assert a["improved"] == b["improved"]
-        for name in ("train_loss", "val_l1", "val_l2", "val_lcl", "val_edge", "learning_rate"):
+        for name in ("train_loss", "val_l1", "val_l2", "val_mse", "val_lcl", "val_edge", "learning_rate"):
             assert a[name] == pytest.approx(b[name], rel=1e-4), name
 
 

@@ -136,7 +136,7 @@ def test_every_process_scores_its_share_and_nothing_is_left_out(
 
     alone, preview = sums(OneOfSeveral(0, 1, cpu.device))
     assert preview is not None
-    assert sum(t.numel() for t in alone) == 9, "|d|, d^2, voxels, LCL, images and four sums of edges"
+    assert sum(t.numel() for t in alone) == 10, "|d|, d^2, noise, voxels, LCL, images and four sums of edges"
     shares = [sums(OneOfSeveral(rank, size, cpu.device)) for rank in range(size)]
     for i, whole in enumerate(alone):
         torch.testing.assert_close(sum(kept[i] for kept, _ in shares), whole, rtol=1e-6, atol=1e-6)

@@ -36,22 +36,8 @@ from denoise.volumes.volume import Float32Array
 
 _log = logging.getLogger(__name__)
 
-#: Small enough for two CPU cores and three (3D: five) minutes. Real scans deserve the defaults and more time.
-_SETTINGS: dict[str, dict[str, Any]] = {
-    "train": {
-        "network": "residual",
-        "patch_size": 128,
-        "patch_size_3d": 40,
-        "patches_per_epoch": 80,
-        "patches_per_epoch_3d": 20,
-        "learning_rate": 0.002,
-        "schedule": "cosine",
-        "max_epochs": 30,
-        "validate_every": 3,
-    },
-    "infer": {"overlap": 0.25},
-}
-_BATCH_SIZE = {"2.5d": 8, "3d": 2}
+#: Minutes of training: enough to see what it does. Real scans deserve more.
+_MINUTES = {"2.5d": 1.0, "3d": 2.5}
 
 #: What a demo, and other commands on its config, write into its folder; hidden ones are of runs that were killed.
 _OWN_NAMES = re.compile(
@@ -122,8 +108,8 @@ def demo(
     devices = compute.devices()
     mode = mode.lower()
     if settings is None:
-        _log.info("demonstration setting: a small network, trained briefly; real scans deserve more of both")
-        settings = {**_SETTINGS, "train": {"mode": mode, "batch_size": _BATCH_SIZE.get(mode), **_SETTINGS["train"]}}
+        _log.info("demonstration setting: a brief training; real scans deserve more")
+        settings = {"train": {"mode": mode, "max_minutes": _MINUTES.get(mode)}}
     # Everything that can be refused is refused before an earlier demo makes room.
     RunConfig.from_mapping({"dataset": {"folder": str(out), "full": "foam_full"}, **settings}, mode=mode)
     _make_room(out, overwrite)

@@ -151,7 +151,7 @@ class RunConfig(Section):
 
     @property
     def patches_per_epoch(self) -> int | None:
-        """Patches drawn per epoch; None: one per training slice (2.5D), as many as fill the volume once (3D)."""
+        """Patches drawn per epoch; None: what the mode's sampler takes for one."""
         return self.train.patches_per_epoch_3d if self.mode == "3d" else self.train.patches_per_epoch
 
     @property

@@ -25,7 +25,7 @@ RECIPES: Mapping[str, Recipe] = MappingProxyType(
     {
         "unet2d": Recipe(patch_size=256, batch_size=32, learning_rate=1e-3, schedule="constant"),
         "unet3d": Recipe(patch_size=96, batch_size=4, learning_rate=1e-3, schedule="constant"),
-        "residual2d": Recipe(patch_size=64, batch_size=4, learning_rate=2e-3, schedule="hold"),
-        "residual3d": Recipe(patch_size=32, batch_size=2, learning_rate=2e-3, schedule="hold"),
+        "residual2d": Recipe(patch_size=64, batch_size=4, learning_rate=4e-3, schedule="hold"),
+        "residual3d": Recipe(patch_size=32, batch_size=2, learning_rate=4e-3, schedule="hold"),
     }
 )

@@ -106,7 +106,7 @@ class TrainSection(Section):
             "Course of the learning rate",
             'null, "hold", "cosine" or "constant"',
             "hold: constant until the held-out score stops improving (or until 60 % of `max_minutes` or `max_epochs`), "
-            "then falling to zero. cosine: falls to zero over `max_minutes` or `max_epochs`; set one of them to what you "
+            "then falling to zero. cosine: falls to zero over `max_minutes` or `max_epochs`; set one to what you "
             "will really run. constant: never falls. null: hold for residual, constant for unet.",
         ),
     ] = None
@@ -155,7 +155,10 @@ class TrainSection(Section):
     patches_per_epoch: Annotated[
         Count | None,
         About(
-            "Patches drawn per epoch in 2.5D", f"null, or {COUNT_RULE}", "null: one per training slice.", unit="patches"
+            "Patches drawn per epoch in 2.5D",
+            f"null, or {COUNT_RULE}",
+            "null: one per training slice, at least 256.",
+            unit="patches",
         ),
     ] = None
     patches_per_epoch_3d: Annotated[

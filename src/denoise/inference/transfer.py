@@ -52,5 +52,4 @@ class DeviceLink:
             host = torch.empty(slices.shape, dtype=slices.dtype, pin_memory=True)
             host.copy_(slices, non_blocking=True)
         self._down.synchronize()
-        array = host.numpy()
-        return array
+        return host.numpy()

@@ -43,9 +43,16 @@ class Sampler(Protocol):
         ...
 
 
+#: The least of an epoch in 2.5D that the user does not set.
+FEWEST_PATCHES = 256
+
+
 @dataclass(frozen=True)
 class SliceSampler:
-    """2.5D: every ``z_stride``-th centre slice once an epoch, in random order, cropped at a random place."""
+    """2.5D: every ``z_stride``-th centre slice once an epoch, in random order, cropped at a random place.
+
+    Where slices are few, each is visited several times, so that an epoch is worth scoring after.
+    """
 
     holdout: HoldOut
     window: Window
@@ -56,8 +63,8 @@ class SliceSampler:
 
     @property
     def epoch_size(self) -> int:
-        """One block per centre slice, unless told otherwise."""
-        return self.patches_per_epoch or len(self._centres)
+        """One block per centre slice, or the fewest that make an epoch, unless told otherwise."""
+        return self.patches_per_epoch or max(len(self._centres), FEWEST_PATCHES)
 
     @cached_property
     def _centres(self) -> list[tuple[Source, int]]:

@@ -48,7 +48,7 @@ class Course:
     @property
     def rate(self) -> float:
         """Learning rate of the next step."""
-        return self._job.schedule.rate(self.done)
+        return self._job.schedule.rate(self._progress.step, self.done)
 
     @property
     def reason(self) -> str:

@@ -120,7 +120,10 @@ class TrainingRun:
             if settings.ema_decay
             else None
         )
-        self.optimizer = torch.optim.Adam(self.network.parameters(), lr=self.job.schedule.peak)
+        # Fused, a step of the optimiser takes a third of the time; Apple's GPUs are left with the ordinary one.
+        self.optimizer = torch.optim.Adam(
+            self.network.parameters(), lr=self.job.schedule.peak, fused=world.device.type != "mps"
+        )
         self.progress = Progress()
         self._saved_at = time.monotonic()
         if state is not None:

@@ -11,6 +11,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+#: A high rate is reached in so many steps: before that, the first steps of Adam are as large as its later ones.
+_WARM_UP_STEPS = 50
 #: Of a run whose rate is held, the last part in which it falls to zero. See docs/network-study.md.
 _FALLING_SHARE = 0.4
 #: A run has stopped improving when its latest third made the error smaller by less than this, in dB.
@@ -28,7 +30,7 @@ class Schedule:
     ----------
     name
         "constant"; "cosine", from the peak to zero (Loshchilov and Hutter 2017, arXiv 1608.03983, without restarts);
-        "hold", the peak, then in the last 40 % of the run linearly to zero.
+        "hold", in 50 steps to the peak, and in the last 40 % of the run linearly to zero.
     peak
         Highest learning rate.
     """
@@ -36,8 +38,8 @@ class Schedule:
     name: str
     peak: float
 
-    def rate(self, done: float) -> float:
-        """Learning rate when this share (0 to 1) of the run is done."""
+    def rate(self, step: int, done: float) -> float:
+        """Learning rate of a step (counted from 0) when this share (0 to 1) of the run is done."""
         left = 1.0 - min(max(done, 0.0), 1.0)
         match self.name:
             case "constant":
@@ -45,7 +47,7 @@ class Schedule:
             case "cosine":
                 return self.peak * 0.5 * (1.0 - math.cos(math.pi * left))
             case "hold":
-                return self.peak * min(1.0, left / _FALLING_SHARE)
+                return self.peak * min(1.0, left / _FALLING_SHARE, (step + 1) / _WARM_UP_STEPS)
         raise AssertionError(self.name)
 
     @property
