@@ -51,6 +51,7 @@ TINY: dict[str, Any] = {
 }
 #: Tiles as small as the volumes here; the default ones would be mostly reflections.
 TILES = InferSection(tile_size=16, precision="float32")
+TILES_OF_32 = InferSection(tile_size=32, precision="float32")
 
 Images = NDArray[np.float32]
 
@@ -323,6 +324,23 @@ def test_a_published_model_needs_its_normalisation_and_works_with_one(shared_dat
     slices: list[Images] = []
     denoise_slices([ArrayVolume(square * 20 + 500)], denoiser, range(2, 3), lambda start, slab: slices.append(slab))
     np.testing.assert_allclose(slices[0][0], expected, rtol=0, atol=0.01)
+
+
+@pytest.mark.parametrize("tta", [1, 8])
+def test_the_turned_versions_that_the_config_asks_for_are_averaged(tta: int) -> None:
+    data = splits_of(truth_of((3, 32, 32)), noise=120.0)[0] / 1000
+    checkpoint = random_checkpoint(levels=1, width=4)
+    infer = InferSection(tile_size=32, precision="float32", tta=tta)
+    found = denoise_volume(data, checkpoint, infer=infer, compute=CPU)
+    by_hand = np.zeros_like(data)
+    for quarter in range(4):
+        for mirror in (False, True):
+            turned = np.rot90(data[..., ::-1] if mirror else data, quarter, (1, 2)).copy()
+            result = np.rot90(denoise_volume(turned, checkpoint, infer=TILES_OF_32, compute=CPU), -quarter, (1, 2))
+            by_hand += (result[..., ::-1] if mirror else result) / 8
+    plain = denoise_volume(data, checkpoint, infer=TILES_OF_32, compute=CPU)
+    np.testing.assert_allclose(found, by_hand if tta == 8 else plain, rtol=0, atol=5e-6)
+    assert np.abs(by_hand - plain).max() > 0.01
 
 
 def test_a_normalisation_in_the_model_wins_over_one_that_is_given() -> None:

@@ -18,6 +18,8 @@ from denoise.api import (
 )
 from denoise.errors import CheckpointError, ConfigError, DeviceError, Interrupted, OutputError
 from denoise.training import observers
+from denoise.training.job import Plan, Record
+from denoise.training.validation import Preview
 
 CPU = Compute(device="cpu")
 TINY: dict[str, Any] = {
@@ -137,6 +139,38 @@ def test_a_stopped_run_resumes_to_the_same_model(tmp_path: Path, monkeypatch: py
     parts = train(splits, tmp_path / "parts", resume=True, **TINY)
     assert parts.scores == whole.scores
     assert all(torch.equal(weight, parts.weights[name]) for name, weight in whole.weights.items())
+
+
+@pytest.mark.usefixtures("quiet")
+def test_observers_of_the_callers_are_told_of_steps_and_scores(tmp_path: Path) -> None:
+    class Listener:
+        def __init__(self) -> None:
+            self.told: list[str] = []
+
+        def started(self, plan: Plan) -> None:
+            self.told.append(f"at most {plan.most_steps} steps")
+
+        def stepped(self, step: int, epoch: int, done: float, loss: float | None) -> None:
+            self.told.append(f"step {step} of epoch {epoch}")
+
+        def validated(self, record: Record, preview: Preview | None) -> None:
+            self.told.append(f"{record.done:.0%} done")
+
+        def close(self) -> None:
+            self.told.append("closed")
+
+    listener = Listener()
+    train(splits_of(truth_of()), tmp_path / "model", observers=[listener], **TINY)
+    assert listener.told == [
+        "at most 4 steps",
+        "step 1 of epoch 0",
+        "step 2 of epoch 0",
+        "50% done",
+        "step 3 of epoch 1",
+        "step 4 of epoch 1",
+        "100% done",
+        "closed",
+    ]
 
 
 # Starting from a model

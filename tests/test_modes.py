@@ -1,15 +1,16 @@
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
 import pytest
 
 import denoise
-from denoise.modes import MODES, mode_of
+from denoise.modes import DEEPEST_TILE, MODES, default_tile, inference_window, mode_of
 from denoise.networks.catalogue import NETWORKS, find_network
 from denoise.networks.spec import NetworkSpec
 from denoise.patches.sampler import CubeSampler, SliceSampler
-from denoise.tiles import Window
+from denoise.tiles import TileGrid, Triple, Window
 
 
 def flat(n_slices: int, edge: int = 64, overlap: float = 0.5, taper: str = "hann") -> Window:
@@ -76,6 +77,76 @@ def test_every_network_has_its_mode_and_every_mode_its_sampler(name: str) -> Non
     assert MODES[mode.name] is mode
     window = mode.window(NetworkSpec(name, kind.defaults), 32, 0.5, "hann")
     assert window.read_zyx[1:] == (32, 32)
+
+
+# Tiles at inference
+
+
+LARGE: Triple = (70, 500, 360)
+SMALL: Triple = (9, 50, 30)
+
+
+@pytest.mark.parametrize("shape", [LARGE, SMALL, (1, 8, 8)], ids=str)
+@pytest.mark.parametrize("n_slices", [1, 2, 5])
+@pytest.mark.parametrize("name", ["residual2d", "unet2d"])
+def test_however_the_tiles_are_spread_a_network_gets_the_slices_that_it_reads(
+    name: str, n_slices: int, shape: Triple
+) -> None:
+    window = inference_window(NetworkSpec(name, {"n_slices": n_slices}), 64, None, "hann", shape)
+    assert window.read_zyx[0] == n_slices
+    assert (window.predict_zyx[0], window.stride_zyx[0], window.before_zyx) == (1, 1, (n_slices // 2, 0, 0))
+
+
+@pytest.mark.parametrize("overlap", [None, 0.25])
+@pytest.mark.parametrize("shape", [LARGE, SMALL], ids=str)
+@pytest.mark.parametrize("name", ["residual2d", "residual3d"])
+def test_tiles_of_a_network_without_norm_layers_end_with_the_volume_and_lie_on_one_pooling_grid(
+    name: str, shape: Triple, overlap: float | None
+) -> None:
+    spec = NetworkSpec(name, {"levels": 3})
+    grid = TileGrid(shape, inference_window(spec, default_tile(spec, 64), overlap, "hann", shape))
+    for axis in range(0 if name.endswith("3d") else 1, 3):
+        starts, size = grid.axes[axis].starts, grid.window.predict_zyx[axis]
+        assert size % 4 == 0
+        assert all(start % 4 == 0 for start in starts)
+        assert 0 <= starts[-1] + size - shape[axis] < 4
+    assert grid.window.read_zyx[0] <= DEEPEST_TILE * 1.5, "a slab of it is held in memory"
+
+
+@pytest.mark.parametrize("name", ["unet2d", "unet3d"])
+def test_tiles_of_a_network_with_norm_layers_keep_the_size_that_it_was_trained_at(name: str) -> None:
+    spec = NetworkSpec(name, {})
+    for shape in (LARGE, SMALL):
+        edge = 64
+        exact = inference_window(spec, edge, 0.25, "hann", shape)
+        assert (exact.predict_zyx[1:], exact.stride_zyx[1:]) == ((edge, edge), (48, 48)), "the user's own overlap"
+        about = inference_window(spec, edge, None, "hann", shape)
+        assert all(edge / 1.5 <= size <= edge * 1.5 for size in about.predict_zyx[1:])
+    assert inference_window(spec, 64, None, "hann", SMALL).predict_zyx[1:] == (64, 64), "and never shrink"
+
+
+@pytest.mark.parametrize("name", list(NETWORKS))
+def test_neighbouring_tiles_overlap_by_what_the_network_needs(name: str) -> None:
+    shape = (300, 600, 700)
+    spec = NetworkSpec(name, {})
+    grid = TileGrid(shape, inference_window(spec, 192, None, "hann", shape))
+    for axis in (1, 2):
+        starts, size = grid.axes[axis].starts, grid.window.predict_zyx[axis]
+        assert len(starts) > 1
+        for one, following in itertools.pairwise(starts):
+            assert one + size - following >= NETWORKS[name].overlap
+
+
+@pytest.mark.parametrize("tile", [None, 32, 64])
+@pytest.mark.parametrize("name", ["residual2d", "residual3d"])
+def test_where_the_user_says_nothing_of_overlap_most_voxels_are_not_predicted_again_and_again(
+    name: str, tile: int | None
+) -> None:
+    """Half a tile in each direction is what was the default for long: twice the work along each axis."""
+    shape = (128, 512, 512)
+    spec = NetworkSpec(name, {})
+    grid = TileGrid(shape, inference_window(spec, tile or default_tile(spec, 64), None, "hann", shape))
+    assert grid.redundancy <= 2 ** NETWORKS[name].dimensions
 
 
 @pytest.mark.parametrize("room", ["training", "inference"])

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
+import math
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from denoise.tiles import Axis, Region, TileGrid, Window, reflect_indices, taper_weights
+from denoise.tiles import Axis, Region, TileGrid, Window, even_tiles, reflect_indices, taper_weights
 
 TAPERS = ["hann", "uniform"]
 
@@ -215,16 +218,129 @@ def test_redundancy_is_voxels_predicted_per_voxel():
     assert TileGrid((16, 12, 16), _cubes(8, 4)).tiles_per_layer == 6
 
 
-def test_a_window_shrinks_to_a_small_volume_with_the_same_share_of_overlap():
-    window = Window((64, 64, 64), (64, 64, 64), (48, 48, 48), (0, 0, 0))
-    small = window.shrunk_to((32, 61, 500), 4)
-    assert small.read_zyx == small.predict_zyx == (32, 64, 64)
-    assert small.stride_zyx == (24, 48, 48)
+# Tiles that cover a volume evenly. -----------------------------------------------------------------------------------
 
 
-def test_an_axis_with_context_is_not_shrunk():
-    window = Window((5, 256, 256), (1, 256, 256), (1, 128, 128), (2, 0, 0))
-    small = window.shrunk_to((2, 100, 30), 8)
-    assert small.read_zyx == (5, 104, 32)
-    assert small.predict_zyx == (1, 104, 32)
-    assert small.before_zyx == (2, 0, 0)
+@pytest.mark.parametrize(
+    ("length", "edge", "overlap", "multiple", "size", "stride"),
+    [
+        (512, 256, 32, 8, 272, 240),  # two of (512 + 32) / 2
+        (256, 256, 32, 8, 256, 224),  # one
+        (1000, 256, 32, 8, 280, 248),  # four of (1000 + 96) / 4 = 274; five of 225.6 are further from 256
+        (48, 32, 8, 2, 28, 20),
+        (300, 256, 32, 8, 304, 272),  # one that is a little too large; two would be of 168
+        (61, 64, 0, 4, 64, 64),
+        (30, 256, 128, 8, 32, 8),  # a volume smaller than the overlap
+        (1, 64, 32, 4, 4, 4),
+        (100, 8, 32, 8, 8, 8),  # a tile that cannot overlap without standing still
+        (100, 4, 4, 1, 4, 1),
+    ],
+)
+def test_even_tiles_are_of_the_size_nearest_to_the_one_wanted(length, edge, overlap, multiple, size, stride):
+    assert even_tiles(length, edge, overlap, multiple) == (size, stride)
+
+
+@st.composite
+def _even_layouts(draw) -> tuple[int, int, int, int]:
+    """Length, edge, overlap, multiple."""
+    multiple = draw(st.sampled_from([1, 2, 4, 8, 16]))
+    edge = multiple * draw(st.integers(1, 24))
+    return draw(st.integers(1, 700)), edge, draw(st.integers(0, 2 * edge)), multiple
+
+
+@settings(max_examples=500, deadline=None)
+@given(_even_layouts(), st.sampled_from(TAPERS))
+def test_even_tiles_cover_an_axis_with_starts_and_sizes_that_a_pooling_network_can_take(layout, taper):
+    length, _, _, multiple = layout
+    size, stride = even_tiles(*layout)
+    assert size % multiple == stride % multiple == 0
+    axis = Axis.covering(length, size, stride, taper, multiple)
+    assert axis.starts[0] == 0
+    assert all(start % multiple == 0 for start in axis.starts)
+    assert length <= axis.starts[-1] + size < length + multiple, "the last ends with the volume"
+    total = np.zeros(length + multiple)
+    for start, row in zip(axis.starts, axis.weights, strict=True):
+        total[start : start + size] += row
+    np.testing.assert_allclose(total[:length], 1.0, rtol=0, atol=1e-12)
+    np.testing.assert_array_equal(total[length:], 0.0)
+
+
+@settings(max_examples=500, deadline=None)
+@given(_even_layouts())
+def test_even_tiles_overlap_as_asked_and_predict_little_more_than_that_twice(layout):
+    length, edge, overlap, multiple = layout
+    size, stride = even_tiles(*layout)
+    starts = Axis.covering(length, size, stride, "hann", multiple).starts
+    # A tile must step forward; what it overlaps by is of the same grid.
+    asked = -(-min(overlap, edge - multiple) // multiple) * multiple
+    assert all(start + size - following >= asked for start, following in itertools.pairwise(starts))
+    count = math.ceil(max((length - asked) / (edge - asked), 1))
+    assert len(starts) <= count, "no more than tiles of the size that was wanted would be"
+    assert len(starts) * size < length + (count - 1) * asked + count * multiple, "nothing but rounding is added"
+
+
+@settings(max_examples=500, deadline=None)
+@given(_even_layouts())
+def test_even_tiles_are_about_as_large_as_asked(layout):
+    """Memory was planned for that size."""
+    length, edge, _, multiple = layout
+    size, _ = even_tiles(*layout)
+    assert size <= math.sqrt(2) * edge + multiple
+    if length >= edge:
+        assert size >= edge / 2
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    shape=st.tuples(st.integers(1, 40), st.integers(1, 200), st.integers(1, 200)),
+    steps=st.integers(1, 12),
+    overlap=st.integers(0, 60),
+    multiple=st.sampled_from([1, 2, 4, 8]),
+    shrinks=st.booleans(),
+    slices=st.sampled_from([0, 2, 3, 4, 5]),
+)
+def test_a_window_that_is_spread_over_a_volume_covers_it_and_keeps_its_context(
+    shape, steps, overlap, multiple, shrinks, slices
+):
+    """Cubes (no slices given), or slices from their neighbours, which stay as they are."""
+    edge = steps * multiple
+    if slices:
+        window = Window((slices, edge, edge), (1, edge, edge), (1, edge, edge), (slices // 2, 0, 0), "uniform")
+    else:
+        window = _cubes(edge, edge, "uniform")
+    spread = window.spread_over(shape, (edge,) * 3, overlap, multiple, shrinks)
+    assert (spread.before_zyx, spread.taper, spread.multiple) == (window.before_zyx, "uniform", multiple)
+    context = [read != predict for read, predict in zip(window.read_zyx, window.predict_zyx, strict=True)]
+    grid = TileGrid(shape, spread)
+    for axis, has_context in enumerate(context):
+        read, predict, stride = spread.read_zyx[axis], spread.predict_zyx[axis], spread.stride_zyx[axis]
+        starts = grid.axes[axis].starts
+        if has_context:
+            assert (read, predict, stride) == (window.read_zyx[axis], 1, 1)
+            assert starts == tuple(range(shape[axis])), "one layer per slice, none outside"
+            continue
+        assert read == predict
+        assert predict % multiple == stride % multiple == 0
+        past = starts[-1] + predict - shape[axis]
+        assert 0 <= past < (multiple if shrinks or shape[axis] > edge else max(multiple, edge))
+        if not shrinks and shape[axis] <= edge:
+            assert predict == edge, "reflections fill a tile that does not shrink"
+    for axis in grid.axes:
+        assert (axis.weights.sum(axis=1) > 0).all(), "no tile is predicted for nothing"
+    sums = [sum(row.sum() for row in axis.weights) for axis in grid.axes]
+    np.testing.assert_allclose(sums, shape, rtol=1e-12)
+
+
+def test_a_window_is_spread_along_each_axis_by_its_own_edge():
+    spread = _cubes(64, 32).spread_over((32, 61, 500), (32, 64, 64), 16, 4, shrinks=True)
+    # Ten tiles of (500 + 9 * 16) / 10 = 64.4, on the grid 68, are nearer to 64 as a ratio than eleven of 60.
+    assert spread.predict_zyx == (32, 64, 68)
+    assert spread.stride_zyx == (16, 48, 52)
+
+
+def test_a_layer_of_slices_is_not_laid_outside_of_the_volume_for_the_sake_of_a_pooling_grid():
+    """The grid matters in the plane; along z the network sees channels."""
+    window = Window((5, 16, 16), (1, 16, 16), (1, 8, 8), (2, 0, 0), multiple=8)
+    grid = TileGrid((9, 16, 16), window)
+    assert grid.axes[0].starts == tuple(range(9))
+    assert grid.redundancy == 1.0

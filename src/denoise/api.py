@@ -30,6 +30,7 @@ from denoise.normalization import Normalization
 from denoise.tiles import Triple
 from denoise.training.job import Observer, TrainJob
 from denoise.training.loop import run_worker
+from denoise.training.objective import Objective
 from denoise.training.schedule import Schedule
 from denoise.volumes import ArrayVolume, MeanVolume, SplitSet, Volume, VolumeSink, open_volume, slice_range
 from denoise.volumes.volume import Float32Array
@@ -135,6 +136,7 @@ def run_training(
         patch_size=config.patch,
         batch_size=config.batch_size,
         schedule=Schedule(config.schedule, config.learning_rate),
+        objective=Objective(config.loss, config.train.huber_delta, config.train.strategy, config.lcl_weight),
         folder=run.path,
         sample=config.sample_name,
         patches_per_epoch=config.patches_per_epoch,

@@ -74,7 +74,12 @@ def test_a_prepared_folder_may_move(scan: Path, denoise: Callable[..., Outcome],
 
 @pytest.mark.parametrize(("mode", "network"), [("2.5d", "residual2d"), ("3D", "residual3d")])
 def test_the_config_asks_for_the_light_network_and_patches_that_fit_the_scan(
-    scan: Path, denoise: Callable[..., Outcome], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: str, network: str
+    scan: Path,
+    denoise: Callable[..., Outcome],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    mode: str,
+    network: str,
 ) -> None:
     """With a GPU as without: the scan alone decides."""
     texts = []

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from denoise.checkpoint import Checkpoint
+from denoise.config import load_config
 
 if TYPE_CHECKING:
     from tiny_dataset import Dataset, Outcome, Tools
@@ -33,6 +34,26 @@ def test_a_run_says_its_models_goes_where_it_is_told_and_leaves_config_data_and_
     assert tools.fingerprint(dataset.folder) == before
     assert (run / "notes.txt").read_text() == "mine"
     assert Checkpoint.load(run / MODELS[0]).sample == "foam"
+
+
+def test_minutes_on_the_command_line_come_before_the_config_and_leave_the_rest_of_it_as_it_is(
+    dataset: Dataset, denoise: Callable[..., Outcome], tmp_path: Path
+) -> None:
+    config = dataset.configured("max_epochs: 2", "max_epochs: 1000000, max_minutes: 600.0")
+    before = config.read_bytes()
+    arguments = ("--max-minutes", 0.02, "--output-dir", tmp_path / "run")
+    outcome = denoise("train", "--config", config, *arguments)
+    assert outcome.code == 0, outcome.err
+    assert "its 0.02 minutes are used" in outcome.log
+    assert config.read_bytes() == before
+    used = load_config(tmp_path / "run" / "config.yaml")
+    given = load_config(config)
+    assert used.train.max_minutes == 0.02
+    changed = {"max_minutes": 600.0, "output_dir": given.train.output_dir}
+    assert used.train.model_copy(update=changed) == given.train
+    again = denoise("train", "--config", config, *arguments, "--resume")
+    assert again.code == 0, again.err
+    assert outcome.out == again.out
 
 
 def test_a_finished_run_is_refused_and_stays_as_it_is(

@@ -87,14 +87,16 @@ def test_the_mode_decides_the_network_and_the_network_the_rest(
     assert (run.network_name, run.network_options, run.patch_multiple) == (name, options, multiple)
     assert (run.patch, run.batch_size) == (recipe.patch_size, recipe.batch_size)
     assert (run.learning_rate, run.schedule) == (recipe.learning_rate, recipe.schedule)
+    assert (run.loss, run.lcl_weight) == (recipe.loss, recipe.lcl_weight)
 
 
 @pytest.mark.parametrize("mode", ["2.5d", "3d"])
 def test_what_the_user_gives_comes_before_the_recipe(mode: str) -> None:
-    given = {"psz": 48, "psz_3d": 24, "mbsz": 7, "lr": 0.25, "schedule": "cosine"}
-    run = config(train={"mode": mode, **given})
-    assert run.patch == run.given_patch(mode) == {"2.5d": 48, "3d": 24}[mode]
+    given = {"psz": 48, "psz_3d": 32, "mbsz": 7, "lr": 0.25, "schedule": "cosine", "loss": "huber", "lcl_weight": 0}
+    run = config(train={"network": "unet", "mode": mode, **given})
+    assert run.patch == run.given_patch(mode) == {"2.5d": 48, "3d": 32}[mode]
     assert (run.batch_size, run.learning_rate, run.schedule) == (7, 0.25, "cosine")
+    assert (run.loss, run.lcl_weight) == ("huber", 0), "a weight of nothing is given, too"
 
 
 def test_a_patch_that_is_not_given_is_known_to_be_not_given() -> None:
@@ -214,7 +216,8 @@ def test_a_number_too_long_to_print_is_still_refused_with_its_name() -> None:
 @pytest.mark.parametrize(
     ("fields", "sections", "parts"),
     [
-        ({}, {"train": {"network": "unet", "psz": 100}}, ("train.psz (now patch_size) is 100", "divisible by 8", "96 or 104")),
+        ({}, {"train": {"network": "unet", "psz": 100}},
+         ("train.psz (now patch_size) is 100", "divisible by 8", "96 or 104")),
         ({}, {"train": {"network": "unet", "mode": "3d", "patch_size_3d": 8}},
          ("patch_size_3d is 8", "divisible by 16", "such as 16")),
         ({}, {"train": {"patch_size": 30}}, ("is 30", "divisible by 4", "residual2d")),

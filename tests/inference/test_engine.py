@@ -14,7 +14,7 @@ from denoise.inference.engine import Denoiser, denoise_slices
 from denoise.modes import MODES
 from denoise.networks.spec import NetworkSpec
 from denoise.normalization import Normalization
-from denoise.tiles import Triple, Window
+from denoise.tiles import TileGrid, Triple, Window
 from denoise.volumes.volume import ArrayVolume
 
 # (name, mode, n_slices): every depth of context that behaves differently.
@@ -280,3 +280,156 @@ def test_every_stored_type_is_denoised_in_its_own_units(
     normalization = Normalization(float(data.mean()), float(data.std()))
     result = engine(data, window, predicted_part(window), normalization=normalization).result
     np.testing.assert_allclose(result, data, rtol=0, atol=1e-6 * float(data.std()))
+
+
+# Seams of the tiles that are really used
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "radius", "edge", "overlap", "shape"),
+    [
+        ("residual2d", {"n_slices": 3, "levels": 1}, 6, 24, 14, (4, 64, 40)),
+        ("residual2d", {"n_slices": 2, "levels": 2}, 15, 48, 32, (3, 112, 80)),
+        ("residual3d", {"levels": 1}, 4, 16, 10, (20, 40, 30)),
+        ("residual3d", {"levels": 2}, 11, 32, 24, (24, 56, 48)),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("taper", ["hann", "uniform"])
+def test_a_voxel_far_enough_from_the_edges_of_its_tiles_is_as_if_there_were_one_tile(
+    engine: Callable[..., Any],
+    corrector: Callable[..., nn.Module],
+    taper: str,
+    name: str,
+    options: dict[str, int],
+    radius: int,
+    edge: int,
+    overlap: int,
+    shape: Triple,
+) -> None:
+    """Nearer to an edge than the receptive radius a tile does not know all; the volume's own faces are no such edge."""
+    network = corrector(name, width=4, **options)
+    flat = "n_slices" in options
+    multiple = 2 ** (options["levels"] - 1)
+    plain = window_of("2.5d" if flat else "3d", options.get("n_slices", 0), taper=taper)
+    tiles, whole = (
+        plain.spread_over(shape, (size,) * 3, overlap, multiple, shrinks=True) for size in (edge, max(shape))
+    )
+    data = volume(shape)
+    one, several = (engine(data, window, network).result for window in (whole, tiles))
+    assert TileGrid(shape, whole).tiles_per_layer == 1
+    grid = TileGrid(shape, tiles)
+    assert grid.tiles_per_layer >= 4
+    # A separable question: along each axis, is the voxel far from all inner edges of the tiles that predict it?
+    far: list[np.ndarray[Any, np.dtype[np.bool_]]] = []
+    for axis, length, size in zip(grid.axes, shape, tiles.predict_zyx, strict=True):
+        inside = np.ones(length, dtype=bool)
+        if size > 1:  # slices see their true neighbours in every tile
+            for start in axis.starts:
+                if start > 0:
+                    inside[start : start + radius] = False
+                if start + size < length:
+                    inside[start + size - radius : start + size] = False
+        far.append(inside)
+    exact = far[0][:, None, None] & far[1][:, None] & far[2]
+    assert 0.05 < exact.mean() < 1
+    np.testing.assert_allclose(several[exact], one[exact], rtol=0, atol=3e-6)
+    assert np.abs(several - one).max() > 1e-4, "the test's premise: elsewhere edges can be seen"
+    if taper == "hann":
+        # What is wrong near an edge has little weight there.
+        hard = engine(data, plain.spread_over(shape, (edge,) * 3, 0, multiple, shrinks=True), network).result
+        assert np.square(several - one).mean() < 0.1 * np.square(hard - one).mean()
+
+
+# Averages over symmetries
+
+
+def turned_by_hand(turns: int) -> list[tuple[Callable[..., Any], Callable[..., Any]]]:
+    """Every symmetry of the square and what undoes it, for images (..., Y, X), in numpy's words."""
+    axes = (-2, -1)
+    mirrors = [(), (-1,), (-2,), axes]
+    pairs: list[tuple[Callable[..., Any], Callable[..., Any]]] = [
+        (lambda a, m=m: np.flip(a, m), lambda a, m=m: np.flip(a, m)) for m in mirrors
+    ]
+    pairs += [
+        (lambda a, m=m: np.flip(np.swapaxes(a, *axes), m), lambda a, m=m: np.swapaxes(np.flip(a, m), *axes))
+        for m in mirrors
+    ]
+    return pairs[:turns]
+
+
+@pytest.mark.parametrize("turns", [1, 4, 8])
+@pytest.mark.parametrize("shape", [(5, 16, 16), (4, 16, 24)], ids=["square", "oblong"])
+@pytest.mark.parametrize(("name", "n_slices"), [("residual2d", 3), ("residual2d", 4), ("residual3d", 0)])
+def test_the_turned_versions_of_a_tile_are_predicted_turned_back_and_averaged(
+    engine: Callable[..., Any], corrector: Callable[..., nn.Module], name: str, n_slices: int, shape: Triple, turns: int
+) -> None:
+    network = corrector(name, levels=2, width=4, **({"n_slices": n_slices} if n_slices else {}))
+    data = volume(shape)
+    depth, height, width = shape
+    if n_slices:
+        window = Window((n_slices, height, width), (1, height, width), (1, 8, 8), (n_slices // 2, 0, 0))
+        padded = np.pad(data, ((n_slices // 2, n_slices - 1 - n_slices // 2), (0, 0), (0, 0)), mode="reflect")
+        blocks = np.stack([padded[z : z + n_slices] for z in range(depth)])
+    else:
+        # One cube of more slices than there are: read as reflections.
+        window = Window((8, height, width), (8, height, width), (8, 8, 8), (0, 0, 0))
+        blocks = np.pad(data, ((0, 8 - depth), (0, 0), (0, 0)), mode="reflect")[None]
+    by_hand = []
+    with torch.inference_mode():
+        for turn, back in turned_by_hand(turns):
+            by_hand.append(back(network(torch.from_numpy(turn(blocks).copy())).numpy()))
+    expected = np.mean(by_hand, axis=0)
+    expected = expected[:, 0] if n_slices else expected[0, :depth]
+    done = engine(data, window, network, turns=turns)
+    np.testing.assert_allclose(done.result, expected, rtol=0, atol=2e-6)
+    if turns > 1:
+        difference = np.abs(by_hand[0] - by_hand[1]).max()
+        assert difference > 0.01, "the test's premise: this network does not turn with its input"
+
+
+def test_two_versions_are_the_tile_and_one_mirror_image(
+    engine: Callable[..., Any], corrector: Callable[..., nn.Module]
+) -> None:
+    network = corrector("residual2d", levels=1, width=4, n_slices=1)
+    data = volume((2, 16, 16))
+    window = Window((1, 16, 16), (1, 16, 16), (1, 16, 16), (0, 0, 0))
+    plain = engine(data, window, network).result
+    mirrored = [np.flip(engine(np.flip(data, m).copy(), window, network).result, m) for m in (1, 2)]
+    found = engine(data, window, network, turns=2).result
+    assert min(np.abs(found - (plain + other) / 2).max() for other in mirrored) < 1e-6
+
+
+@pytest.mark.parametrize("turns", [2, 4, 8])
+@pytest.mark.parametrize(("mode", "n_slices"), [("2.5d", 4), ("3d", 0)])
+def test_an_identity_network_stays_one_however_its_tiles_are_turned(
+    engine: Callable[..., Any], predicted_part: type[nn.Module], mode: str, n_slices: int, turns: int
+) -> None:
+    """To a few roundings of a sum of eight."""
+    data = volume((5, 8, 8))
+    window = window_of(mode, n_slices)
+    network = predicted_part(window)
+    done = engine(data, window, network, turns=turns, batch_size=1)
+    np.testing.assert_allclose(done.result, data, rtol=0, atol=5e-7)
+    assert len(network.batches) == turns * (5 if n_slices else 1)
+
+    class CentreSlice(nn.Module):
+        """Of tiles of any shape: turned, they exchange their height and width."""
+
+        def forward(self, block: Tensor) -> Tensor:
+            return block[:, n_slices // 2 : n_slices // 2 + 1] if n_slices else block
+
+    several = volume((9, 21, 13))
+    oblong = window.spread_over(several.shape, (4, 8, 12), 4, 1, shrinks=True)
+    assert oblong.read_zyx[1] != oblong.read_zyx[2]
+    done = engine(several, oblong, CentreSlice(), turns=turns)
+    np.testing.assert_allclose(done.result, several, rtol=0, atol=1e-6)
+
+
+def test_a_network_that_turns_with_its_input_gains_nothing_from_turning_it(
+    engine: Callable[..., Any], predicted_part: type[nn.Module]
+) -> None:
+    window = window_of("2.5d", 3)
+    data = volume((3, 20, 17))
+    results = [engine(data, window, predicted_part(window, torch.sin), turns=turns).result for turns in (1, 8)]
+    np.testing.assert_allclose(results[1], results[0], rtol=0, atol=1e-6)

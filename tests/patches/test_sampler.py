@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from denoise.patches.holdout import HoldOut, Source
-from denoise.patches.sampler import BlockPlace, CubeSampler, SliceSampler, block_offsets
+from denoise.patches.sampler import FEWEST_PATCHES, BlockPlace, CubeSampler, SliceSampler, block_offsets
 from denoise.patches.symmetry import CUBE, IDENTITY, SQUARE
 from denoise.tiles import Region, Window
 from denoise.volumes import ArrayVolume, read_reflected
@@ -87,7 +87,7 @@ def test_all_symmetries_are_drawn_about_equally_often_and_none_without_augmentat
 
 @pytest.mark.parametrize("epoch", [0, 1, 7])
 def test_every_centre_slice_is_visited_once_an_epoch_in_random_order(epoch):
-    sampler = _sampler(SLICES)
+    sampler = _sampler(SLICES, (300, 20, 24))
     centres = _centres(sampler, epoch)
     assert sorted(centres) == _trained_slices(sampler)
     assert centres != sorted(centres)
@@ -95,17 +95,29 @@ def test_every_centre_slice_is_visited_once_an_epoch_in_random_order(epoch):
 
 
 def test_further_rounds_of_an_epoch_visit_every_slice_once_more():
-    sampler = _sampler(SLICES)
+    sampler = _sampler(SLICES, (300, 20, 24))
     visits = Counter(_centres(sampler, 0, 3 * sampler.epoch_size))
     assert set(visits.values()) == {3}
+
+
+@pytest.mark.parametrize("shape", [SHAPE, (1, 40, 24), (2, 40, 24)], ids=str)
+def test_where_slices_are_few_an_epoch_visits_each_about_equally_often_and_elsewhere(shape):
+    """An epoch of a handful of patches is not worth scoring after."""
+    sampler = _sampler(SLICES, shape)
+    slices = len(_trained_slices(sampler))
+    assert slices < sampler.epoch_size == FEWEST_PATCHES
+    visits = Counter(place.region.start_zyx[0] for place in sampler.places(0, range(FEWEST_PATCHES)))
+    assert min(visits.values()) >= FEWEST_PATCHES // slices
+    places = {(place.region, place.symmetry) for place in sampler.places(0, range(FEWEST_PATCHES))}
+    assert len(places) > 0.9 * FEWEST_PATCHES, "few are seen twice"
 
 
 @pytest.mark.parametrize("stride", [2, 3, 10, 1000])
 def test_striding_over_z_picks_centres_and_keeps_the_true_neighbours(stride):
     sampler = _sampler(SLICES, z_stride=stride)
     expected = [z for source in sampler.holdout.sources for z in source.z_starts[::stride]]
-    assert sorted(_centres(sampler, 0)) == expected
-    assert sampler.epoch_size == len(expected)
+    assert sorted(_centres(sampler, 0, len(expected))) == expected
+    assert set(_centres(sampler, 0)) == set(expected)
     volume = ArrayVolume(np.broadcast_to(np.arange(30.0)[:, None, None], SHAPE))
     for place in sampler.places(0, range(sampler.epoch_size)):
         centre = place.region.start_zyx[0] + 2
@@ -201,4 +213,5 @@ def test_offsets_of_a_volume_of_many_gigavoxels_do_not_overflow():
 def test_sources_that_are_not_there_are_never_drawn_from():
     source = Source(Region((5, 0, 0), (3, 20, 24)), range(5, 8))
     sampler = SliceSampler(HoldOut((source,), Region((0, 0, 0), (1, 20, 24))), SLICES, 0)
-    assert sorted(_centres(sampler, 0)) == [5, 6, 7]
+    assert sorted(_centres(sampler, 0, 3)) == [5, 6, 7]
+    assert set(_centres(sampler, 0)) == {5, 6, 7}

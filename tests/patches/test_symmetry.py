@@ -6,6 +6,7 @@ from itertools import product
 
 import numpy as np
 import pytest
+import torch
 
 from denoise.patches.symmetry import CUBE, IDENTITY, SQUARE
 
@@ -72,3 +73,33 @@ def test_a_symmetry_says_along_which_axis_and_which_way_the_result_runs():
         # The voxel at the start of the result is at the end of every source axis that is walked backwards.
         corner = tuple(2 if steps[axis] else 0 for axis in range(3))
         assert turned[0, 0, 0] == _BLOCK[corner]
+
+
+@pytest.mark.parametrize("symmetry", [*SQUARE, *CUBE])
+def test_an_inverse_undoes_its_symmetry_whichever_comes_first(symmetry, rng):
+    block = rng.random((2, 3, 4, 5))  # no two axes alike: an exchange must be exchanged back
+    np.testing.assert_array_equal(symmetry.inverse.apply(symmetry.apply(block)), block)
+    np.testing.assert_array_equal(symmetry.apply(symmetry.inverse.apply(block)), block)
+    assert symmetry.inverse.inverse == symmetry
+
+
+@pytest.mark.parametrize("symmetry", [*SQUARE, *CUBE])
+def test_a_tensor_is_turned_as_an_array_is(symmetry, rng):
+    block = rng.random((2, 3, 4, 5))
+    np.testing.assert_array_equal(symmetry.turn(torch.from_numpy(block)).numpy(), symmetry.apply(block))
+
+
+@pytest.mark.parametrize("group", [SQUARE, CUBE])
+def test_every_inverse_belongs_to_the_group(group):
+    assert {symmetry.inverse for symmetry in group} == set(group)
+    assert IDENTITY.inverse == IDENTITY
+
+
+def test_the_first_two_and_four_symmetries_of_the_square_are_groups_of_mirrors():
+    """Averages are taken over them."""
+    for count in (2, 4):
+        part = SQUARE[:count]
+        assert part[0] == IDENTITY
+        assert all(symmetry.source_axis == (0, 1, 2) for symmetry in part)
+        results = _results(part)
+        assert all(second.apply(first.apply(_BLOCK)).tobytes() in results for first, second in product(part, repeat=2))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from denoise.networks.spec import NetworkSpec
 from denoise.tiles import Triple
 from denoise.training.job import Observer, Plan, Record, TrainJob
 from denoise.training.loop import run_worker
+from denoise.training.objective import Objective
 from denoise.training.observers import read_history
 from denoise.training.schedule import Schedule
 from denoise.training.validation import Preview
@@ -50,6 +52,7 @@ def make_job(folder: Path, network: NetworkSpec = FLAT, splits: SplitSet | None 
         "patches_per_epoch": 8,
         "show_progress": False,
         "schedule": Schedule(changes.pop("schedule", "constant"), changes.pop("learning_rate", 1e-3)),
+        "objective": Objective(**{f.name: changes.pop(f.name, f.default) for f in fields(Objective)}),
         **{name: changes.pop(name) for name in list(changes) if name in TrainJob.__dataclass_fields__},
     }
     settings = TrainSection(**{"precision": "float32", "max_epochs": 2, "validate_every": 1, **changes})

@@ -1,8 +1,12 @@
 from __future__ import annotations
 
 import logging
+import signal
+import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -10,11 +14,16 @@ import pytest
 import torch
 
 from denoise.checkpoint import Checkpoint, RunFolder, TrainState
+from denoise.errors import Interrupted
 from denoise.launch import World
 from denoise.networks.spec import NetworkSpec
+from denoise.patches.sampler import FEWEST_PATCHES
 from denoise.tiles import Triple
+from denoise.training import course, loop
 from denoise.training.job import TrainJob
 from denoise.training.loop import TrainingRun
+from denoise.training.schedule import Schedule
+from denoise.training.validation import Validator
 
 Train = Callable[..., Any]
 Jobs = Callable[..., TrainJob]
@@ -239,10 +248,10 @@ def test_scores_come_at_their_interval_and_after_the_last_epoch(
 
 
 def test_an_epoch_visits_every_slice_whatever_the_batch_size(train: Train, jobs: Jobs, tmp_path: Path) -> None:
-    watcher = train(jobs(tmp_path, max_epochs=1, patches_per_epoch=None, batch_size=3))
-    # 12 slices of which one is held out with a gap of one slice on either side.
-    assert watcher.plan.steps_per_epoch == 3
-    assert [step for step, _, _ in watcher.steps] == [1, 2, 3]
+    watcher = train(jobs(tmp_path, max_epochs=1, patches_per_epoch=None, batch_size=100))
+    # 12 slices of which one is held out with a gap of one slice on either side: few, and visited again and again.
+    assert watcher.plan.steps_per_epoch == -(-FEWEST_PATCHES // 100)
+    assert [step for step, _, _ in watcher.steps] == list(range(1, watcher.plan.steps_per_epoch + 1))
     assert watcher.closed == 1
 
 
@@ -280,3 +289,218 @@ def test_a_run_that_starts_from_a_model_starts_at_its_score(
     assert second["val_l2"] == pytest.approx(min(line["val_l2"] for line in first), rel=0.03)
     assert second["val_l2"] < 0.9 * first[0]["val_l2"]
     assert_same(weights, copies)
+
+
+# Minutes
+
+
+class Stopwatch:
+    """The time of a run as the test has it: a second per step, five to read the splits, and so many per score."""
+
+    def __init__(
+        self, monkeypatch: pytest.MonkeyPatch, score_seconds: Callable[[int], float] = lambda count: 2
+    ) -> None:
+        self.now = 1000.0
+        self.rates: list[float] = []
+        self.scores = 0
+        step, scores, open_blocks = TrainingRun._step, Validator.scores, loop.open_blocks
+
+        def slow_reading(*arguments: Any) -> Any:
+            self.now += 5
+            return open_blocks(*arguments)
+
+        def slow_step(run: TrainingRun, blocks: torch.Tensor, rate: float) -> torch.Tensor:
+            self.now += 1
+            self.rates.append(rate)
+            return step(run, blocks, rate)
+
+        def slow_scores(validator: Validator, *arguments: Any) -> Any:
+            self.scores += 1
+            self.now += score_seconds(self.scores)
+            return scores(validator, *arguments)
+
+        monkeypatch.setattr(loop, "open_blocks", slow_reading)
+        monkeypatch.setattr(TrainingRun, "_step", slow_step)
+        monkeypatch.setattr(Validator, "scores", slow_scores)
+        for module in (loop, course):
+            monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: self.now))
+
+
+#: Ten steps an epoch, and far more epochs than a minute has room for.
+A_MINUTE: dict[str, Any] = {"max_epochs": 10_000, "max_minutes": 1.0, "patches_per_epoch": 10, "batch_size": 1}
+
+
+@pytest.mark.parametrize("schedule", ["hold", "cosine", "constant"])
+def test_a_run_ends_with_its_minutes_in_mid_epoch_and_is_scored_once_more(
+    train: Train,
+    jobs: Jobs,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    history_of: History,
+    caplog: pytest.LogCaptureFixture,
+    schedule: str,
+) -> None:
+    watch = Stopwatch(monkeypatch)
+    job = jobs(tmp_path, schedule=schedule, learning_rate=1e-3, **A_MINUTE)
+    with caplog.at_level(logging.INFO, logger="denoise"):
+        watcher = train(job)
+    # 5 s of reading, five scores of 2 s, and the rest are steps.
+    assert watch.now - 1000 == 60
+    assert watcher.steps[-1][0] == len(watch.rates) == 45
+    assert "after 45 steps: its 1 minutes are used" in caplog.text
+    last = history_of(tmp_path)[-1]
+    assert (last["step"], last["epoch"], last["done"]) == (45, 5, 1.0)
+    assert TrainState.load(RunFolder(tmp_path).state).progress["step"] == 45
+    assert RunFolder(tmp_path).model("val").exists()
+    if schedule == "constant":
+        assert set(watch.rates) == {1e-3}
+    else:
+        assert last["learning_rate"] == 0.0
+        assert watch.rates[-1] < 0.1e-3, "it fell over the minutes, not over the epochs"
+        assert watch.rates[-10:] == sorted(watch.rates[-10:], reverse=True)
+
+
+def test_a_run_whose_minutes_are_used_is_resumed_to_no_further_step_but_goes_on_with_more_minutes(
+    train: Train, jobs: Jobs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, history_of: History
+) -> None:
+    watch = Stopwatch(monkeypatch)
+    train(jobs(tmp_path, **A_MINUTE))
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*best*")}
+    watch.now += 10_000
+    again = train(jobs(tmp_path, resume=True, **A_MINUTE))
+    assert again.steps == []
+    assert again.records == []
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*best*")} == before
+    assert len(history_of(tmp_path)) == 5
+    longer = train(jobs(tmp_path, resume=True, **{**A_MINUTE, "max_minutes": 1.5}))
+    assert longer.steps[0][0] == 46
+    assert len(longer.steps) == pytest.approx(30 - 10 - 6, abs=2), "half a minute, of which ten seconds are reading"
+    steps = [line["step"] for line in history_of(tmp_path)]
+    assert steps[4:6] == [45, 50], "the epoch that was left in its middle is finished first"
+
+
+def test_a_run_that_is_over_stays_over_when_the_last_score_took_less_time_than_those_before(
+    train: Train, jobs: Jobs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody wants a few more steps, at a rate that rises again, for the sake of one second."""
+    watch = Stopwatch(monkeypatch, lambda count: 2 if count < 5 else 1)
+    watcher = train(jobs(tmp_path, schedule="cosine", **A_MINUTE))
+    assert len(watcher.steps) == 45
+    assert watcher.records[-1].done == 1.0
+    assert watch.rates == sorted(watch.rates, reverse=True)
+    assert train(jobs(tmp_path, resume=True, schedule="cosine", **A_MINUTE)).steps == []
+
+
+@pytest.mark.parametrize("schedule", ["hold", "cosine"])
+def test_minutes_are_those_of_the_clock_on_the_wall(
+    train: Train, jobs: Jobs, tmp_path: Path, history_of: History, schedule: str
+) -> None:
+    limits = {"max_epochs": 10**6, "max_minutes": 0.03, "schedule": schedule}
+    begun = time.monotonic()
+    train(jobs(tmp_path, **limits))
+    assert 1.0 < time.monotonic() - begun < 20
+    last = history_of(tmp_path)[-1]
+    assert last["learning_rate"] < 0.05e-3
+    assert last["step"] < 10**5
+    assert RunFolder(tmp_path).model("val").exists()
+    assert train(jobs(tmp_path, resume=True, **limits)).steps == []
+
+
+@pytest.mark.parametrize("averaged", [None, 0.5])
+def test_a_model_of_an_epoch_that_was_not_finished_says_what_the_history_says(
+    train: Train, jobs: Jobs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, averaged: float | None
+) -> None:
+    Stopwatch(monkeypatch)
+    better = iter(range(100, 0, -1))
+    scores = Validator.scores
+
+    def ever_better(validator: Validator, *arguments: Any) -> Any:
+        found, preview = scores(validator, *arguments)
+        return replace(found, l1=float(next(better))), preview
+
+    monkeypatch.setattr(Validator, "scores", ever_better)
+    watcher = train(jobs(tmp_path, ema_decay=averaged, **A_MINUTE))
+    best = Checkpoint.load(RunFolder(tmp_path).model("val"))
+    assert (best.epoch, best.step) == (watcher.records[-1].epoch, watcher.records[-1].step) == (5, 45)
+
+
+# Scores that no longer improve
+
+
+@pytest.fixture
+def flat_after_36_steps(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The held-out error falls by a fifth per four steps until then; a list of the rates of all steps."""
+    scored, step = course.Course.scored, TrainingRun._step
+    rates: list[float] = []
+
+    def scripted(self: course.Course, error: float, seconds: float) -> None:
+        scored(self, 0.8 ** min(self._progress.step / 4, 9), seconds)
+
+    def remembered(self: TrainingRun, blocks: torch.Tensor, rate: float) -> torch.Tensor:
+        rates.append(rate)
+        return step(self, blocks, rate)
+
+    monkeypatch.setattr(course.Course, "scored", scripted)
+    monkeypatch.setattr(TrainingRun, "_step", remembered)
+    return rates
+
+
+#: Four steps an epoch. Of 56 steps the last third, from step 37 on, gains nothing.
+PLATEAU: dict[str, Any] = {"patches_per_epoch": 4, "batch_size": 1, "learning_rate": 1e-3}
+
+
+def test_a_held_rate_falls_once_the_score_is_flat_and_then_the_run_ends(
+    train: Train,
+    jobs: Jobs,
+    tmp_path: Path,
+    flat_after_36_steps: list[float],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    rates = flat_after_36_steps
+    with caplog.at_level(logging.INFO, logger="denoise"):
+        watcher = train(jobs(tmp_path, max_epochs=10_000, schedule="hold", **PLATEAU))
+    assert "stopped improving at step 56" in caplog.text
+    # 56 steps are three fifths of 93.3.
+    assert len(rates) == 94
+    assert rates == [
+        pytest.approx(Schedule("hold", 1e-3).rate(n, n / 94)) if n >= 56 else rate for n, rate in enumerate(rates)
+    ]
+    assert rates[56:] == sorted(rates[56:], reverse=True)
+    assert rates[55] == max(rates) == 1e-3
+    assert rates[-1] < 0.05e-3
+    last = watcher.records[-1]
+    assert (last.step, last.epoch, last.done, last.learning_rate) == (94, 24, 1.0, 0.0)
+    assert RunFolder(tmp_path).state.exists()
+    assert train(jobs(tmp_path, max_epochs=10_000, schedule="hold", resume=True, **PLATEAU)).steps == []
+
+
+def test_a_constant_rate_ends_where_the_score_is_flat_and_a_cosine_goes_on(
+    train: Train, jobs: Jobs, tmp_path: Path, flat_after_36_steps: list[float]
+) -> None:
+    assert train(jobs(tmp_path / "a", max_epochs=30, schedule="constant", **PLATEAU)).steps[-1][0] == 56
+    assert train(jobs(tmp_path / "b", max_epochs=30, schedule="cosine", **PLATEAU)).steps[-1][0] == 120
+
+
+@pytest.mark.parametrize("schedule", ["hold", "constant"])
+def test_without_patience_all_epochs_are_trained_however_flat_the_score(
+    train: Train, jobs: Jobs, tmp_path: Path, flat_after_36_steps: list[float], schedule: str
+) -> None:
+    watcher = train(jobs(tmp_path, max_epochs=30, schedule=schedule, patience=0, **PLATEAU))
+    assert watcher.steps[-1][0] == 120
+
+
+@pytest.mark.parametrize("stop_after", [50, 56, 70, 94])
+def test_a_run_that_was_stopped_before_or_while_its_rate_fell_ends_as_if_it_had_not_been(
+    train: Train,
+    jobs: Jobs,
+    tmp_path: Path,
+    flat_after_36_steps: list[float],
+    stop_after: int,
+    assert_same_run: Same,
+) -> None:
+    settings = {"max_epochs": 10_000, "schedule": "hold", **PLATEAU}
+    train(jobs(tmp_path / "whole", **settings))
+    with pytest.raises(Interrupted):
+        train(jobs(tmp_path / "parts", **settings), {stop_after: lambda: signal.raise_signal(signal.SIGTERM)})
+    train(jobs(tmp_path / "parts", resume=True, **settings))
+    assert_same_run(tmp_path / "whole", tmp_path / "parts")

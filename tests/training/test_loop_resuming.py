@@ -28,7 +28,7 @@ def stop_now() -> None:
     os.kill(os.getpid(), signal.SIGTERM)
 
 
-@pytest.mark.parametrize("stop_after", [3, 4, 7], ids=lambda n: f"step {n}")
+@pytest.mark.parametrize("stop_after", [3, 4, 7, 8], ids=lambda n: f"step {n}")
 @pytest.mark.parametrize(
     ("network", "settings"),
     [
@@ -47,7 +47,7 @@ def test_a_run_that_a_signal_stopped_ends_as_if_it_had_not(
     stop_after: int,
     assert_same_run: Same,
 ) -> None:
-    """In mid-epoch and at its last step, bit for bit."""
+    """In mid-epoch, at the last step of an epoch and at the very last before the final score, bit for bit."""
     settings = {"max_epochs": 4, "warmup_steps": 3, "learning_rate": 0.01, **settings}
     train(jobs(tmp_path / "whole", network, **settings))
     with pytest.raises(Interrupted, match=r"--resume") as stopped:
@@ -55,7 +55,7 @@ def test_a_run_that_a_signal_stopped_ends_as_if_it_had_not(
     assert stopped.value.exit_code == 143
     assert TrainState.load(RunFolder(tmp_path / "parts").state).progress["step"] == stop_after
     watcher = train(jobs(tmp_path / "parts", network, resume=True, **settings))
-    assert watcher.steps[0][0] == stop_after + 1
+    assert [step for step, _, _ in watcher.steps] == list(range(stop_after + 1, 9))
     assert_same_run(tmp_path / "whole", tmp_path / "parts")
 
 

@@ -105,3 +105,29 @@ def test_the_centre_slice_is_the_one_in_the_middle(depth: int, centre: int) -> N
     slices = torch.arange(float(depth)).reshape(1, depth, 1, 1).expand(2, depth, 4, 4)
     assert centre_slice(slices).shape == (2, 1, 4, 4)
     assert centre_slice(slices).unique().tolist() == [centre]
+
+
+# The noise of the targets
+
+
+@pytest.mark.parametrize("strengths", [(0.5, 0.5), (0.7, 0.7, 0.7), (0.2, 0.5, 0.9), (1.0, 0.1), (0.3, 0.4, 0.5, 0.6)])
+@pytest.mark.parametrize("strategy", ["X:1", "1:X"])
+def test_the_noise_of_the_targets_is_found_without_the_truth(strengths: tuple[float, ...], strategy: str) -> None:
+    """Over all choices of a block, also where the splits are not equally noisy."""
+    generator = torch.Generator().manual_seed(5)
+    truth = 10 * torch.rand(6, 1, 3, 64, 64, generator=generator)
+    noise = torch.randn(6, len(strengths), 3, 64, 64, generator=generator)
+    batch = truth + noise * torch.tensor(strengths).reshape(1, -1, 1, 1, 1)
+    _, targets = paired(batch, strategy)
+    known = (targets - truth.expand_as(batch).flatten(0, 1)).square().mean().item()
+    assert target_noise(batch, strategy).mean().item() == pytest.approx(known, rel=0.02)
+
+
+@pytest.mark.parametrize("strategy", ["X:1", "1:X"])
+def test_the_noise_of_one_block_is_not_that_of_another(strategy: str) -> None:
+    quiet, loud = torch.ones(1, 3, 2, 5, 6), torch.randn(1, 3, 2, 5, 6, generator=torch.Generator().manual_seed(0))
+    batch = torch.cat([quiet, loud])
+    found = target_noise(batch, strategy)
+    assert found.shape == paired(batch, strategy)[1].shape == (6, 2, 5, 6)
+    assert (found[:3] == 0).all()
+    assert (found[3:] > 0).all()

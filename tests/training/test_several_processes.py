@@ -47,9 +47,13 @@ def test_two_processes_that_share_a_batch_do_what_one_does(
 
     for job in both("one"):
         train(job)
-    launch(run_all, both("two"), [torch.device("cpu")] * 2)
+    timed = jobs(tmp_path / "timed", max_epochs=10**6, max_minutes=0.02, schedule="cosine")
+    launch(run_all, [*both("two"), timed], [torch.device("cpu")] * 2)
     for name in ("even", "uneven"):
         assert_close(RunFolder(tmp_path / f"one_{name}"), RunFolder(tmp_path / f"two_{name}"))
+    # Two clocks that are never alike: were there two minds about the end, the processes would not be back here.
+    assert read_history(RunFolder(timed.folder).history)[-1]["learning_rate"] < 0.05 * timed.schedule.peak
+    assert RunFolder(timed.folder).model("val").exists()
 
 
 def assert_close(alone: RunFolder, shared: RunFolder) -> None:

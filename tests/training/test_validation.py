@@ -155,6 +155,44 @@ def test_three_splits_are_scored_in_all_choices(
     assert score(validator, PredictedPart(window), source).l1 == pytest.approx(expected, rel=1e-5)
 
 
+class MeanOfSlices(nn.Module):
+    """A denoiser whose error can be computed by hand: it blurs along z, and adds what was not there."""
+
+    def __init__(self, offset: float) -> None:
+        super().__init__()
+        self.offset = offset
+
+    def forward(self, block: Tensor) -> Tensor:
+        return block.mean(dim=1, keepdim=True) + self.offset
+
+
+@pytest.mark.parametrize("offset", [0.0, 0.5])
+@pytest.mark.parametrize("strategy", ["X:1", "1:X"])
+@pytest.mark.parametrize("strengths", [(0.6, 0.6), (0.5, 0.9), (0.9, 0.9, 0.9), (0.3, 0.6, 0.9)])
+def test_the_mean_squared_error_is_that_against_the_truth_which_nobody_knows(
+    strengths: tuple[float, ...], strategy: str, offset: float, splits_of: Splits, cpu: World
+) -> None:
+    rng = np.random.default_rng(8)
+    shape = (30, 96, 96)
+    z, y, x = np.meshgrid(*(np.arange(n) for n in shape), indexing="ij")
+    truth = np.sin(y / 9) * np.cos(x / 5) + 0.5 * np.sin(z)
+    arrays = [(truth + rng.normal(0, strength, shape)).astype(np.float32) for strength in strengths]
+    validator, source, _, holdout = opened(splits_of(arrays), FLAT, 32, cpu, strategy=strategy)
+    inputs = arrays if strategy == "1:X" else [(sum(arrays) - array) / (len(arrays) - 1) for array in arrays]
+    mean, std = source.normalization.mean, source.normalization.std
+    low, high = holdout.held_out.start_zyx[0], holdout.held_out.stop_zyx[0]
+    errors = [
+        ((image[low - 1 : high - 1] + image[low:high] + image[low + 1 : high + 1]) / 3 - truth[low:high]) / std + offset
+        for image in inputs
+    ]
+    found = score(validator, MeanOfSlices(offset), source)
+    expected = float(np.mean(np.square(errors)))
+    assert mean == pytest.approx(truth.mean(), abs=0.01), "the premise: one normalisation for all"
+    # About 28,000 voxels for each choice; the squared noise of one has a standard deviation of about 1.
+    assert found.mse == pytest.approx(expected, abs=0.03)
+    assert found.l2 > expected + 0.08, "the test's premise: the noise of the targets is much of what is seen"
+
+
 @pytest.mark.parametrize(("network", "shape", "patch"), [(FLAT, (12, 32, 32), 16), (DEEP, (40, 16, 16), 8)], ids=str)
 def test_the_preview_shows_one_slice_before_and_after(
     network: NetworkSpec, shape: Triple, patch: int, splits_of: Splits, noise: Callable[..., Any], cpu: World

@@ -16,7 +16,7 @@ from pydantic import Field, JsonValue, ValidationError, model_validator
 from denoise.config.aliases import ALIASES, with_long_names
 from denoise.config.fields import NAME_RULE, Section, as_file_name
 from denoise.config.problems import Place, Problem, RulesBroken, Source, error_listing, plain_name, shown
-from denoise.config.recipes import RECIPES, Recipe, ScheduleName
+from denoise.config.recipes import RECIPES, LossName, Recipe, ScheduleName
 from denoise.config.rules import broken_rules
 from denoise.config.sections import SECTIONS, DatasetSection, InferSection, about
 from denoise.config.train_section import ModeName, TrainSection
@@ -123,6 +123,16 @@ class RunConfig(Section):
     def schedule(self) -> ScheduleName:
         """Course of the learning rate."""
         return self.train.schedule or self.recipe.schedule
+
+    @property
+    def loss(self) -> LossName:
+        """Distance between prediction and target."""
+        return self.train.loss or self.recipe.loss
+
+    @property
+    def lcl_weight(self) -> float:
+        """Weight of the Laplacian contrast loss."""
+        return self.recipe.lcl_weight if self.train.lcl_weight is None else self.train.lcl_weight
 
     @property
     def patch_field(self) -> str:

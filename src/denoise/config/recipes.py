@@ -8,6 +8,7 @@ from types import MappingProxyType
 from typing import Literal
 
 ScheduleName = Literal["constant", "cosine", "hold"]
+LossName = Literal["l1", "l2", "huber"]
 
 
 @dataclass(frozen=True)
@@ -18,14 +19,16 @@ class Recipe:
     batch_size: int
     learning_rate: float
     schedule: ScheduleName
+    loss: LossName = "l1"
+    lcl_weight: float = 0.01
 
 
 #: The published networks as they are published (docs/about.md, "Networks"); ours as the study found them.
 RECIPES: Mapping[str, Recipe] = MappingProxyType(
     {
-        "unet2d": Recipe(patch_size=256, batch_size=32, learning_rate=1e-3, schedule="constant"),
-        "unet3d": Recipe(patch_size=96, batch_size=4, learning_rate=1e-3, schedule="constant"),
-        "residual2d": Recipe(patch_size=64, batch_size=4, learning_rate=4e-3, schedule="hold"),
-        "residual3d": Recipe(patch_size=32, batch_size=2, learning_rate=4e-3, schedule="hold"),
+        "unet2d": Recipe(256, 32, 1e-3, "constant", "l1", 0.01),
+        "unet3d": Recipe(96, 4, 1e-3, "constant", "l1", 0.01),
+        "residual2d": Recipe(64, 4, 8e-3, "hold", "l2", 0.0),
+        "residual3d": Recipe(32, 1, 8e-3, "hold", "l2", 0.0),
     }
 )

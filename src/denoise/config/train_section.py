@@ -22,7 +22,7 @@ from denoise.config.fields import (
     Precision,
     Section,
 )
-from denoise.config.recipes import RECIPES, ScheduleName
+from denoise.config.recipes import RECIPES, LossName, ScheduleName
 
 ModeName: TypeAlias = Literal["2.5d", "3d"]
 NetworkName: TypeAlias = Literal["unet", "residual", "unet2d", "unet3d", "residual2d", "residual3d"]
@@ -193,13 +193,14 @@ class TrainSection(Section):
         ),
     ] = 3
     loss: Annotated[
-        Literal["l1", "l2", "huber"],
+        LossName | None,
         About(
             "Distance between the prediction and the other split",
-            '"l1", "l2" or "huber"',
-            "l1 (mean absolute error) withstands outliers; l2 (mean squared error) learns faster at high noise.",
+            'null, "l1", "l2" or "huber"',
+            "l2 (mean squared error) learns much faster; l1 (mean absolute error) and huber withstand outliers such as "
+            "zingers. null: l2 for residual, l1 for unet.",
         ),
-    ] = "l1"
+    ] = None
     huber_delta: Annotated[
         Positive,
         About(
@@ -210,13 +211,13 @@ class TrainSection(Section):
         ),
     ] = 1.0
     lcl_weight: Annotated[
-        Annotated[float, Field(strict=True, allow_inf_nan=False, ge=0)],
+        Annotated[float, Field(strict=True, allow_inf_nan=False, ge=0)] | None,
         About(
             "Weight of the Laplacian contrast loss",
-            "a number, 0 or more",
-            "Larger: smoother areas, sharper edges, less faithful. 0: without it.",
+            "null, or a number, 0 or more",
+            "Larger: smoother areas, sharper edges, less faithful. 0: without it. null: 0 for residual, 0.01 for unet.",
         ),
-    ] = 0.01
+    ] = None
     strategy: Annotated[
         Literal["X:1", "1:X"],
         About(

@@ -22,7 +22,7 @@ from denoise.inference.blend import SlabAccumulator
 from denoise.inference.reader import SlabReader
 from denoise.inference.transfer import DeviceLink
 from denoise.normalization import Normalization
-from denoise.patches.symmetry import SQUARE, Symmetry
+from denoise.patches.symmetry import SQUARE
 from denoise.tiles import TileGrid, Triple, Window
 from denoise.volumes.volume import Float32Array, Volume
 
@@ -203,14 +203,8 @@ def _forward(denoiser: Denoiser, blocks: Tensor) -> Tensor:
     with torch.inference_mode(), autocast(denoiser.device, denoiser.dtype):
         predictions: Tensor = denoiser.network(blocks)
         for symmetry in SQUARE[1 : denoiser.turns]:
-            predictions = predictions.float() + _turned(denoiser.network(_turned(blocks, symmetry)), symmetry.inverse)
+            predictions = predictions.float() + symmetry.inverse.turn(denoiser.network(symmetry.turn(blocks)))
     return predictions / denoiser.turns if denoiser.turns > 1 else predictions
-
-
-def _turned(blocks: Tensor, symmetry: Symmetry) -> Tensor:
-    """Turn blocks (B, Z, Y, X) in their plane."""
-    axes = [1 + axis for axis in symmetry.source_axis]
-    return blocks.permute(0, *axes).flip([1 + axis for axis, reverse in enumerate(symmetry.reverse) if reverse])
 
 
 def _is_out_of_memory(error: Exception) -> bool:

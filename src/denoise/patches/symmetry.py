@@ -8,11 +8,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import permutations, product
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from denoise.tiles import Triple
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -27,6 +31,12 @@ class Symmetry:
         lead = block.ndim - 3
         turned = block.transpose(*range(lead), *(lead + axis for axis in self.source_axis))
         return np.flip(turned, axis=tuple(lead + i for i, r in enumerate(self.reverse) if r))
+
+    def turn(self, blocks: Tensor) -> Tensor:
+        """The same for a tensor (..., Z, Y, X)."""
+        lead = blocks.ndim - 3
+        turned = blocks.permute(*range(lead), *(lead + axis for axis in self.source_axis))
+        return turned.flip([lead + i for i, reverse in enumerate(self.reverse) if reverse])
 
     @property
     def inverse(self) -> Symmetry:

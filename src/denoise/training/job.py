@@ -10,6 +10,7 @@ from typing import Any, Protocol
 from denoise.checkpoint import Weights
 from denoise.config import TrainSection
 from denoise.networks.spec import NetworkSpec
+from denoise.training.objective import Objective
 from denoise.training.schedule import Schedule
 from denoise.training.validation import Preview, Scores
 from denoise.volumes.volume import SplitSet
@@ -25,6 +26,7 @@ class TrainJob:
     patch_size: int
     batch_size: int
     schedule: Schedule
+    objective: Objective
     folder: Path
     sample: str = "sample"
     patches_per_epoch: int | None = None
@@ -47,15 +49,12 @@ class TrainJob:
             "patch size": self.patch_size,
             "batch_size": self.batch_size,
             "patches per epoch": self.patches_per_epoch,
+            **asdict(self.objective),
             "training slices": [self.train_slices[0], self.train_slices[-1] + 1] if self.train_slices else None,
             **{
                 name: getattr(settings, name)
                 for name in (
                     "seed",
-                    "strategy",
-                    "loss",
-                    "huber_delta",
-                    "lcl_weight",
                     "warmup_steps",
                     "z_stride",
                     "augment",

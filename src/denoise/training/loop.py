@@ -28,7 +28,7 @@ from denoise.patches.sampler import BlockPlace
 from denoise.training.course import Course
 from denoise.training.data import open_blocks
 from denoise.training.job import Observer, Plan, Record, TrainJob
-from denoise.training.objective import Objective, paired
+from denoise.training.objective import paired
 from denoise.training.observers import observers_of
 from denoise.training.state import Progress, keep_stored_bests, load_state, on_cpu
 from denoise.training.validation import Scores, Validator
@@ -88,14 +88,13 @@ class TrainingRun:
                 "raise it or use fewer GPUs"
             )
         self.steps_per_epoch = math.ceil(self.sampler.epoch_size / job.batch_size)
-        self.objective = Objective(settings.loss, settings.huber_delta, settings.strategy, settings.lcl_weight)
         self.dtype = resolve_precision(settings.precision, world.device)
         self.source = open_blocks(job.splits, world, job.non_finite, state.normalization if state else None)
         self.validator = Validator(
             self.holdout,
             self.window,
             shape,
-            strategy=settings.strategy,
+            strategy=job.objective.strategy,
             batch_size=max(1, job.batch_size // world.size),
             world=world,
         )
@@ -205,12 +204,12 @@ class TrainingRun:
     def _step(self, blocks: Tensor, rate: float) -> Tensor:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        inputs, targets = paired(blocks, self.objective.strategy)
+        inputs, targets = paired(blocks, self.job.objective.strategy)
         with autocast(self.world.device, self.dtype):
             prediction = self.parallel(inputs)
         targets = targets[(slice(None), *self.window.predicted)]
         with_lcl = self.progress.step >= self.job.settings.warmup_steps
-        loss = self.objective(prediction, targets, with_lcl=with_lcl)
+        loss = self.job.objective(prediction, targets, with_lcl=with_lcl)
         # Gradients are averaged over processes; where their shares differ, that weighs them by their number of blocks.
         (loss * (len(blocks) * self.world.size / self.job.batch_size)).backward()  # type: ignore[no-untyped-call]
         if self.job.settings.gradient_clip:
@@ -274,7 +273,7 @@ class TrainingRun:
             weights=on_cpu(model.state_dict()),
             normalization=self.source.normalization,
             patch_size=self.job.patch_size,
-            strategy=self.job.settings.strategy,
+            strategy=self.job.objective.strategy,
             criterion=criterion,
             epoch=self.progress.epoch,
             step=self.progress.step,
