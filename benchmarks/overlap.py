@@ -40,6 +40,7 @@ def main() -> None:
     data = open_case(options.folder, options.case)
     volume = ArrayVolume(np.array(data.full))
     rows = scored_slices(len(data.truth))
+    volumetric = find_network(checkpoint.network.name).dimensions == 3
     divisor = find_network(checkpoint.network.name).divisor(checkpoint.network.options)
     base = make_denoiser(checkpoint, InferSection(window=options.taper), torch.device("cpu"), shape=volume.shape)
     print("| tile | overlap, voxels | redundancy | PSNR, dB |\n| --- | --- | --- | --- |")
@@ -50,7 +51,8 @@ def main() -> None:
                 deep = depth or base.window.predict_zyx[0]
                 if voxels > edge // 2:
                     continue
-                window = base.window.spread_over(volume.shape, (deep, edge, edge), voxels, divisor, shrinks=True)
+                edges = {0: deep, 1: edge, 2: edge} if volumetric else {1: edge, 2: edge}
+                window = base.window.spread_over(volume.shape, edges, overlap=voxels, multiple=divisor, shrinks=True)
                 result = np.empty((len(rows), *volume.shape[1:]), np.float32)
 
                 def keep(start: int, slab: np.ndarray, result: np.ndarray = result) -> None:

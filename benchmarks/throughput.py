@@ -8,7 +8,8 @@ Prints four tables and writes them with all single measurements to ``throughput.
 2. Every network from memory. *Bare* is the network alone: one batch of the engine's own tiles again and again, in the
    engine's arithmetic and layout. *Engine* is ``denoise_slices`` on an array, with the default tiles. *Redundancy* is
    voxels predicted per voxel of the volume, which the overlap of tiles costs; engine / bare cannot exceed its inverse.
-   What is left of the network's speed for the voxels that are really predicted is the column "per predicted voxel".
+   The column "of 512^3" is the redundancy in a volume of that size. "Per predicted voxel" is engine / bare times
+   redundancy: what reading, batching, blending and writing leave of the network's speed.
 3. TIFF folder to TIFF folder: the plain implementation (``plain.py``) and the engine, with the same weights.
 4. Training: the real loop from its second step on, without scoring and saving. A sample is one patch that goes forward
    and backward; the loop makes two of every block of two splits.
@@ -16,12 +17,15 @@ Prints four tables and writes them with all single measurements to ``throughput.
 "Of matmul" is the arithmetic of the convolutions (two operations per multiply-accumulate; training three times that),
 over the rate of a matrix multiplication in the same number format, measured in the same round.
 
-What one table compares takes turns: after a warm-up of each, rounds of one measurement each until three are done and
-``--seconds`` are over (two, where those took twice that long). Rates are medians over rounds, ratios are medians of the
-ratios within a round, so that both sides of a ratio see the same machine. Inputs are noise and weights are random:
-neither matters to speed. The volume in 2.5D is (slices, size, size), in 3D (64, size / 4, size / 4), at least 64 wide.
-unet3d costs 650,000 multiply-accumulates a voxel: on a CPU it gets a single tile of ``--cube`` voxels a side (32; it is
-published with 96, which it has on a GPU), and training there at most four blocks a step.
+What one row or table compares takes turns: after a warm-up of each, rounds of one measurement each until three are done
+and ``--seconds`` are over (two, where those took twice that long). Rates are medians over rounds, ratios are medians of
+the ratios within a round, so that both sides of a ratio see the same machine. Inputs are noise and weights are random:
+neither matters to speed. The defaults take about ten minutes on two idle CPU cores; on a GPU ask for a larger volume
+(--size 2048 --slices 64).
+
+The volume in 2.5D is (slices, size, size), in 3D (64, size / 4, size / 4), at least 64 wide. unet3d costs 650,000
+multiply-accumulates a voxel: on a CPU it gets a single tile of ``--cube`` voxels a side (32; it is published with 96,
+which it has on a GPU). Training on a CPU takes at most four blocks a step.
 """
 
 from __future__ import annotations
@@ -66,13 +70,15 @@ from plain import denoise_plainly, patch_starts, train_plainly
 
 #: Grey values as in a real scan; mean and deviation are taken off and put back again.
 NOISE = Normalization(30.0, 5.0)
-#: Of these the redundancy is given too, as the volumes measured are small.
+#: Of this volume the redundancy is given too, at the published patch sizes: those that are measured are small.
 LARGE: Triple = (512, 512, 512)
 #: Tiles that the bare network predicts per measurement: seconds on a CPU.
 BARE_TILES = 16
 #: Blocks per training step on a CPU, where 32 of unet2d take minutes.
 CPU_BLOCKS = 4
 MOST_ROUNDS = 9
+#: What is quicker is done several times in a row, so that a hiccup of the machine does not decide.
+LEAST_SECONDS = 0.5
 
 Work = Callable[[], float]
 """Does a piece of work and returns its rate: units per second."""
@@ -131,13 +137,15 @@ def taking_turns(works: Mapping[str, Work], seconds: float) -> Rounds:
     return Rounds(rates)
 
 
-def rate_of(units: float, run: Callable[[], object], device: torch.device) -> float:
-    """Units per second of a function that does so many."""
+def rate_of(units: float, run: Callable[[], object], device: torch.device, at_least: float = 0.0) -> float:
+    """Units per second of a function that does so many; it is called again until so many seconds have passed."""
     _finish(device)
-    begun = time.perf_counter()
-    run()
-    _finish(device)
-    return units / (time.perf_counter() - begun)
+    begun, calls, spent = time.perf_counter(), 0, 0.0
+    while not calls or spent < at_least:
+        run()
+        _finish(device)
+        calls, spent = calls + 1, time.perf_counter() - begun
+    return calls * units / spent
 
 
 def _finish(device: torch.device) -> None:
@@ -147,14 +155,14 @@ def _finish(device: torch.device) -> None:
 
 def matmul(device: torch.device, dtype: torch.dtype) -> Work:
     """Multiplication of square matrices; floating-point operations per second."""
-    side, repeats = (8192, 10) if device.type == "cuda" else (2048, 3)
+    side, repeats = (8192, 10) if device.type == "cuda" else (2048, 1)
     a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
 
     def run() -> None:
         for _ in range(repeats):
             torch.mm(a, b)
 
-    return lambda: rate_of(2 * side**3 * repeats, run, device)
+    return lambda: rate_of(2 * side**3 * repeats, run, device, LEAST_SECONDS)
 
 
 def checkpoint_of(name: str, options: Options) -> Checkpoint:
@@ -222,9 +230,10 @@ def from_memory(denoiser: Denoiser, array: Float32Array) -> Work:
     def keep(start: int, slab: Float32Array) -> None:
         result[start : start + len(slab)] = slab
 
-    return lambda: rate_of(
-        array.size, lambda: denoise_slices((volume,), denoiser, range(len(array)), keep), denoiser.device
-    )
+    def run() -> None:
+        denoise_slices((volume,), denoiser, range(len(array)), keep)
+
+    return lambda: rate_of(array.size, run, denoiser.device, LEAST_SECONDS)
 
 
 def bare(denoiser: Denoiser, grid: TileGrid, batch_size: int) -> Work:
@@ -232,13 +241,14 @@ def bare(denoiser: Denoiser, grid: TileGrid, batch_size: int) -> Work:
     generator = torch.Generator().manual_seed(0)
     blocks = torch.randn((batch_size, *grid.window.read_zyx), generator=generator).to(denoiser.device)
     passes = max(1, BARE_TILES // batch_size)
+    voxels = passes * batch_size * math.prod(grid.window.predict_zyx)
 
     def run() -> None:
         with torch.inference_mode(), autocast(denoiser.device, denoiser.dtype):
             for _ in range(passes):
                 denoiser.network(blocks)
 
-    return lambda: rate_of(passes * batch_size * math.prod(grid.window.predict_zyx), run, denoiser.device)
+    return lambda: rate_of(voxels, run, denoiser.device, LEAST_SECONDS)
 
 
 def measure_matmul(options: Options) -> list[dict[str, Any]]:
@@ -275,7 +285,7 @@ def measure_networks(options: Options) -> list[dict[str, Any]]:
             options.seconds,
         )
         redundancy, ratio = redundancy_of(grid), found.ratio("engine", "bare")
-        edge = default_tile(checkpoint.network, checkpoint.patch_size)
+        edge = default_tile(checkpoint.network, RECIPES[name].patch_size)
         large = TileGrid(LARGE, inference_window(checkpoint.network, edge, None, "hann", LARGE))
         row = {
             "network": name,
@@ -322,7 +332,7 @@ def measure_files(options: Options) -> list[dict[str, Any]]:
     }
     works = {"plain unet2d": _plain_files(folder, options)}
     works |= {f"engine {name}": _engine_files(folder, denoisers[name]) for name in networks}
-    works |= {_name(dtype): matmul(options.device, dtype) for dtype in {options.fast_dtype, torch.float32}}
+    works |= {_name(dtype): matmul(options.device, dtype) for dtype in (options.fast_dtype, torch.float32)}
     found = taking_turns(works, options.seconds)
     patch = patch_of("unet2d", options)
     covered = (len(patch_starts(options.size, patch)) * patch) ** 2 / options.size**2

@@ -134,6 +134,7 @@ def train(
         typer.Option(
             "--max-minutes",
             min=0.01,
+            max=1e6,
             help="Train for this long, and plan the learning rate for it.  [default: until it stops improving]",
         ),
     ] = None,

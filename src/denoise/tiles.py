@@ -8,8 +8,8 @@ coordinates outside the volume (reflection), from this module.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TypeAlias
 
@@ -82,8 +82,8 @@ class Window:
     stride_zyx: Triple
     before_zyx: Triple
     taper: str = "hann"
-    multiple: int = 1
-    """Tiles start at multiples of this where strides do: a network that pools by it then sees one grid."""
+    multiple_zyx: Triple = (1, 1, 1)
+    """Tiles start at multiples of these where strides do: a network that pools by them then sees one grid."""
 
     def __post_init__(self) -> None:
         for read, predict, stride, before in zip(
@@ -104,7 +104,9 @@ class Window:
         z, y, x = (slice(b, b + p) for b, p in zip(self.before_zyx, self.predict_zyx, strict=True))
         return z, y, x
 
-    def spread_over(self, shape_zyx: Triple, edges: Triple, overlap: int, multiple: int, shrinks: bool) -> Window:
+    def spread_over(
+        self, shape_zyx: Triple, edges: Mapping[int, int], *, overlap: int, multiple: int, shrinks: bool
+    ) -> Window:
         """The same context with tiles of about these edges that cover a volume evenly.
 
         Parameters
@@ -112,7 +114,7 @@ class Window:
         shape_zyx
             Of the volume.
         edges
-            Desired size of the tiles along (z, y, x); axes with context (read larger than predicted) stay as they are.
+            Axis (0 to 2) to the desired size of the tiles along it; axes that are left out stay as they are.
         overlap
             Of neighbouring tiles, voxels; rounded up to a multiple of ``multiple``.
         multiple
@@ -120,19 +122,19 @@ class Window:
         shrinks
             Whether a tile gets smaller where the volume is smaller than it, instead of reading reflections.
         """
-        read, stride = list(self.read_zyx), list(self.stride_zyx)
-        for axis, (size, edge) in enumerate(zip(shape_zyx, edges, strict=True)):
-            if self.read_zyx[axis] == self.predict_zyx[axis]:
-                longest = size if shrinks else max(size, edge)
-                read[axis], stride[axis] = even_tiles(longest, edge, overlap, multiple)
-        predict = [r if whole == p else p for r, whole, p in zip(read, self.read_zyx, self.predict_zyx, strict=True)]
-        return Window(
-            (read[0], read[1], read[2]),
-            (predict[0], predict[1], predict[2]),
-            (stride[0], stride[1], stride[2]),
-            self.before_zyx,
-            self.taper,
-            multiple,
+        read, predict, stride = list(self.read_zyx), list(self.predict_zyx), list(self.stride_zyx)
+        multiples = [1, 1, 1]
+        for axis, edge in edges.items():
+            length = shape_zyx[axis] if shrinks else max(shape_zyx[axis], edge)
+            context = read[axis] - predict[axis]
+            predict[axis], stride[axis] = even_tiles(length, edge, overlap, multiple)
+            read[axis], multiples[axis] = predict[axis] + context, multiple
+        return replace(
+            self,
+            read_zyx=(read[0], read[1], read[2]),
+            predict_zyx=(predict[0], predict[1], predict[2]),
+            stride_zyx=(stride[0], stride[1], stride[2]),
+            multiple_zyx=(multiples[0], multiples[1], multiples[2]),
         )
 
 
@@ -142,7 +144,7 @@ def even_tiles(length: int, edge: int, overlap: int, multiple: int) -> tuple[int
     Without this, the last tile of a row is pushed back over its neighbour: 512 voxels in tiles of 256 that overlap by
     32 would take three tiles, and predict half of the voxels twice.
     """
-    overlap = _rounded_up(min(overlap, edge - multiple), multiple)
+    overlap = min(_rounded_up(overlap, multiple), max(edge - 1, 0) // multiple * multiple)
     fitting = max((length - overlap) / (edge - overlap), 1.0)
     sizes = [
         _rounded_up(-(-(length + (count - 1) * overlap) // count), multiple)
@@ -213,8 +215,14 @@ class TileGrid:
     def axes(self) -> tuple[Axis, Axis, Axis]:
         """The tiles along z, y and x."""
         z, y, x = (
-            Axis.covering(n, p, s, self.window.taper, self.window.multiple)
-            for n, p, s in zip(self.shape_zyx, self.window.predict_zyx, self.window.stride_zyx, strict=True)
+            Axis.covering(n, p, s, self.window.taper, m)
+            for n, p, s, m in zip(
+                self.shape_zyx,
+                self.window.predict_zyx,
+                self.window.stride_zyx,
+                self.window.multiple_zyx,
+                strict=True,
+            )
         )
         return z, y, x
 

@@ -123,7 +123,7 @@ def require_same_run(one: Path, other: Path, *, planned_alike: bool = True) -> N
     """
     states = [TrainState.load(RunFolder(folder).state) for folder in (one, other)]
     for state in states:
-        for clock in ("seconds", "elapsed"):
+        for clock in ("seconds", "elapsed", "validation_seconds"):
             del state.progress[clock]
     for name in ("model", "ema", "optimizer", "progress", "generator", "normalization", "fingerprint"):
         require_same(getattr(states[0], name), getattr(states[1], name), name)

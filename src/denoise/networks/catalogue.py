@@ -186,7 +186,7 @@ NETWORKS: Mapping[str, NetworkKind] = MappingProxyType(
             dimensions=3,
             options=MappingProxyType({"width": _WIDTH, "levels": _LEVELS}),
             content_dependent=False,
-            overlap=32,
+            overlap=8,
             _build=lambda o: ResidualUNet(3, width=o["width"], levels=o["levels"]),
             _divisor=lambda o: 2 ** (o["levels"] - 1),
             _receptive_radius=lambda o: receptive_radius(3, o["levels"]),

@@ -28,7 +28,6 @@ class Course:
         self._begun = begun - progress.elapsed
         self._agreed_seconds = progress.elapsed
         self._agree_at_step = 0
-        self._validation_seconds = 0.0
         if job.settings.patience == 0:
             progress.flat_since = 0  # a run that had ended for that may be resumed to go on
 
@@ -65,7 +64,7 @@ class Course:
         if minutes is None or self._progress.step == 0:
             return 0.0
         # The last validation comes after the last step, and belongs to the minutes too.
-        return self._agreed_seconds / max(60 * minutes - self._validation_seconds, 1e-3)
+        return self._agreed_seconds / max(60 * minutes - self._progress.validation_seconds, 1e-3)
 
     def agree(self, stopping: bool) -> bool:
         """Bring all processes to one clock after a step; returns whether they all stop now.
@@ -88,7 +87,8 @@ class Course:
         progress.curve.append((progress.step, error))
         if not progress.flat_since and self._is_flat():
             progress.flat_since = progress.step
-        self._validation_seconds = self._world.largest([seconds])[0]
+        # The longest so far: a run that was over must not go on because its last score took less.
+        progress.validation_seconds = max(progress.validation_seconds, self._world.largest([seconds])[0])
 
     def _is_flat(self) -> bool:
         patience = self._job.settings.patience

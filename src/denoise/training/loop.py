@@ -154,7 +154,7 @@ class TrainingRun:
         try:
             for observer in observers:
                 observer.started(self.plan)
-            while self.course.done < 1.0:
+            while self.course.done < 1.0 or not self.progress.is_scored:
                 self._epoch(observers, stop)
                 if self.course.done >= 1.0 or self.progress.epoch % self.validate_every == 0:
                     self._validate(observers)
@@ -198,6 +198,8 @@ class TrainingRun:
         """For every step left in this epoch, the blocks that fall to this process."""
         batch, epoch = self.job.batch_size, self.progress.epoch
         share = self.world.share(batch)
+        if self.course.done >= 1.0:  # stopped after its last step, before that was scored
+            return
         for step in range(self.progress.step_in_epoch, self.steps_per_epoch):
             yield self.sampler.places(epoch, [step * batch + i for i in share])
 
@@ -232,9 +234,8 @@ class TrainingRun:
             for criterion in improved:
                 self._checkpoint(criterion, model, scores).save(self.folder.model(criterion))
         self.course.scored(scores.mse, time.monotonic() - begun)
-        epoch = progress.epoch + (progress.step_in_epoch > 0)
         record = Record(
-            epoch=epoch,
+            epoch=progress.epochs_begun,
             step=progress.step,
             seconds=round(progress.seconds, 3),
             done=round(self.course.done, 4),
@@ -264,7 +265,7 @@ class TrainingRun:
         improved = tuple(name for name, value in candidates.items() if value < progress.best.get(name, math.inf))
         progress.best |= {name: candidates[name] for name in improved}
         if "val" in improved:
-            progress.best_epoch = progress.epoch
+            progress.best_epoch = progress.epochs_begun
         return improved
 
     def _checkpoint(self, criterion: str, model: nn.Module, scores: Scores) -> Checkpoint:
@@ -275,7 +276,7 @@ class TrainingRun:
             patch_size=self.job.patch_size,
             strategy=self.job.objective.strategy,
             criterion=criterion,
-            epoch=self.progress.epoch,
+            epoch=self.progress.epochs_begun,
             step=self.progress.step,
             scores=asdict(scores),
             sample=self.job.sample,

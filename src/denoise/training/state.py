@@ -23,12 +23,24 @@ class Progress:
     """Spent in optimiser steps."""
     elapsed: float = 0.0
     """Seconds since the run began, reading and scoring included, pauses between runs not."""
+    validation_seconds: float = 0.0
+    """The longest that a score took."""
     best: dict[str, float] = field(default_factory=dict)
     best_epoch: int = 0
     curve: list[tuple[int, float]] = field(default_factory=list)
     """(step, held-out error) of every score."""
     flat_since: int = 0
     """The step at which the run was found to improve no longer; 0: not yet."""
+
+    @property
+    def epochs_begun(self) -> int:
+        """The epoch that a score belongs to, counted from 1."""
+        return self.epoch + (self.step_in_epoch > 0)
+
+    @property
+    def is_scored(self) -> bool:
+        """Whether the model as it stands has been scored."""
+        return bool(self.curve) and self.curve[-1][0] == self.step
 
 
 def load_state(job: TrainJob, folder: RunFolder) -> TrainState:
