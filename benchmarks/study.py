@@ -2,10 +2,10 @@
 
     python benchmarks/study.py --folder scratch --cases foam_low,anatomy --variants base,l2 --seconds 120
 
-prints a line per run and appends it to ``scratch/study.jsonl``. The clock is the CPU time of the process, so that two
-runs on two cores, or a busy machine, do not distort it; the learning rate follows that clock to its end. Scored are
-eight slices in the middle of the full reconstruction, each as one tile. Variants are in `VARIANTS`; the results, and
-what followed from them, are in ``docs/network-study.md``.
+prints a line per run and appends it to ``scratch/study.jsonl``; ``--table`` prints those as Markdown. The clock is
+the CPU time of the process, so that two runs on two cores, or a busy machine, do not distort it; the learning rate
+follows that clock to its end. Scored are eight slices in the middle of the full reconstruction, each as one tile.
+Variants are in `VARIANTS`; the results, and what followed from them, are in ``docs/network-study.md``.
 """
 
 from __future__ import annotations
@@ -275,6 +275,37 @@ def scored(network: nn.Module, facts: dict[str, Any], data: CaseData, turns: int
     return psnr(denoised, truth, data.data_range, mask), ssim(denoised, truth, data.data_range, mask)
 
 
+def table(path: Path) -> str:
+    """All rows as Markdown: CPU seconds, what was trained, PSNR on each case, grouped by recipe."""
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    cases = list(dict.fromkeys(row["case"] for row in rows))
+    plain = asdict(Variant())
+    found: dict[tuple[float, str], dict[str, dict[str, Any]]] = {}
+    for row in rows:
+        what = {name: value for name, value in row["what"].items() if value != plain[name]}
+        what |= what.pop("network", {})
+        text = ", ".join(f"{name} {value}" for name, value in {**_always_shown(row["what"]), **what}.items())
+        found.setdefault((row["seconds"], text), {})[row["case"]] = row
+    lines = [
+        "| CPU s | network and recipe | parameters | steps | "
+        + " | ".join(f"{case}, dB | with tta 8" for case in cases)
+        + " |",
+        "| --- " * (4 + 2 * len(cases)) + "|",
+    ]
+    for (seconds, text), by_case in sorted(found.items(), key=lambda item: (item[0][0], item[0][1])):
+        first = next(iter(by_case.values()))
+        cells = [f"{by_case[c]['psnr']:.2f} | {by_case[c]['psnr_tta']:.2f}" if c in by_case else " | " for c in cases]
+        lines.append(
+            f"| {seconds:g} | {text} | {first['parameters']:,} | {first['steps']} | " + " | ".join(cells) + " |"
+        )
+    return "\n".join(lines)
+
+
+def _always_shown(what: Mapping[str, Any]) -> dict[str, Any]:
+    """What every row says, default or not."""
+    return {name: what[name] for name in ("patch", "batch", "learning_rate", "loss")}
+
+
 def main() -> None:
     """Train and score."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -283,7 +314,11 @@ def main() -> None:
     parser.add_argument("--variants", default="base")
     parser.add_argument("--seconds", type=float, default=120)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--table", action="store_true", help="print what is in study.jsonl; trains nothing")
     options = parser.parse_args()
+    if options.table:
+        print(table(options.folder / "study.jsonl"))
+        return
     torch.set_num_threads(1)
     names = list(VARIANTS) if options.variants == "all" else options.variants.split(",")
     for name in names:
