@@ -1,6 +1,6 @@
 """Image quality against training time, on simulated scans with known truth.
 
-    python benchmarks/quality.py --folder scratch --calibrate               # seconds per step, on an idle machine
+    python benchmarks/quality.py --folder scratch --calibrate --methods published2d,ours2d,ours3d   # seconds per step
     python benchmarks/quality.py --folder scratch --methods published2d --minutes 30
     python benchmarks/quality.py --folder scratch --methods noisy,tv,nlm,ours2d,ours3d,clean2d --minutes 1.5
     python benchmarks/quality.py --folder scratch --report docs/quality.md         # and docs/images/quality.png
@@ -9,8 +9,8 @@ Every run is a process of its own, appended to ``scratch/quality.jsonl``; what i
 slices 16 to 31 of 48 (the middle third) of the full reconstruction, inside the field of view, against the
 reconstruction of the noise-free projections, whose range is the data range.
 
-Minutes are minutes of training on an idle machine: a budget is turned into optimiser steps with the calibrated seconds
-per step, so that a machine that is busy changes how long the benchmark takes and not what it finds.
+Calibrate on an idle machine: minutes are minutes of training there. A budget is turned into optimiser steps with the
+calibrated seconds per step, so a machine that is busy changes how long the benchmark takes and not what it finds.
 """
 
 from __future__ import annotations
@@ -164,20 +164,22 @@ def clean_targets() -> Iterator[None]:
         loop.paired, validation.paired, validation.target_noise = kept  # type: ignore[attr-defined]
 
 
-def trained(run: Run, data: CaseData, scratch: Path, steps: int, points: int) -> dict[str, Any]:
+def trained(
+    run: Run, data: CaseData, scratch: Path, steps: int, points: int, steps_per_epoch: int = _STEPS_PER_EPOCH
+) -> dict[str, Any]:
     """Train for so many steps and score on the way."""
     method = METHODS[run.method]
     folder = scratch / "runs" / "_".join(str(part) for part in run.key)
     if folder.exists():
         shutil.rmtree(folder)
-    epochs = max(1, round(steps / _STEPS_PER_EPOCH))
+    epochs = max(1, round(steps / steps_per_epoch))
     recipe = _batch_size(method)
     curve = Curve(data, folder, max(1, steps // points), method.tta)
     volumes = data.splits(run.splits) + ([data.truth] if method.clean_targets else [])
     settings = {
         "max_epochs": epochs,
         "patience": 0,
-        "patches_per_epoch_3d" if method.mode == "3d" else "patches_per_epoch": recipe * _STEPS_PER_EPOCH,
+        "patches_per_epoch_3d" if method.mode == "3d" else "patches_per_epoch": recipe * steps_per_epoch,
         "validate_every": max(1, epochs // 40),
         **method.settings,
     }
@@ -255,21 +257,20 @@ def _clocked(run: Run) -> str:
 
 
 def calibrate(scratch: Path, options: argparse.Namespace) -> None:
-    """Median over three short runs of the seconds per step, each method."""
+    """Median over three rounds of the seconds per step of the methods and numbers of splits that were asked for."""
     data = open_case(scratch, "foam_low", size=options.size, slices=options.slices)
     found: dict[str, list[float]] = {}
     for _ in range(3):
-        for name, method in METHODS.items():
-            if method.clean_targets or method.tta > 1:
-                continue
-            for k in (2, 4):
-                steps = _STEPS_PER_EPOCH * (1 if name.startswith("published") else 8)
-                row = trained(Run("foam_low", k, name, 0.0), data, scratch, steps, 1)
-                point = row["points"][-1]
-                found.setdefault(f"{name}_k{k}", []).append(point["seconds"] / point["steps"])
-                print(name, k, found[f"{name}_k{k}"], flush=True)
+        for name in options.methods.split(","):
+            for k in map(int, options.splits.split(",")):
+                run = Run("foam_low", k, name, 0.0)
+                steps = 5 if name.startswith("published") else 100
+                point = trained(run, data, scratch, steps, 1, steps_per_epoch=steps)["points"][-1]
+                found.setdefault(_clocked(run), []).append(point["seconds"] / point["steps"])
+                print(name, k, found[_clocked(run)], flush=True)
     medians = {name: round(float(np.median(values)), 5) for name, values in found.items()}
-    (scratch / "seconds_per_step.json").write_text(json.dumps(medians, indent=1) + "\n")
+    path = scratch / "seconds_per_step.json"
+    path.write_text(json.dumps({**(seconds_per_step(scratch) if path.exists() else {}), **medians}, indent=1) + "\n")
 
 
 def stored(scratch: Path) -> list[dict[str, Any]]:

@@ -31,14 +31,16 @@ which it has on a GPU). Training on a CPU takes at most four blocks a step.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import copy
 import json
 import math
+import os
 import platform
 import shutil
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -47,24 +49,22 @@ import numpy as np
 import torch
 from torch import nn
 
-from denoise.api import make_denoiser
+from denoise.api import Compute, make_denoiser, train
 from denoise.arithmetic import autocast, has_bf16
 from denoise.checkpoint import Checkpoint
-from denoise.config import InferSection, TrainSection
+from denoise.config import InferSection
 from denoise.config.recipes import RECIPES
 from denoise.inference import engine
 from denoise.inference.engine import Denoiser, denoise_slices
-from denoise.launch import World, choose_devices, describe_device
+from denoise.launch import choose_devices, describe_device
 from denoise.modes import default_tile, inference_window, mode_of
 from denoise.networks.catalogue import NETWORKS, build_network
 from denoise.networks.spec import NetworkSpec
 from denoise.normalization import Normalization
 from denoise.tiles import TileGrid, Triple
-from denoise.training.job import Plan, Record, TrainJob
-from denoise.training.loop import run_worker
-from denoise.training.schedule import Schedule
+from denoise.training.job import Plan, Record
 from denoise.training.validation import Preview
-from denoise.volumes import ArrayVolume, SplitSet, create_sink, open_volume
+from denoise.volumes import ArrayVolume, create_sink, open_volume
 from denoise.volumes.volume import Float32Array
 from plain import denoise_plainly, patch_starts, train_plainly
 
@@ -77,6 +77,8 @@ BARE_TILES = 16
 #: Blocks per training step on a CPU, where 32 of unet2d take minutes.
 CPU_BLOCKS = 4
 MOST_ROUNDS = 9
+#: Epochs or patches that no measurement reaches.
+NEVER = 10**6
 #: What is quicker is done several times in a row, so that a hiccup of the machine does not decide.
 LEAST_SECONDS = 0.5
 
@@ -287,7 +289,7 @@ def measure_networks(options: Options) -> list[dict[str, Any]]:
         redundancy, ratio = redundancy_of(grid), found.ratio("engine", "bare")
         edge = default_tile(checkpoint.network, RECIPES[name].patch_size)
         large = TileGrid(LARGE, inference_window(checkpoint.network, edge, None, "hann", LARGE))
-        row = {
+        row: dict[str, Any] = {
             "network": name,
             "arithmetic": _name(denoiser.dtype),
             "parameters": parameters,
@@ -348,7 +350,7 @@ def measure_files(options: Options) -> list[dict[str, Any]]:
     for what, name, dtype, slices, redundancy in runs:
         window = denoisers[name].window
         _, macs = counted(checkpoint_of(name, options).network, window.read_zyx, window.predict_zyx)
-        row = {
+        row: dict[str, Any] = {
             "what": what,
             "arithmetic": _name(dtype),
             "slices": slices,
@@ -438,32 +440,21 @@ class StepWatch:
         """See ``Observer``."""
 
 
-def training(name: str, splits: SplitSet, blocks: int, options: Options) -> Work:
+def training(name: str, splits: Sequence[Float32Array], blocks: int, options: Options) -> Work:
     """The real loop; samples (two per block) per second."""
-    checkpoint = checkpoint_of(name, options)
+    mode = mode_of(NetworkSpec(name, NETWORKS[name].defaults)).name
+    suffix = "_3d" if NETWORKS[name].dimensions == 3 else ""
+    sizes = {f"patch_size{suffix}": patch_of(name, options), f"patches_per_epoch{suffix}": NEVER, "batch_size": blocks}
     folder = options.folder / "throughput_training"
-    never = 10**6
 
     def work() -> float:
         shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(parents=True)
         watch = StepWatch(options.seconds / 10, 10 if options.is_cuda else 1)
-        job = TrainJob(
-            splits=splits,
-            network=checkpoint.network,
-            settings=TrainSection(mode=mode_of(checkpoint.network).name, network=name, validate_every=never),
-            patch_size=patch_of(name, options),
-            batch_size=blocks,
-            schedule=Schedule("constant", 1e-4),
-            folder=folder,
-            patches_per_epoch=never,
-            show_progress=False,
-            observers=(watch,),
-        )
-        try:
-            run_worker(World(0, 1, options.device), job)
-        except EnoughError:
-            shutil.rmtree(folder)
+        compute = Compute(options.device.type, gpus=(0,) if options.is_cuda else None)
+        settings: dict[str, Any] = {"mode": mode, "network": name, "validate_every": NEVER, **sizes}
+        with contextlib.suppress(EnoughError):
+            train(splits, folder, compute=compute, observers=(watch,), **settings)
+        shutil.rmtree(folder)
         return 2 * blocks * watch.steps_per_second
 
     return work
@@ -483,7 +474,7 @@ def measure_training(options: Options) -> list[dict[str, Any]]:
         shape: Triple = (16, edge, edge) if kind.dimensions == 2 else (max(64, 2 * patch), edge // 2, edge // 2)
         arrays = [noise(shape, seed) for seed in range(2)]
         works = {
-            f"loop {name}": training(name, SplitSet.of([ArrayVolume(a) for a in arrays]), blocks, options),
+            f"loop {name}": training(name, arrays, blocks, options),
             _name(options.fast_dtype): matmul(options.device, options.fast_dtype),
         }
         runs = [(f"loop {name}", options.fast_dtype)]
@@ -496,7 +487,7 @@ def measure_training(options: Options) -> list[dict[str, Any]]:
         _, macs = counted(checkpoint.network, window.read_zyx, window.predict_zyx)
         voxels = math.prod(window.predict_zyx)
         for what, dtype in runs:
-            row = {
+            row: dict[str, Any] = {
                 "what": what,
                 "arithmetic": _name(dtype),
                 "patch": window.read_zyx,
@@ -564,9 +555,12 @@ def main() -> None:
     )
     options.folder.mkdir(parents=True, exist_ok=True)
     machine = f"{describe_device(device)}, {platform.machine()}, torch {torch.__version__}"
-    print(f"{machine}\n")
+    load = os.getloadavg()[0]
+    # Beside another busy process small operations on two threads were measured to take five to eight times as long.
+    print(f"{machine}; load average at the start {load:.1f}{' (not idle: do not quote)' if load > 0.5 else ''}\n")
     report = {
         "machine": machine,
+        "load_average": load,
         "options": {name: getattr(options, name) for name in ("size", "slices", "plain_slices", "cube", "seconds")},
         "matmul": measure_matmul(options),
         "networks": measure_networks(options),

@@ -138,6 +138,7 @@ def run_training(
         schedule=Schedule(config.schedule, config.learning_rate),
         objective=Objective(config.loss, config.train.huber_delta, config.train.strategy, config.lcl_weight),
         folder=run.path,
+        ema_decay=config.ema_decay,
         sample=config.sample_name,
         patches_per_epoch=config.patches_per_epoch,
         train_slices=None if first is None and last is None else slice_range(splits.volumes[0], first, last),

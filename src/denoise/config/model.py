@@ -135,6 +135,11 @@ class RunConfig(Section):
         return self.recipe.lcl_weight if self.train.lcl_weight is None else self.train.lcl_weight
 
     @property
+    def ema_decay(self) -> float:
+        """Decay of the running average of the weights; 0: none."""
+        return self.recipe.ema_decay if self.train.ema_decay is None else self.train.ema_decay
+
+    @property
     def patch_field(self) -> str:
         """Name of the field in ``train`` that holds the patch edge of this mode."""
         return "patch_size_3d" if self.mode == "3d" else "patch_size"

@@ -231,11 +231,11 @@ class TrainSection(Section):
         About("Largest norm of the gradient", "null, or a number above 0", "null: gradients are not clipped."),
     ] = 1.0
     ema_decay: Annotated[
-        Annotated[float, Field(strict=True, gt=0, lt=1)] | None,
+        Annotated[float, Field(strict=True, ge=0, lt=1)] | None,
         About(
             "Decay of a running average of the weights, which is then the model that is scored and stored",
-            "null, or a number above 0 and below 1",
-            "Typical: 0.999. null: the weights themselves.",
+            "null, or a number, 0 or more and below 1",
+            "Typical: 0.995 to 0.999. 0: the weights themselves. null: 0.995 for residual, 0 for unet.",
         ),
     ] = None
     precision: Annotated[

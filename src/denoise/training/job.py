@@ -28,6 +28,7 @@ class TrainJob:
     schedule: Schedule
     objective: Objective
     folder: Path
+    ema_decay: float = 0.0
     sample: str = "sample"
     patches_per_epoch: int | None = None
     train_slices: range | None = None
@@ -50,6 +51,7 @@ class TrainJob:
             "batch_size": self.batch_size,
             "patches per epoch": self.patches_per_epoch,
             **asdict(self.objective),
+            "ema_decay": self.ema_decay,
             "training slices": [self.train_slices[0], self.train_slices[-1] + 1] if self.train_slices else None,
             **{
                 name: getattr(settings, name)
@@ -58,7 +60,6 @@ class TrainJob:
                     "warmup_steps",
                     "z_stride",
                     "augment",
-                    "ema_decay",
                     "validation_fraction",
                 )
             },

@@ -114,9 +114,9 @@ class TrainingRun:
         self.averaged = (
             AveragedModel(
                 self.network,
-                multi_avg_fn=get_ema_multi_avg_fn(settings.ema_decay),  # type: ignore[no-untyped-call]
+                multi_avg_fn=get_ema_multi_avg_fn(self.job.ema_decay),  # type: ignore[no-untyped-call]
             )
-            if settings.ema_decay
+            if self.job.ema_decay
             else None
         )
         # Fused, a step of the optimiser takes a third of the time; Apple's GPUs are left with the ordinary one.
