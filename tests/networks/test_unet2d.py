@@ -29,6 +29,21 @@ def test_a_block_that_does_not_fit_is_refused_with_its_shape(shape: tuple[int, .
         UNet2d(5)(torch.zeros(shape))
 
 
+@pytest.mark.parametrize("shape", [(1, 2, 8, 8), (2, 2, 40, 24)])
+def test_inference_takes_a_shorter_way_to_what_training_computes(
+    rng: np.random.Generator, shape: tuple[int, ...]
+) -> None:
+    """Borders included: the padding of a doubled image is not the doubled padding."""
+    torch.manual_seed(1)
+    network = UNet2d(2)
+    block = torch.from_numpy(rng.standard_normal(shape, dtype=np.float32))
+    long_way = network(block).detach()
+    with torch.no_grad():
+        short_way = network(block)
+    assert long_way.std() > 0.05
+    torch.testing.assert_close(short_way, long_way, rtol=1e-4, atol=1e-4)
+
+
 def test_half_precision_with_channels_last_agrees_with_float32(rng: np.random.Generator) -> None:
     torch.manual_seed(0)
     network = UNet2d(3).to(memory_format=torch.channels_last)
