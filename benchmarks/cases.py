@@ -4,7 +4,8 @@
 
 writes each case into ``scratch/cases/<name>_<slices>x<size>/``: ``truth.npy`` (reconstruction of the noise-free
 projections), ``full.npy``, and the splits ``k2_0.npy``, ``k2_1.npy``, ``k4_0.npy`` ... ``k4_3.npy``, all float32
-(Z, Y, X). Twice as many angles as columns, over 180 degrees. What exists is kept.
+(Z, Y, X). Twice as many angles as columns, over 180 degrees. What exists is kept. ``--picture docs/images/cases.png``
+draws them.
 """
 
 from __future__ import annotations
@@ -174,6 +175,22 @@ def chosen_cases(names: str) -> Sequence[str]:
     return list(CASES) if names == "all" else names.split(",")
 
 
+def draw(cases: Sequence[CaseData], path: Path) -> None:
+    """The middle slice of each case, truth and noisy, and a section along z of the noisy one."""
+    from matplotlib.figure import Figure
+
+    depth, size = cases[0].truth.shape[:2]
+    figure = Figure(figsize=(3 * len(cases), 6 + 3 * depth / size + 0.4), layout="constrained")
+    axes = figure.subplots(3, len(cases), squeeze=False, height_ratios=[size, size, depth])
+    for column, data in enumerate(cases):
+        low, high = np.percentile(data.truth[depth // 2], (0.5, 99.8))
+        for row, image in enumerate((data.truth[depth // 2], data.full[depth // 2], data.full[:, size // 2])):
+            axes[row, column].imshow(image, cmap="gray", vmin=low, vmax=high, interpolation="nearest")
+            axes[row, column].set_axis_off()
+        axes[0, column].set_title(data.name)
+    figure.savefig(path, dpi=60)
+
+
 def main() -> None:
     """Simulate the cases and print how noisy they are."""
     import torch
@@ -185,7 +202,11 @@ def main() -> None:
     parser.add_argument("--cases", default="all")
     parser.add_argument("--size", type=int, default=256)
     parser.add_argument("--slices", type=int, default=48)
+    parser.add_argument("--picture", type=Path, help="draw them into this file")
     options = parser.parse_args()
+    if options.picture:
+        names = chosen_cases(options.cases)
+        draw([open_case(options.folder, n, size=options.size, slices=options.slices) for n in names], options.picture)
     for name in chosen_cases(options.cases):
         data = open_case(options.folder, name, size=options.size, slices=options.slices)
         mask = torch.from_numpy(data.inside)
