@@ -8,10 +8,10 @@ export PYTHONNOUSERSITE := 1
 
 .PHONY: demo demo-3d test check docs install clean
 
-demo: $(VENV)/.installed  ## simulate a scan, train, denoise, compare: two and a half minutes on 2 cores
+demo: $(VENV)/.installed  ## simulate a scan, train, denoise, compare: under two minutes
 	$(BIN)/denoise demo --overwrite
 
-demo-3d: $(VENV)/.installed  ## the same in 3D: three and a half minutes
+demo-3d: $(VENV)/.installed  ## the same in 3D: four minutes
 	$(BIN)/denoise demo --mode 3d --overwrite
 
 test: check $(VENV)/.tested  ## all checks and tests
