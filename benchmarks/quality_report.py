@@ -7,6 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from cases import CASES
+from denoise.networks.catalogue import find_network
+from denoise.networks.spec import NetworkSpec
+from throughput import counted
 
 Row = Mapping[str, Any]
 #: In the order of the table.
@@ -95,8 +98,8 @@ def _times(rows: Sequence[Row], seconds_per_step: Mapping[str, float]) -> Iterab
 
 
 def _costs(rows: Sequence[Row], seconds_per_step: Mapping[str, float]) -> Iterable[str]:
-    yield "| method | parameters | seconds per step | peak memory, MB |"
-    yield "| --- | --- | --- | --- |"
+    yield "| method | parameters | MACs per voxel | seconds per step | peak memory of the training, MB |"
+    yield "| --- | --- | --- | --- | --- |"
     seen = set()
     for row in sorted(rows, key=_order):
         method, splits = row["key"][2], row["key"][1]
@@ -104,7 +107,18 @@ def _costs(rows: Sequence[Row], seconds_per_step: Mapping[str, float]) -> Iterab
             continue
         seen.add((method, splits))
         step = clock(row, seconds_per_step)
-        yield f"| {_NAMES[method]}, K = {splits} | {row['parameters']:,} | {step:.3f} | {row['peak_mb']} |"
+        macs = macs_per_voxel(row["network"])
+        yield (
+            f"| {_NAMES[method]}, K = {splits} | {row['parameters']:,} | {macs:,.0f} | {step:.3f} | {row['peak_mb']} |"
+        )
+
+
+def macs_per_voxel(name: str) -> float:
+    """Multiply-accumulates for one predicted voxel, with the network's default options."""
+    flat = find_network(name).dimensions == 2
+    options = find_network(name).complete({})
+    block = (options["n_slices"], 64, 64) if flat else (32, 32, 32)
+    return counted(NetworkSpec(name, options), block, (1, 64, 64) if flat else block)[1]
 
 
 def draw_curves(rows: Sequence[Row], seconds_per_step: Mapping[str, float], path: Path) -> None:

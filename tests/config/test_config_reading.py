@@ -102,7 +102,7 @@ def test_a_relative_config_path_still_gives_absolute_folders(tmp_path: Path, mon
 def test_a_file_that_is_no_config_is_refused_in_a_sentence(tmp_path: Path, content: str | bytes, expected: str) -> None:
     start = time.monotonic()
     assert expected in file_refusal(written(tmp_path, content))
-    assert time.monotonic() - start < 5  # a hostile file must not keep the reader busy
+    assert time.monotonic() - start < 30  # a hostile file must not keep the reader busy
 
 
 def test_missing_and_special_files_are_refused(tmp_path: Path) -> None:

@@ -312,8 +312,10 @@ def test_a_voxel_far_enough_from_the_edges_of_its_tiles_is_as_if_there_were_one_
     flat = "n_slices" in options
     multiple = 2 ** (options["levels"] - 1)
     plain = window_of("2.5d" if flat else "3d", options.get("n_slices", 0), taper=taper)
+    axes = (1, 2) if flat else (0, 1, 2)
     tiles, whole = (
-        plain.spread_over(shape, (size,) * 3, overlap, multiple, shrinks=True) for size in (edge, max(shape))
+        plain.spread_over(shape, dict.fromkeys(axes, size), overlap=overlap, multiple=multiple, shrinks=True)
+        for size in (edge, max(shape))
     )
     data = volume(shape)
     one, several = (engine(data, window, network).result for window in (whole, tiles))
@@ -337,7 +339,11 @@ def test_a_voxel_far_enough_from_the_edges_of_its_tiles_is_as_if_there_were_one_
     assert np.abs(several - one).max() > 1e-4, "the test's premise: elsewhere edges can be seen"
     if taper == "hann":
         # What is wrong near an edge has little weight there.
-        hard = engine(data, plain.spread_over(shape, (edge,) * 3, 0, multiple, shrinks=True), network).result
+        hard = engine(
+            data,
+            plain.spread_over(shape, dict.fromkeys(axes, edge), overlap=0, multiple=multiple, shrinks=True),
+            network,
+        ).result
         assert np.square(several - one).mean() < 0.1 * np.square(hard - one).mean()
 
 
@@ -420,7 +426,9 @@ def test_an_identity_network_stays_one_however_its_tiles_are_turned(
             return block[:, n_slices // 2 : n_slices // 2 + 1] if n_slices else block
 
     several = volume((9, 21, 13))
-    oblong = window.spread_over(several.shape, (4, 8, 12), 4, 1, shrinks=True)
+    oblong = window.spread_over(
+        several.shape, {1: 8, 2: 12} if n_slices else {0: 4, 1: 8, 2: 12}, overlap=4, multiple=1, shrinks=True
+    )
     assert oblong.read_zyx[1] != oblong.read_zyx[2]
     done = engine(several, oblong, CentreSlice(), turns=turns)
     np.testing.assert_allclose(done.result, several, rtol=0, atol=1e-6)

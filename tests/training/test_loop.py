@@ -216,7 +216,7 @@ def test_the_averaged_weights_are_scored_and_stored_where_they_are_wanted(
     stored = Checkpoint.load(RunFolder(tmp_path).model("val")).weights
     assert state.ema is not None
     for name, weight in stored.items():
-        assert torch.equal(weight, state.ema[f"module.{name}"])
+        assert torch.equal(weight, state.ema[name])
     assert any(not torch.equal(weight, state.model[name]) for name, weight in stored.items())
 
 

@@ -116,7 +116,7 @@ def test_the_state_is_saved_now_and_then(
         ({"loss": "l2"}, r"loss = 'l1', the config now has 'l2'"),
         ({"batch_size": 8}, r"batch_size = 4, the config now has 8"),
         ({"patch_size": 8}, r"patch size = 16, the config now has 8"),
-        ({"ema_decay": 0.9}, r"ema_decay = None, the config now has 0\.9"),
+        ({"ema_decay": 0.9}, r"ema_decay = 0\.0, the config now has 0\.9"),
         ({"network": NetworkSpec("residual2d", {"n_slices": 5, "width": 16, "levels": 2})}, r"network\.n_slices = 3"),
         ({"network": NetworkSpec("unet2d", {"n_slices": 3})}, r"network = 'residual2d'"),
         ({"train_slices": range(1, 9)}, r"training slices = None, the config now has \[1, 9\]"),

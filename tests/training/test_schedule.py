@@ -44,8 +44,14 @@ def test_a_held_rate_is_reached_in_small_steps() -> None:
     assert rates[100:] == [PEAK] * 100
 
 
+def test_a_run_of_few_steps_reaches_its_rate_too() -> None:
+    rates = [Schedule("hold", PEAK).rate(step, step / 20) for step in range(20)]
+    assert rates[0] < 0.1 * PEAK
+    assert rates[2:12] == [pytest.approx(PEAK)] * 10
+
+
 @pytest.mark.parametrize("name", NAMES)
-@given(step=st.integers(0, 10**6), shares=st.lists(st.floats(-1, 2), min_size=2, max_size=8))
+@given(step=st.integers(WARM, 10**6), shares=st.lists(st.floats(-1, 2), min_size=2, max_size=8))
 def test_a_rate_never_rises_with_the_share_that_is_done_nor_leaves_its_range(
     name: str, step: int, shares: list[float]
 ) -> None:

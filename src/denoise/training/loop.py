@@ -15,7 +15,6 @@ from dataclasses import asdict
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from denoise.arithmetic import autocast, fast_layout, resolve_precision, summing_device
 from denoise.checkpoint import Checkpoint, RunFolder, TrainState
@@ -25,6 +24,7 @@ from denoise.modes import mode_of
 from denoise.networks.catalogue import build_network
 from denoise.patches.holdout import HoldOut
 from denoise.patches.sampler import BlockPlace
+from denoise.training.averaging import AveragedWeights
 from denoise.training.course import Course
 from denoise.training.data import open_blocks
 from denoise.training.job import Observer, Plan, Record, TrainJob
@@ -111,14 +111,7 @@ class TrainingRun:
         if self.job.initial is not None:
             network.load_state_dict(self.job.initial)
         self.network = fast_layout(network).to(world.device)
-        self.averaged = (
-            AveragedModel(
-                self.network,
-                multi_avg_fn=get_ema_multi_avg_fn(self.job.ema_decay),  # type: ignore[no-untyped-call]
-            )
-            if self.job.ema_decay
-            else None
-        )
+        self.averaged = AveragedWeights(self.network, self.job.ema_decay) if self.job.ema_decay else None
         # Fused, a step of the optimiser takes a third of the time; Apple's GPUs are left with the ordinary one.
         self.optimizer = torch.optim.Adam(
             self.network.parameters(), lr=self.job.schedule.peak, fused=world.device.type != "mps"
@@ -219,12 +212,12 @@ class TrainingRun:
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         if self.averaged is not None:
-            self.averaged.update_parameters(self.network)
+            self.averaged.update(self.network, self.progress.step + 1)
         return loss.detach()
 
     def _validate(self, observers: Sequence[Observer]) -> None:
         progress, begun = self.progress, time.monotonic()
-        model = self.averaged.module if self.averaged is not None else self.network
+        model = self.averaged.model if self.averaged is not None else self.network
         model.eval()
         scores, preview = self.validator.scores(model, self.source, self.dtype)
         self._require_finite("held-out score", scores.l1)
@@ -300,7 +293,7 @@ class TrainingRun:
         TrainState(
             fingerprint=self.job.fingerprint(),
             model=on_cpu(self.network.state_dict()),
-            ema=on_cpu(self.averaged.state_dict()) if self.averaged is not None else None,
+            ema=on_cpu(self.averaged.model.state_dict()) if self.averaged is not None else None,
             optimizer=self.optimizer.state_dict(),
             progress=asdict(self.progress),
             normalization=self.source.normalization,
@@ -311,7 +304,7 @@ class TrainingRun:
         try:
             self.network.load_state_dict(state.model)
             if self.averaged is not None and state.ema is not None:
-                self.averaged.load_state_dict(state.ema)
+                self.averaged.model.load_state_dict(state.ema)
             self.optimizer.load_state_dict(state.optimizer)
             self.progress = Progress(**state.progress)
             torch.set_rng_state(state.generator)

@@ -11,8 +11,9 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-#: A high rate is reached in so many steps: before that, the first steps of Adam are as large as its later ones.
+#: A high rate is reached in so many steps, or in this share of a shorter run: Adam's first steps would be too large.
 _WARM_UP_STEPS = 50
+_WARM_UP_SHARE = 0.1
 #: Of a run whose rate is held, the last part in which it falls to zero. See docs/network-study.md.
 _FALLING_SHARE = 0.4
 #: A run has stopped improving when its latest third made the error smaller by less than this, in dB.
@@ -30,7 +31,7 @@ class Schedule:
     ----------
     name
         "constant"; "cosine", from the peak to zero (Loshchilov and Hutter 2017, arXiv 1608.03983, without restarts);
-        "hold", in 50 steps to the peak, and in the last 40 % of the run linearly to zero.
+        "hold", in 50 steps (or a tenth of the run) to the peak, and in the last 40 % of the run linearly to zero.
     peak
         Highest learning rate.
     """
@@ -47,7 +48,8 @@ class Schedule:
             case "cosine":
                 return self.peak * 0.5 * (1.0 - math.cos(math.pi * left))
             case "hold":
-                return self.peak * min(1.0, left / _FALLING_SHARE, (step + 1) / _WARM_UP_STEPS)
+                rising = max((step + 1) / _WARM_UP_STEPS, done / _WARM_UP_SHARE)
+                return self.peak * min(1.0, rising, left / _FALLING_SHARE)
         raise AssertionError(self.name)
 
     @property
