@@ -11,7 +11,7 @@ export PYTHONNOUSERSITE := 1
 demo: $(VENV)/.installed  ## simulate a scan, train, denoise, compare: under two minutes
 	$(BIN)/denoise demo --overwrite
 
-demo-3d: $(VENV)/.installed  ## the same in 3D: four minutes
+demo-3d: $(VENV)/.installed  ## the same in 3D: under three minutes
 	$(BIN)/denoise demo --mode 3d --overwrite
 
 test: check $(VENV)/.tested  ## all checks and tests

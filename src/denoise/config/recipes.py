@@ -30,6 +30,6 @@ RECIPES: Mapping[str, Recipe] = MappingProxyType(
         "unet2d": Recipe(256, 32, 1e-3, "constant", "l1", 0.01),
         "unet3d": Recipe(96, 4, 1e-3, "constant", "l1", 0.01),
         "residual2d": Recipe(64, 4, 8e-3, "hold", "l2", 0.0, ema_decay=0.995),
-        "residual3d": Recipe(24, 2, 8e-3, "hold", "l2", 0.0, ema_decay=0.995),
+        "residual3d": Recipe(24, 2, 4e-3, "hold", "l2", 0.0, ema_decay=0.995),
     }
 )

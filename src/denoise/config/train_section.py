@@ -96,8 +96,7 @@ class TrainSection(Section):
             "Step size of the optimiser",
             "null, or a number above 0",
             "Too large: the loss jumps. Too small: slow. "
-            f"null: {RECIPES['residual2d'].learning_rate:g} for residual, "
-            f"{RECIPES['unet2d'].learning_rate:g} for unet.",
+            "null: " + ", ".join(f"{recipe.learning_rate:g} for {name}" for name, recipe in RECIPES.items()) + ".",
         ),
     ] = None
     schedule: Annotated[
