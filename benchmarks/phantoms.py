@@ -48,7 +48,7 @@ def anatomy(size: int, slices: int, seed: int) -> VoxelPhantom:
     rng = np.random.default_rng(seed)
     shape = (slices, size, size)
     scale = size / 256
-    z, y, x = np.meshgrid(*(np.arange(n) - 0.5 * (n - 1) for n in shape), indexing="ij", sparse=True)
+    _, y, x = np.meshgrid(*(np.arange(n) - 0.5 * (n - 1) for n in shape), indexing="ij", sparse=True)
     wobble = _noise(rng, shape, 24 * scale)
     distance = np.hypot(x / (0.43 * size), y / (0.36 * size)) + 0.04 * wobble
     body = _step(1 - distance, 1 / (0.4 * size))
@@ -64,7 +64,7 @@ def anatomy(size: int, slices: int, seed: int) -> VoxelPhantom:
         start = rng.uniform(-0.3, 0.3, 3) * (slices, size, size)
         _draw_tubes(vessels, _walk(rng, start, 40, 6 * scale), rng.uniform(1.0, 2.6))
     tissue = tissue * (1 - vessels) + 1.45 * vessels
-    return _scaled(gaussian_filter(tissue * body, 0.5).astype(np.float32) + 0 * z.astype(np.float32))
+    return _scaled(gaussian_filter(tissue * body, 0.5).astype(np.float32))
 
 
 def fibres(size: int, slices: int, seed: int) -> VoxelPhantom:
