@@ -189,7 +189,7 @@ def _folder(path: Path, text: str) -> Path:
 def test_publishing_a_folder_replaces_the_old_one_whole(tmp_path):
     final, partial = _folder(tmp_path / "out.zarr", "old"), _folder(tmp_path / ".partial", "new")
     (final / "stale").touch()
-    files.publish(partial, final, overwrite=True)
+    files.publish(partial, final, aside=tmp_path / ".aside", overwrite=True)
     assert (final / "c" / "0").read_text() == "new"
     assert not (final / "stale").exists()
     assert _names(tmp_path) == ["out.zarr"]
@@ -206,7 +206,7 @@ def test_publishing_works_whatever_stood_there(tmp_path, old, new):
     final, partial = tmp_path / "out", tmp_path / ".partial"
     make(final, old)
     make(partial, new)
-    files.publish(partial, final, overwrite=True)
+    files.publish(partial, final, aside=tmp_path / ".aside", overwrite=True)
     assert _names(tmp_path) == ["out"]
     assert final.is_dir() == (new == "folder")
 
@@ -214,7 +214,7 @@ def test_publishing_works_whatever_stood_there(tmp_path, old, new):
 def test_publishing_over_a_link_leaves_what_it_points_to(tmp_path):
     target = _folder(tmp_path / "precious", "mine")
     (tmp_path / "out").symlink_to(target)
-    files.publish(_folder(tmp_path / ".partial", "new"), tmp_path / "out", overwrite=True)
+    files.publish(_folder(tmp_path / ".partial", "new"), tmp_path / "out", aside=tmp_path / ".aside", overwrite=True)
     assert (target / "c" / "0").read_text() == "mine"
     assert (tmp_path / "out" / "c" / "0").read_text() == "new"
 
@@ -241,7 +241,7 @@ def test_at_no_moment_of_publishing_a_file_is_there_neither_the_old_nor_the_new_
     for name in ("rename", "replace", "unlink"):
         monkeypatch.setattr(Path, name, killed_after(getattr(Path, name)))
     with suppress(Killed):
-        files.publish(partial, final, overwrite=True)
+        files.publish(partial, final, aside=tmp_path / ".aside", overwrite=True)
     assert final.read_text() in ("old", "new")
 
 

@@ -82,10 +82,10 @@ def write_text(final: Path, text: str) -> None:
         partial.write_text(text, encoding="utf-8")
 
 
-def publish(partial: Path, final: Path, *, overwrite: bool) -> None:
-    """Give a finished file or folder its final name.
+def publish(partial: Path, final: Path, *, aside: Path, overwrite: bool) -> None:
+    """Give a finished file or folder, whose contents are on the disk, its final name.
 
-    A file replaces a file in one step. Folders cannot: what stood there is moved aside first and removed last.
+    A file replaces a file in one step. Folders cannot: what stood there is moved to ``aside`` first and removed last.
 
     Raises
     ------
@@ -97,7 +97,6 @@ def publish(partial: Path, final: Path, *, overwrite: bool) -> None:
         sync(path)
     sync(partial)
     if os.path.lexists(final) and (partial.is_dir() or final.is_dir()):
-        aside = final.with_name(f".{final.stem}.replaced-{os.getpid()}{final.suffix}")
         final.rename(aside)
         try:
             partial.rename(final)

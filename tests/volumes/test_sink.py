@@ -77,7 +77,7 @@ def test_odd_shapes_come_back(tmp_path, name, shape):
     np.testing.assert_array_equal(_whole(volume), _numbered(shape))
 
 
-@pytest.mark.parametrize("name", ["out.h5", "out.zarr", "out"])
+@pytest.mark.parametrize("name", FORMATS)
 def test_slabs_may_come_in_any_order_and_be_reused_by_the_caller(tmp_path, name):
     buffer = np.empty((2, 7, 9), "f4")
     with create_sink(tmp_path / name, shape=SHAPE) as sink:
@@ -99,15 +99,6 @@ def test_any_cutting_into_slabs_gives_the_same_zarr_store(tmp_path_factory, orde
         for a, b in sorted(slabs, key=lambda slab: order[slab[0]]):
             sink.write(a, array[a:b])
     np.testing.assert_array_equal(_whole(open_volume(path)), array)
-
-
-def test_a_tiff_file_takes_slabs_in_ascending_order_only(tmp_path):
-    with (
-        pytest.raises(AssertionError, match="expected slice 0, got 2"),
-        create_sink(tmp_path / "out.tif", shape=SHAPE) as sink,
-    ):
-        sink.write(2, _numbered()[2:4])
-    assert _names(tmp_path) == []
 
 
 def test_a_tiff_file_of_several_slabs_is_contiguous_and_ome(tmp_path):
@@ -151,7 +142,7 @@ def test_the_dataset_of_an_hdf5_output_may_be_named(tmp_path):
     with h5py.File(tmp_path / "out.h5") as file:
         dataset = file["denoised/volume"]
         assert dataset.attrs["element_size_um"].tolist() == [1.0, 2.0, 3.0]
-        assert dataset.chunks == (1, 7, 9)
+        assert dataset.chunks is None
     np.testing.assert_array_equal(_whole(open_volume(f"{tmp_path}/out.h5::/denoised/volume")), _numbered())
 
 
@@ -289,9 +280,10 @@ def test_creating_a_sink_writes_nothing(tmp_path):
 
 def _write_half(sink, z_start: int) -> None:
     sink.write(z_start, _numbered()[z_start : z_start + 3])
+    sink.flush()
 
 
-@pytest.mark.parametrize("name", ["out.zarr", "out"])
+@pytest.mark.parametrize("name", FORMATS)
 def test_disjoint_slabs_may_be_written_by_several_processes(tmp_path, name):
     with create_sink(tmp_path / name, shape=SHAPE) as sink:
         assert sink.allows_parallel_slabs
@@ -301,11 +293,6 @@ def test_disjoint_slabs_may_be_written_by_several_processes(tmp_path, name):
         worker.join()
         assert worker.exitcode == 0
     np.testing.assert_array_equal(_whole(open_volume(tmp_path / name)), _numbered())
-
-
-@pytest.mark.parametrize("name", ["out.tif", "out.h5"])
-def test_formats_that_one_process_must_write_say_so(tmp_path, name):
-    assert not create_sink(tmp_path / name, shape=SHAPE).allows_parallel_slabs
 
 
 @pytest.mark.parametrize("name", FORMATS)

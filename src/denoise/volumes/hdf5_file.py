@@ -7,7 +7,6 @@ pickled, forked and used from several threads.
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,6 +21,7 @@ from numpy.typing import NDArray
 
 from denoise.errors import OutputError, VolumeError
 from denoise.tiles import Region, Triple
+from denoise.volumes.raw_voxels import RawVoxels, take_room
 from denoise.volumes.sink import VolumeHeader
 from denoise.volumes.volume import Float32Array, VoxelSize, require_inside, require_stored_type, stored_numbers
 
@@ -90,17 +90,17 @@ class Hdf5Volume:
 
 @dataclass
 class Hdf5Writer:
-    """Writes slabs, in any order, into one chunked dataset."""
+    """Writes slabs, in any order, into one contiguous dataset."""
 
     partial: Path
     header: VolumeHeader
     dataset: str
-    _file: Any = field(default=None, init=False)
+    _voxels: RawVoxels | None = field(default=None, init=False)
 
     @property
     def allows_parallel_slabs(self) -> bool:
-        """One process at a time may write an HDF5 file."""
-        return False
+        """Each slice has its place."""
+        return True
 
     def create(self) -> None:
         """Make the file with the whole room for the dataset, and its attributes.
@@ -109,46 +109,46 @@ class Hdf5Writer:
         without an error that reaches us, and crashes at exit.
         """
         header = self.header
-        self._file = h5py.File(self.partial, "w")
         room = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
         room.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
-        made = self._file.create_dataset(
-            self.dataset, header.shape, header.dtype, chunks=header.chunk_shape, fill_time="never", dcpl=room
-        )
-        made.attrs[_FIRST] = header.slice_numbers[0]
-        made.attrs[_STEP] = header.slice_numbers.step
-        if header.voxel_size_um is not None:
-            made.attrs[_VOXEL_SIZE] = header.voxel_size_um
-        if header.description:
-            made.attrs["description"] = header.description
-        size = self._file.id.get_filesize()
-        self.abandon()
-        if hasattr(os, "posix_fallocate"):
-            with self.partial.open("r+b") as file:
-                os.posix_fallocate(file.fileno(), 0, size)
-        self._file = h5py.File(self.partial, "r+")
+        with _system_errors(), h5py.File(self.partial, "w") as file:
+            made = file.create_dataset(
+                self.dataset, header.shape, header.dtype.newbyteorder("<"), fill_time="never", dcpl=room
+            )
+            made.attrs[_FIRST] = header.slice_numbers[0]
+            made.attrs[_STEP] = header.slice_numbers.step
+            if header.voxel_size_um is not None:
+                made.attrs[_VOXEL_SIZE] = header.voxel_size_um
+            if header.description:
+                made.attrs["description"] = header.description
+        take_room(self.partial)
 
-    def store(self, z_start: int, slab: NDArray[Any], *, wait: bool) -> None:
+    def attach(self) -> None:
+        """Find the voxels."""
+        with h5py.File(self.partial, "r") as file:
+            offset = file[self.dataset].id.get_offset()
+        self._voxels = RawVoxels(self.partial, self.header, offset)
+        self._voxels.open()
+
+    def store(self, z_start: int, slab: NDArray[Any]) -> None:
         """Write the slices."""
-        with _system_errors():
-            self._file[self.dataset][z_start : z_start + len(slab)] = slab
-            self._file.flush()
+        assert self._voxels is not None
+        self._voxels.store(z_start, slab)
 
-    def holds(self, z: int) -> bool:
-        """No other process writes."""
-        return False
+    def sync(self, runs: list[tuple[int, int]]) -> None:
+        """Wait for the disk."""
+        assert self._voxels is not None
+        self._voxels.sync()
 
     def finish(self) -> None:
-        """Flush and close."""
-        with _system_errors():
-            self._file.flush()
-            self.abandon()
+        """Close the file."""
+        self.abandon()
 
     def abandon(self) -> None:
         """Close the file."""
-        if self._file is not None:
-            file, self._file = self._file, None
-            file.close()
+        if self._voxels is not None:
+            self._voxels.close()
+            self._voxels = None
 
 
 @contextmanager

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import DTypeLike
@@ -17,6 +18,7 @@ from denoise import files
 from denoise.errors import OutputError, VolumeError
 from denoise.tiles import Triple
 from denoise.volumes.sink import SlabWriter, VolumeHeader, WholeVolumeSink, require_space
+from denoise.volumes.unfinished import Unfinished
 from denoise.volumes.volume import STORED_TYPES, Volume, VolumeSink, VoxelSize
 
 _TIFF = (".tif", ".tiff")
@@ -76,6 +78,9 @@ def create_sink(
     slice_numbers: range | None = None,
     overwrite: bool = False,
     description: str = "",
+    resumable: bool = False,
+    resume: bool = False,
+    facts: Mapping[str, Any] | None = None,
 ) -> VolumeSink:
     """A sink for a new volume; nothing is written before its ``with`` block is entered.
 
@@ -94,11 +99,19 @@ def create_sink(
         What the user calls each slice; 0, 1, 2, ... by default.
     overwrite
         Whether a result of an earlier run may be replaced; what does not look like one is refused all the same.
+    resumable
+        Whether slices that are done are kept when the ``with`` block ends by an exception.
+    resume
+        Go on with what an earlier run left, if it left something; ``missing`` says what is still to be written.
+    facts
+        What the result is made from, plain values: a run may only go on with what was begun from the same.
 
     Raises
     ------
     OutputError
-        The name is taken, or holds files that are not ours; not writable; disk too small; unknown format or type.
+        The name is taken, or holds files that are not ours; not writable; disk too small; unknown format or type;
+        there is an unfinished result that was begun from something else, or that neither ``resume`` nor ``overwrite``
+        says what to do with.
     """
     place, inner = _split(os.fspath(path))
     final = place.absolute()
@@ -112,11 +125,21 @@ def create_sink(
     assert numbers[0] >= 0, f"negative slice numbers: {numbers}"
     assert numbers.step >= 1, f"slice numbers must go up: {numbers}"
     header = VolumeHeader(shape, stored, voxel_size_um, numbers, description)
+    unfinished = Unfinished(final)
+    unfinished.restore_replaced()
     files.require_free(final, overwrite=overwrite)
-    partial = files.partial_path(final)
-    writer = _FORMATS[kind](final, partial, header, inner)
-    require_space(final, header.n_bytes)
-    return WholeVolumeSink(final, partial, header, writer, overwrite)
+    if resumable and not resume and not overwrite and (done := int(unfinished.done(shape[0]).sum())):
+        raise OutputError(
+            f"an earlier run left {final} unfinished, {done} of its slices are done; continue with --resume, or begin "
+            "anew with --overwrite"
+        )
+    writer = _FORMATS[kind](final, unfinished.result, header, inner)
+    sink = WholeVolumeSink(unfinished, header, writer, overwrite, resumable, resume, facts or {})
+    if resume and unfinished.exists:
+        unfinished.require_same(sink.all_facts)
+    else:
+        require_space(final, header.n_bytes)
+    return sink
 
 
 def _split(path: str) -> tuple[Path, str]:

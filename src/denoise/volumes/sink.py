@@ -1,7 +1,8 @@
-"""The life of an output volume: checked, written under a partial name, and published only when it is whole.
+"""The life of an output volume: checked, written in a hidden folder, journaled, and published when it is whole.
 
 ``WholeVolumeSink`` is the one VolumeSink of all file formats. What differs between formats, how a slab is stored,
-is a ``SlabWriter``; tiff_stack.py, tiff_file.py, hdf5_file.py and zarr_store.py have one each.
+is a ``SlabWriter``; tiff_stack.py, tiff_file.py, hdf5_file.py and zarr_store.py have one each. What a run leaves when
+it dies, and how the next one takes it up, is in unfinished.py.
 """
 
 from __future__ import annotations
@@ -9,6 +10,9 @@ from __future__ import annotations
 import logging
 import os
 import shutil
+import time
+from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -21,6 +25,7 @@ from denoise import files
 from denoise.errors import OutputError
 from denoise.tiles import Triple
 from denoise.volumes.integer_output import GreyValueEncoder
+from denoise.volumes.unfinished import Journal, Unfinished, runs_of
 from denoise.volumes.volume import VoxelSize
 
 _log = logging.getLogger(__name__)
@@ -28,6 +33,8 @@ _log = logging.getLogger(__name__)
 # 512 x 512 float32 values are 1 MiB: a slab writes few chunks, a patch reads little that it does not need. One slice
 # deep, so that slabs of any depth never share a chunk and may be written in any order and from several processes.
 CHUNK_YX = 512
+#: Slices are made to last, and journaled, so often: a death costs no more than that, and waiting for the disk little.
+_SECONDS_PER_SYNC = 5.0
 
 
 @dataclass(frozen=True)
@@ -61,43 +68,56 @@ class SlabWriter(Protocol):
         ...
 
     def create(self) -> None:
-        """Make the partial file or folder."""
+        """Make the partial file or folder, in a form that ``attach`` can go on with."""
         ...
 
-    def store(self, z_start: int, slab: NDArray[Any], *, wait: bool) -> None:
-        """Store whole slices, in the stored type. Unless ``wait``, this may go on after the call (on a copy)."""
+    def attach(self) -> None:
+        """Go on with what ``create`` made, in this process or another."""
         ...
 
-    def holds(self, z: int) -> bool:
-        """Whether a slice is there that another process stored."""
+    def store(self, z_start: int, slab: NDArray[Any]) -> None:
+        """Store whole slices, in the stored type; may go on after the call (on a copy). Again is no harm."""
+        ...
+
+    def sync(self, runs: list[tuple[int, int]]) -> None:
+        """Wait until these slices, (start, stop), which this process stored, would survive the machine's death."""
         ...
 
     def finish(self) -> None:
-        """Wait for what is under way, and close."""
+        """All slices are stored and synced: make the rest of the format."""
         ...
 
     def abandon(self) -> None:
-        """Close whatever is open, in an unknown state; the partial result is removed by the caller."""
+        """Close whatever is open, in an unknown state."""
         ...
 
 
 @dataclass
 class WholeVolumeSink:
-    """A VolumeSink: leaving its ``with`` block normally publishes the result, leaving it by an exception removes it.
+    """A VolumeSink: leaving its ``with`` block normally publishes the result.
 
-    It may be pickled inside the block where ``allows_parallel_slabs``; copies in other processes can only ``write``,
-    and the process that entered the block publishes after they are done. Clipped voxels of a copy are logged by the
-    copy, slab by slab.
+    Leaving it by an exception keeps what is done for another run where ``resumable``, and removes it otherwise.
+
+    It may be pickled inside the block where ``allows_parallel_slabs``; copies in other processes can only ``write`` and
+    ``flush``, and the process that entered the block publishes after they are done. Clipped voxels of a copy are
+    logged by the copy.
     """
 
-    final: Path
-    partial: Path
+    unfinished: Unfinished
     header: VolumeHeader
     writer: SlabWriter
     overwrite: bool = False
+    resumable: bool = False
+    resume: bool = False
+    facts: Mapping[str, Any] = field(default_factory=dict)
     _owner: int = field(default_factory=os.getpid)
     _encoder: GreyValueEncoder = field(init=False)
     _written: NDArray[np.bool_] = field(init=False)
+    _open: bool = field(default=False, init=False)
+    _journal: Journal | None = field(default=None, init=False)
+    _unsynced: list[tuple[int, int]] = field(default_factory=list, init=False)
+    _synced_at: float = field(default=0.0, init=False)
+    _resources: ExitStack = field(default_factory=ExitStack, init=False)
 
     def __post_init__(self) -> None:
         self._encoder = GreyValueEncoder(self.header.dtype)
@@ -106,12 +126,17 @@ class WholeVolumeSink:
     @property
     def path(self) -> str:
         """The final name."""
-        return str(self.final)
+        return str(self.unfinished.final)
 
     @property
     def allows_parallel_slabs(self) -> bool:
         """Whether several processes may write disjoint slabs, each through its own copy of this sink."""
         return self.writer.allows_parallel_slabs
+
+    @property
+    def missing(self) -> list[range]:
+        """The runs of slices, counted from 0 in this output, that are still to be written."""
+        return runs_of(~self._written)
 
     def write(self, z_start: int, slab: NDArray[np.float32]) -> None:
         """Store slices z_start, z_start + 1, ... counted from 0 in this output.
@@ -134,61 +159,139 @@ class WholeVolumeSink:
         if n_slices == 0:
             return
         is_copy = os.getpid() != self._owner
-        assert self.allows_parallel_slabs or not is_copy, f"{self.final} can only be written by one process"
+        assert self.allows_parallel_slabs or not is_copy, f"{self.path} can only be written by one process"
         numbers = self.header.slice_numbers[z_start:z_stop]
-        stored = self._encoder.encode(slab, f"{self.final}, slices {numbers[0]}..{numbers[-1]}")
-        with files.explained(self.final):
-            self.writer.store(z_start, stored, wait=is_copy)
+        stored = self._encoder.encode(slab, f"{self.path}, slices {numbers[0]}..{numbers[-1]}")
+        with files.explained(self.unfinished.final):
+            if not self._open:
+                self._start()
+            self.writer.store(z_start, stored)
         self._written[z_start:z_stop] = True
-        if is_copy:
+        self._unsynced.append((z_start, z_stop))
+        if time.monotonic() - self._synced_at > _SECONDS_PER_SYNC:
+            self.flush()
+
+    def flush(self) -> None:
+        """Make what was written last, and journal it; a copy in another process ends with this.
+
+        Raises
+        ------
+        OutputError
+            Disk full and other refusals of the operating system.
+        """
+        self._synced_at = time.monotonic()
+        if not self._unsynced or self._journal is None:
+            return
+        with files.explained(self.unfinished.final):
+            self.writer.sync(self._unsynced)
+            self._journal.append(self._unsynced)
+        self._unsynced = []
+        if os.getpid() != self._owner:
             self._encoder.report(self.path)
             self._encoder = GreyValueEncoder(self.header.dtype)
 
+    def _start(self) -> None:
+        """In this process: be ready to store."""
+        self.writer.attach()
+        self._journal = self.unfinished.journal()
+        self._synced_at = time.monotonic()
+        self._open = True
+
     def __getstate__(self) -> dict[str, object]:
         # No process has the number 0: a copy is a copy also on another host where the numbers happen to agree.
-        return self.__dict__ | {"_owner": 0}
+        left_behind: dict[str, object] = {"_open": False, "_journal": None, "_unsynced": [], "_resources": ExitStack()}
+        return self.__dict__ | left_behind | {"_owner": 0}
 
     def __enter__(self) -> Self:
         self._owner = os.getpid()
-        with files.explained(self.final):
-            self.final.parent.mkdir(parents=True, exist_ok=True)
-            files.remove_leftovers(self.final)
-            files.discard(self.partial)
-            try:
-                self.writer.create()
-            except BaseException:
-                self._discard()
-                raise
+        with files.explained(self.unfinished.final), ExitStack() as resources:
+            resources.enter_context(self.unfinished.locked())
+            self.unfinished.restore_replaced()
+            if self.resume and self.unfinished.exists:
+                self.unfinished.require_same(self.all_facts)
+                self._written = self.unfinished.done(self.header.shape[0])
+            else:
+                self._begin()
+            self._resources = resources.pop_all()
         return self
+
+    def _begin(self) -> None:
+        self.unfinished.clear()
+        try:
+            require_space(self.unfinished.final, self.header.n_bytes)
+            self.writer.create()
+            self.unfinished.begin(self.all_facts)
+        except BaseException:
+            self._discard()
+            raise
+
+    @property
+    def all_facts(self) -> dict[str, Any]:
+        """What a run that goes on with this result must have in common with the one that began it; plain values."""
+        header = self.header
+        numbers = header.slice_numbers
+        return {
+            "shape": list(header.shape),
+            "type": header.dtype.name,
+            "first slice": numbers[0],
+            "slice step": numbers.step,
+            "voxel size": header.voxel_size_um,
+            **self.facts,
+        }
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if kind is not None:
-            self._discard()
-            return
+        with self._resources:
+            if kind is None:
+                self._publish()
+            else:
+                self._leave()
+
+    def _publish(self) -> None:
         try:
-            with files.explained(self.final):
+            self.flush()
+            self._written |= self.unfinished.done(self.header.shape[0])
+            if missing := self.missing:
+                raise AssertionError(
+                    f"{sum(map(len, missing))} of {self.header.shape[0]} slices of {self.path} were never written, "
+                    f"the first is slice {missing[0][0]}"
+                )
+            with files.explained(self.unfinished.final):
                 self.writer.finish()
-                missing = [int(z) for z in np.flatnonzero(~self._written) if not self.writer.holds(int(z))]
-                if missing:
-                    raise AssertionError(
-                        f"{len(missing)} of {self.header.shape[0]} slices of {self.final} were never written, "
-                        f"the first is slice {missing[0]}"
-                    )
-                files.publish(self.partial, self.final, overwrite=self.overwrite)
+                self.unfinished.publish(overwrite=self.overwrite)
         except BaseException:
-            self._discard()
+            self._leave()
             raise
         self._encoder.report(self.path)
 
+    def _leave(self) -> None:
+        """Another run may go on from here, or nothing is left."""
+        if not self.resumable:
+            self._discard()
+            return
+        try:
+            self.flush()
+        except (OSError, RuntimeError, OutputError) as error:  # what ended the run is told; this would hide it
+            _log.debug("syncing %s: %s", self.path, error)
+        self._close()
+        done = int(self.unfinished.done(self.header.shape[0]).sum())
+        if done == 0:
+            self.unfinished.discard()
+        else:
+            _log.info("%d of %d slices are kept; --resume continues", done, self.header.shape[0])
+
     def _discard(self) -> None:
+        try:
+            self._close()
+        finally:
+            self.unfinished.discard()
+
+    def _close(self) -> None:
         try:
             self.writer.abandon()
         except (OSError, RuntimeError) as error:  # closing flushes, which fails again where the disk is full
-            _log.debug("closing %s: %s", self.partial, error)
-        finally:
-            files.discard(self.partial)
+            _log.debug("closing %s: %s", self.path, error)
 
 
 def require_space(final: Path, n_bytes: int) -> None:

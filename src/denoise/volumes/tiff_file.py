@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from denoise.errors import VolumeError
 from denoise.tiles import Region, Triple
+from denoise.volumes.raw_voxels import RawVoxels, take_room
 from denoise.volumes.sink import VolumeHeader
 from denoise.volumes.tiff_metadata import slice_numbers, stack_tags, stacked_axes, voxel_size_um
 from denoise.volumes.tiff_page import (
@@ -139,44 +140,52 @@ class TiffFileVolume:
 
 @dataclass
 class TiffFileWriter:
-    """Appends slices, in ascending order, to one OME-TIFF file; BigTIFF where it would not fit 4 GB."""
+    """Writes slabs, in any order, into one OME-TIFF file; BigTIFF where it would not fit 4 GB."""
 
     partial: Path
     header: VolumeHeader
     title: str
-    _tiff: tifffile.TiffWriter | None = field(default=None, init=False)
-    _next: int = field(default=0, init=False)
+    _voxels: RawVoxels | None = field(default=None, init=False)
 
     @property
     def allows_parallel_slabs(self) -> bool:
-        """Pages follow one another."""
-        return False
+        """Each slice has its place."""
+        return True
 
     def create(self) -> None:
-        """Open the file."""
-        self._tiff = tifffile.TiffWriter(self.partial, bigtiff=self.header.n_bytes > _LARGEST_CLASSIC, byteorder="<")
+        """Make the file with all its headers, and room for the voxels."""
+        header = self.header
+        big = header.n_bytes > _LARGEST_CLASSIC
+        with tifffile.TiffWriter(self.partial, bigtiff=big, byteorder="<") as tif:
+            tif.write(None, shape=header.shape, dtype=header.dtype, **stack_tags(header, self.title))
+        take_room(self.partial)
 
-    def store(self, z_start: int, slab: NDArray[Any], *, wait: bool) -> None:
-        """Append the slices."""
-        assert self._tiff is not None
-        assert z_start == self._next, f"a TIFF file is written in order: expected slice {self._next}, got {z_start}"
-        for image in slab:
-            self._tiff.write(image, **stack_tags(self.header, self.title))
-        self._next += len(slab)
+    def attach(self) -> None:
+        """Find the voxels."""
+        with tifffile.TiffFile(self.partial) as tif:
+            offset = tif.pages.first.dataoffsets[0]
+        self._voxels = RawVoxels(self.partial, self.header, offset)
+        self._voxels.open()
 
-    def holds(self, z: int) -> bool:
-        """No other process writes."""
-        return False
+    def store(self, z_start: int, slab: NDArray[Any]) -> None:
+        """Write the slices."""
+        assert self._voxels is not None
+        self._voxels.store(z_start, slab)
+
+    def sync(self, runs: list[tuple[int, int]]) -> None:
+        """Wait for the disk."""
+        assert self._voxels is not None
+        self._voxels.sync()
 
     def finish(self) -> None:
-        """Write the remaining page headers and close."""
+        """Close the file."""
         self.abandon()
 
     def abandon(self) -> None:
         """Close the file."""
-        if self._tiff is not None:
-            tiff, self._tiff = self._tiff, None
-            tiff.close()
+        if self._voxels is not None:
+            self._voxels.close()
+            self._voxels = None
 
 
 def _require_following_images(page: tifffile.TiffPage, n_pages: int, n_images: int, what: str) -> None:

@@ -18,6 +18,7 @@ import numpy as np
 import tifffile
 from numpy.typing import NDArray
 
+from denoise import files
 from denoise.errors import VolumeError
 from denoise.tiles import Region, Triple
 from denoise.volumes.sink import VolumeHeader
@@ -117,29 +118,31 @@ class TiffStackWriter:
         return True
 
     def create(self) -> None:
-        """Make the folder and the pool."""
+        """Make the folder."""
         self.partial.mkdir()
+
+    def attach(self) -> None:
+        """Make the pool."""
         self._pool = ThreadPoolExecutor(_WRITING_THREADS, thread_name_prefix="tiff-writer")
 
-    def store(self, z_start: int, slab: NDArray[Any], *, wait: bool) -> None:
-        """Hand copies of the slices to the pool, at most a few ahead; or write them here and now."""
-        if wait or self._pool is None:
-            for k, image in enumerate(slab):
-                self._write_slice(z_start + k, image)
-            return
+    def store(self, z_start: int, slab: NDArray[Any]) -> None:
+        """Hand copies of the slices to the pool, at most a few ahead."""
+        assert self._pool is not None
         for k, image in enumerate(slab):
             while len(self._pending) >= _WAITING_SLICES:
                 self._pending.popleft().result()
             self._pending.append(self._pool.submit(self._write_slice, z_start + k, image.copy()))
 
-    def holds(self, z: int) -> bool:
-        """Whether the slice's file is there."""
-        return self._slice_path(z).is_file()
-
-    def finish(self) -> None:
-        """Wait for the pool; its first error is raised."""
+    def sync(self, runs: list[tuple[int, int]]) -> None:
+        """Wait for the pool (its first error is raised), and for the disk."""
         while self._pending:
             self._pending.popleft().result()
+        for start, stop in runs:
+            for z in range(start, stop):
+                files.sync(self._slice_path(z))
+
+    def finish(self) -> None:
+        """Stop the pool."""
         self.abandon()
 
     def abandon(self) -> None:

@@ -69,8 +69,8 @@ class Volume(Protocol):
 class VolumeSink(Protocol):
     """Takes slabs of float32 and becomes a file or folder under its final name when all of them were written.
 
-    A context manager: leaving it normally finishes the result (fsync, rename); leaving it with an exception removes
-    what was partial and leaves whatever stood under the final name before.
+    A context manager: leaving it normally finishes the result (fsync, rename); leaving it with an exception keeps what
+    is done for another run to go on with, or removes it, and leaves whatever stood under the final name before.
     """
 
     @property
@@ -83,8 +83,17 @@ class VolumeSink(Protocol):
         """Whether several processes may write disjoint slabs."""
         ...
 
+    @property
+    def missing(self) -> list[range]:
+        """The runs of slices, counted from 0 in this output, that are still to be written."""
+        ...
+
     def write(self, z_start: int, slab: Float32Array) -> None:
         """Store slices z_start.. (counted from 0 in this output). Integer outputs are rounded and clipped, counted."""
+        ...
+
+    def flush(self) -> None:
+        """Make what was written last; a copy in another process ends with this."""
         ...
 
     def __enter__(self) -> Self: ...

@@ -18,6 +18,7 @@ import zarr
 from numpy.typing import NDArray
 from zarr.storage import LocalStore
 
+from denoise import files
 from denoise.errors import VolumeError
 from denoise.tiles import Region, Triple
 from denoise.volumes.sink import VolumeHeader
@@ -141,17 +142,21 @@ class ZarrWriter:
             dimension_names=("z", "y", "x"),
         )
 
-    def store(self, z_start: int, slab: NDArray[Any], *, wait: bool) -> None:
-        """Write the slices; chunks of zeros too, so that ``holds`` can tell them from chunks never written."""
-        if self._array is None:
-            array = zarr.open_array(LocalStore(self.partial), path=_LEVEL, mode="r+")
-            self._array = array.with_config({"write_empty_chunks": True})
+    def attach(self) -> None:
+        """Open the array; chunks of zeros are written too."""
+        array = zarr.open_array(LocalStore(self.partial), path=_LEVEL, mode="r+")
+        self._array = array.with_config({"write_empty_chunks": True})
+
+    def store(self, z_start: int, slab: NDArray[Any]) -> None:
+        """Write the slices."""
         self._array[z_start : z_start + len(slab)] = slab
 
-    def holds(self, z: int) -> bool:
-        """Whether the last chunk of the slice is there."""
-        _, y, x = (-(-n // c) - 1 for n, c in zip(self.header.shape, self.header.chunk_shape, strict=True))
-        return (self.partial / _LEVEL / "c" / str(z) / str(y) / str(x)).is_file()
+    def sync(self, runs: list[tuple[int, int]]) -> None:
+        """Wait for the disk."""
+        for start, stop in runs:
+            for z in range(start, stop):
+                for chunk in (self.partial / _LEVEL / "c" / str(z)).rglob("*"):
+                    files.sync(chunk)
 
     def finish(self) -> None:
         """Nothing is open."""

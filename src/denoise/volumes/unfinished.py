@@ -1,0 +1,152 @@
+"""A result that is not whole yet: the hidden folder beside its final name, and the journal of what is done.
+
+``.NAME.unfinished/`` holds the partial result, a description of the run that makes it (``run.json``), the lock of that
+run, and one journal per process. Whatever ends the run, the next one knows from it which slices need not be made again.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import uuid
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from denoise import files
+from denoise.errors import OutputError
+from denoise.locking import only_run
+
+_RUN, _LOCK, _REPLACED = "run.json", "lock", "replaced"
+
+
+@dataclass(frozen=True)
+class Unfinished:
+    """The unfinished state of one output."""
+
+    final: Path
+
+    @property
+    def folder(self) -> Path:
+        """Where everything lies; on the disk of the final name, so that publishing is a rename."""
+        return self.final.with_name(f".{self.final.name}.unfinished")
+
+    @property
+    def result(self) -> Path:
+        """The partial result; it keeps the suffix, by which libraries choose a format."""
+        return self.folder / f"result{self.final.suffix}"
+
+    @property
+    def exists(self) -> bool:
+        """Whether a run began a result here that can be continued."""
+        return (self.folder / _RUN).is_file()
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Be the only run that makes this result; the lock ends with the process, however it ends.
+
+        Raises
+        ------
+        OutputError
+            Another run holds it; says which.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with only_run(self.folder / _LOCK, str(self.final)):
+            yield
+
+    def begin(self, facts: Mapping[str, Any]) -> None:
+        """Note that the partial result has its final form and size, and what it is made from."""
+        files.write_text(self.folder / _RUN, json.dumps(facts, indent=1, sort_keys=True) + "\n")
+
+    def require_same(self, facts: Mapping[str, Any]) -> None:
+        """Refuse to continue what was begun from something else.
+
+        Raises
+        ------
+        OutputError
+            Names the first difference.
+        """
+        then = _facts(self.folder / _RUN)
+        now = json.loads(json.dumps(facts))
+        for name in sorted({*then, *now}):
+            if then.get(name) != now.get(name):
+                raise OutputError(
+                    f"the unfinished {self.final} was begun with {name} = {then.get(name)!r}, this run has "
+                    f"{now.get(name)!r}; set it back to resume, or begin anew with --overwrite"
+                )
+
+    def done(self, depth: int) -> NDArray[np.bool_]:
+        """Which of the slices are stored, by the journals of all processes so far; (depth,)."""
+        done = np.zeros(depth, dtype=bool)
+        for journal in sorted(self.folder.glob("done-*.txt")):
+            # The last line may be cut short, by the death of its process.
+            for line in journal.read_text(encoding="ascii", errors="replace").split("\n")[:-1]:
+                start, stop = (int(part) for part in line.split())
+                done[start:stop] = True
+        return done
+
+    def journal(self) -> Journal:
+        """A new journal, for one process."""
+        host = socket.gethostname().split(".")[0]
+        return Journal(self.folder / f"done-{host}-{os.getpid()}-{uuid.uuid4().hex[:8]}.txt")
+
+    def publish(self, *, overwrite: bool) -> None:
+        """Give the whole result its final name, and remove the rest; inside ``locked``."""
+        files.publish(self.result, self.final, aside=self.folder / _REPLACED, overwrite=overwrite)
+        self.discard()
+
+    def restore_replaced(self) -> None:
+        """Bring back an earlier result, where a run died between moving it aside and putting its own in place."""
+        aside = self.folder / _REPLACED
+        if os.path.lexists(aside) and not os.path.lexists(self.final):
+            aside.rename(self.final)
+
+    def clear(self) -> None:
+        """Remove what an earlier run left, but the lock; nothing counts as done before anything is removed."""
+        self.restore_replaced()
+        if self.folder.is_dir():
+            (self.folder / _RUN).unlink(missing_ok=True)
+            for path in self.folder.iterdir():
+                if path.name != _LOCK:
+                    files.discard(path)
+
+    def discard(self) -> None:
+        """Remove the folder."""
+        self.clear()
+        files.discard(self.folder)
+
+
+@dataclass(frozen=True)
+class Journal:
+    """Runs of slices that one process has stored, a line each; appended only after their data is on the disk."""
+
+    path: Path
+
+    def append(self, runs: list[tuple[int, int]]) -> None:
+        """Add runs of slices, (start, stop) counted from 0 in the output, and wait for the disk."""
+        with self.path.open("a", encoding="ascii") as file:
+            file.writelines(f"{start} {stop}\n" for start, stop in runs)
+            file.flush()
+            os.fsync(file.fileno())
+
+
+def _facts(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise OutputError(f"{path} is damaged ({error}); begin anew with --overwrite") from error
+    if not isinstance(found, dict):
+        raise OutputError(f"{path} is damaged (no table); begin anew with --overwrite")
+    return found
+
+
+def runs_of(wanted: NDArray[np.bool_]) -> list[range]:
+    """The runs of True in a row of booleans."""
+    edges = np.flatnonzero(np.diff(np.concatenate([[False], wanted, [False]]).astype(np.int8)))
+    return [range(int(a), int(b)) for a, b in zip(edges[::2], edges[1::2], strict=True)]

@@ -1,0 +1,193 @@
+"""What a run leaves when it dies, and how another takes it up: nothing done is lost, nothing half done is taken."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from denoise.errors import OutputError
+from denoise.tiles import Region
+from denoise.volumes import create_sink, open_volume
+from denoise.volumes.unfinished import Unfinished, runs_of
+
+FORMATS = ["out.tif", "out.h5", "out.zarr", "out"]
+SHAPE = (6, 7, 9)
+
+
+def _numbered() -> np.ndarray:
+    return np.arange(np.prod(SHAPE)).reshape(SHAPE).astype("f4")
+
+
+def _whole(path: Path) -> np.ndarray:
+    volume = open_volume(path)
+    return volume.read_stored(Region((0, 0, 0), volume.shape))
+
+
+def _sink(path: Path, **how):
+    return create_sink(path, shape=SHAPE, resumable=True, **how)
+
+
+def _write(sink, *runs: tuple[int, int]) -> None:
+    for start, stop in runs:
+        sink.write(start, _numbered()[start:stop])
+
+
+_KILLED = """
+import os, signal, sys
+import numpy as np
+from denoise.volumes import create_sink
+values = np.arange(6 * 7 * 9).reshape(6, 7, 9).astype("f4")
+with create_sink(sys.argv[1], shape=(6, 7, 9), resumable=True, overwrite=True) as sink:
+    sink.write(4, values[4:5])
+    sink.write(1, values[1:3])
+    sink.flush()
+    sink.write(3, values[3:4] * 0)  # stored, but not yet made to last
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def _killed(path: Path) -> None:
+    assert subprocess.run([sys.executable, "-c", _KILLED, path], check=False).returncode == -signal.SIGKILL
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_after_a_kill_only_what_lasts_counts_and_the_result_equals_an_uninterrupted_one(tmp_path, name):
+    _killed(tmp_path / name)
+    assert not (tmp_path / name).exists()
+    with _sink(tmp_path / name, resume=True) as sink:
+        assert sink.missing == [range(0, 1), range(3, 4), range(5, 6)]
+        _write(sink, (5, 6), (0, 1), (3, 4))
+    np.testing.assert_array_equal(_whole(tmp_path / name), _numbered())
+    assert [p.name for p in tmp_path.iterdir()] == [name]
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_an_exception_keeps_what_is_done(tmp_path, name):
+    def burst() -> None:
+        with _sink(tmp_path / name) as sink:
+            _write(sink, (2, 4))
+            raise RuntimeError("the network burst")
+
+    with pytest.raises(RuntimeError, match="burst"):
+        burst()
+    assert not (tmp_path / name).exists()
+    with _sink(tmp_path / name, resume=True) as sink:
+        _write(sink, (0, 2), (4, 6))
+    np.testing.assert_array_equal(_whole(tmp_path / name), _numbered())
+
+
+def test_an_exception_before_anything_is_done_leaves_nothing(tmp_path):
+    with pytest.raises(RuntimeError, match="early"), _sink(tmp_path / "out"):
+        raise RuntimeError("early")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_unfinished_result_is_neither_continued_nor_thrown_away_unasked(tmp_path):
+    _killed(tmp_path / "out.h5")
+    with pytest.raises(OutputError, match=r"left .*out\.h5 unfinished, 3 of its slices are done; .*--resume, or begin"):
+        _sink(tmp_path / "out.h5")
+    with _sink(tmp_path / "out.h5", overwrite=True) as sink:
+        assert sink.missing == [range(6)]
+        _write(sink, (0, 6))
+    np.testing.assert_array_equal(_whole(tmp_path / "out.h5"), _numbered())
+
+
+def test_to_resume_where_nothing_was_begun_is_to_begin(tmp_path):
+    with _sink(tmp_path / "out.zarr", resume=True) as sink:
+        assert sink.missing == [range(6)]
+        _write(sink, (0, 6))
+    np.testing.assert_array_equal(_whole(tmp_path / "out.zarr"), _numbered())
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"shape": (6, 7, 8)}, r"shape = \[6, 7, 9\], this run has \[6, 7, 8\]"),
+        ({"dtype": "u2"}, "type = 'float32', this run has 'uint16'"),
+        ({"slice_numbers": range(10, 16)}, "first slice = 0, this run has 10"),
+        ({"facts": {"model": "b"}}, "model = None, this run has 'b'"),
+    ],
+)
+def test_a_result_is_only_continued_from_the_same(tmp_path, change, said):
+    _killed(tmp_path / "out.h5")
+    with pytest.raises(OutputError, match=f"was begun with {said}; set it back to resume, or begin anew"):
+        create_sink(tmp_path / "out.h5", **{"shape": SHAPE, "resumable": True, "resume": True, **change})
+    with _sink(tmp_path / "out.h5", resume=True) as sink:
+        assert sink.missing == [range(0, 1), range(3, 4), range(5, 6)]
+        _write(sink, (0, 1), (3, 4), (5, 6))
+
+
+def test_a_second_run_on_the_same_output_is_refused_and_harms_nothing(tmp_path):
+    def second() -> None:
+        with _sink(tmp_path / "out", overwrite=True):
+            pytest.fail("two runs write one result")
+
+    with _sink(tmp_path / "out") as sink:
+        _write(sink, (0, 3))
+        with pytest.raises(OutputError, match=f"is in use by process {os.getpid()}"):
+            second()
+        _write(sink, (3, 6))
+    np.testing.assert_array_equal(_whole(tmp_path / "out"), _numbered())
+
+
+def test_a_line_cut_short_by_a_death_is_not_believed(tmp_path):
+    unfinished = Unfinished(tmp_path / "out")
+    unfinished.folder.mkdir()
+    (unfinished.folder / "done-a-1.txt").write_text("0 2\n3 4")
+    (unfinished.folder / "done-b-2.txt").write_text("4 6\n2")
+    assert runs_of(unfinished.done(6)) == [range(2), range(4, 6)]
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{"])
+def test_a_damaged_description_is_a_clear_sentence(tmp_path, text):
+    _killed(tmp_path / "out")
+    (Unfinished(tmp_path / "out").folder / "run.json").write_text(text)
+    with pytest.raises(OutputError, match=r"run\.json is damaged .*begin anew with --overwrite"):
+        _sink(tmp_path / "out", resume=True)
+
+
+@pytest.mark.parametrize("then", ["resume", "overwrite"])
+def test_a_death_between_moving_the_old_result_aside_and_naming_the_new_one_loses_neither(tmp_path, monkeypatch, then):
+    class Dead(BaseException):
+        pass
+
+    with create_sink(tmp_path / "out", shape=SHAPE) as sink:
+        sink.write(0, -_numbered())
+    renamed = Path.rename
+
+    def die(self: Path, target: Path) -> Path:
+        if target == tmp_path / "out":
+            raise Dead
+        return renamed(self, target)
+
+    def dies() -> None:
+        with _sink(tmp_path / "out", overwrite=True) as sink:
+            _write(sink, (0, 6))
+            monkeypatch.setattr(Path, "rename", die)
+
+    with pytest.raises(Dead):
+        dies()
+    monkeypatch.undo()
+    assert not (tmp_path / "out").exists()
+    if then == "overwrite":
+        with pytest.raises(RuntimeError), _sink(tmp_path / "out", overwrite=True):
+            raise RuntimeError
+        np.testing.assert_array_equal(_whole(tmp_path / "out"), -_numbered())
+    else:
+        with _sink(tmp_path / "out", resume=True, overwrite=True) as sink:
+            assert sink.missing == []
+        np.testing.assert_array_equal(_whole(tmp_path / "out"), _numbered())
+
+
+@pytest.mark.parametrize(
+    ("wanted", "runs"),
+    [([], []), ([0], []), ([1], [(0, 1)]), ([1, 1, 0, 1], [(0, 2), (3, 4)]), ([0, 1, 1, 1], [(1, 4)])],
+)
+def test_runs_of_slices(wanted, runs):
+    assert runs_of(np.array(wanted, dtype=bool)) == [range(a, b) for a, b in runs]
