@@ -88,6 +88,7 @@ def run(
     network: nn.Module,
     z_range: range | None = None,
     normalization: Normalization = Normalization(0.0, 1.0),  # noqa: B008
+    budget: int | None = None,
     **options: Any,
 ) -> Run:
     """Run the engine on the CPU; slices that were never written stay NaN."""
@@ -102,7 +103,7 @@ def run(
         done.result[start : start + len(slab)] = slab
 
     denoiser = Denoiser(network, normalization, window, torch.device("cpu"), **options).prepared()
-    denoise_slices(volumes, denoiser, z_range, write, done.progress.append)
+    denoise_slices(volumes, denoiser, z_range, write, done.progress.append, budget=budget)
     return done
 
 

@@ -55,7 +55,7 @@ def test_a_slab_holds_what_its_tiles_read_reflected_at_the_faces(window: Window,
     layers = range(len(grid.axes[0].starts))
     for first in range(0, len(layers), at_once):
         last = min(first + at_once, len(layers)) - 1
-        slab = reader.read(first, last)
+        slab = reader.read((first, last))
         low = grid.axes[0].starts[first] - window.before_zyx[0] + before[0]
         depth = grid.axes[0].starts[last] - grid.axes[0].starts[first] + window.read_zyx[0]
         height, width = (grid.axes[a].starts[-1] + window.read_zyx[a] for a in (1, 2))
@@ -71,13 +71,13 @@ def test_a_single_slice_is_read_with_its_true_neighbours(depth: int, n_slices: i
     numbers = np.pad(data[:, 0, 0], (before, n_slices - 1 - before), mode="reflect" if depth > 1 else "edge")
     for z in range(depth):
         reader = SlabReader([ArrayVolume(data)], grid, PLAIN, fill_non_finite=False)
-        np.testing.assert_array_equal(reader.read(z, z)[0, :, 0, 0], numbers[z : z + n_slices])
+        np.testing.assert_array_equal(reader.read((z, z))[0, :, 0, 0], numbers[z : z + n_slices])
 
 
 def test_values_are_normalised_and_the_inputs_stay_apart() -> None:
     inputs = [ArrayVolume(np.full((3, 4, 4), value, dtype=np.uint16)) for value in (100, 40000)]
     grid = TileGrid((3, 4, 4), slices(3))
-    slab = SlabReader(inputs, grid, Normalization(100.0, 50.0), fill_non_finite=False).read(0, 2)
+    slab = SlabReader(inputs, grid, Normalization(100.0, 50.0), fill_non_finite=False).read((0, 2))
     assert slab.dtype == np.float32
     np.testing.assert_allclose(slab[0], 0.0)
     np.testing.assert_allclose(slab[1], 798.0)
@@ -86,9 +86,9 @@ def test_values_are_normalised_and_the_inputs_stay_apart() -> None:
 def test_a_slab_that_was_handed_out_is_not_changed_by_the_next_read() -> None:
     data = np.random.default_rng(0).normal(size=(20, 4, 4)).astype(np.float32)
     reader = SlabReader([ArrayVolume(data)], TileGrid(data.shape, slices(3)), PLAIN, fill_non_finite=False)
-    slab = reader.read(1, 4)
+    slab = reader.read((1, 4))
     before = slab.copy()
-    reader.read(5, 9)
+    reader.read((5, 9))
     np.testing.assert_array_equal(slab, before)
 
 
@@ -98,4 +98,4 @@ def test_the_second_input_is_checked_too_and_named() -> None:
     inputs = [ArrayVolume(good, "recon_0", None, 10), ArrayVolume(bad, "recon_1", None, 10)]
     reader = SlabReader(inputs, TileGrid((3, 4, 4), slices(1)), PLAIN, fill_non_finite=False)
     with pytest.raises(VolumeError, match=r"recon_1 holds 1 NaN or Inf voxels in slice 12"):
-        reader.read(0, 2)
+        reader.read((0, 2))

@@ -15,7 +15,7 @@ from denoise.commands.inputs import open_inference_inputs, open_splits
 from denoise.commands.train import require_own_folder
 from denoise.config import RunConfig
 from denoise.errors import OutputError
-from denoise.inference.engine import slab_bytes
+from denoise.inference.slabs import plan_slabs
 from denoise.launch import describe_device
 from denoise.memory import available_bytes
 from denoise.modes import MODES, default_tile, inference_window
@@ -102,7 +102,7 @@ def _inference(config: RunConfig, grid: Volume, network: NetworkSpec) -> list[tu
     tiles = TileGrid(grid.shape, window)
     layers = len(tiles.axes[0].starts)
     inputs = 1 if config.infer.input == "full" else len(config.given_splits)
-    memory, free = slab_bytes(tiles, inputs), available_bytes()
+    memory, free = plan_slabs(tiles, inputs).n_bytes, available_bytes()
     needed = int(np.prod(grid.shape, dtype=np.int64)) * 4
     folder: Path = config.dataset.folder
     room = shutil.disk_usage(folder).free

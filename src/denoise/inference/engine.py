@@ -20,6 +20,7 @@ from denoise.arithmetic import autocast, fast_layout
 from denoise.errors import CheckpointError, DeviceError
 from denoise.inference.blend import SlabAccumulator
 from denoise.inference.reader import SlabReader
+from denoise.inference.slabs import WRITES_WAITING, SlabPlan, plan_slabs
 from denoise.inference.transfer import DeviceLink
 from denoise.normalization import Normalization
 from denoise.patches.symmetry import SQUARE
@@ -28,10 +29,6 @@ from denoise.volumes.volume import Float32Array, Volume
 
 _log = logging.getLogger(__name__)
 
-#: Slices predicted per slab where tiles are one slice deep: enough to read and write in runs, little to hold.
-_SLICES_PER_SLAB = 8
-#: Slabs waiting to be written; more would only hide a slow disk in memory.
-_WRITES_WAITING = 1
 _MOST_TILES = 64
 #: Input voxels of a batch on a CPU: larger ones fall out of its caches (four tiles of 256^2 at once were 15 % slower).
 _CPU_BATCH_VOXELS = 5 * 256**2
@@ -61,25 +58,14 @@ class Denoiser:
         return replace(self, network=fast_layout(self.network.eval()).to(self.device))
 
 
-def slab_bytes(grid: TileGrid, inputs: int) -> int:
-    """About how much memory the engine holds besides the network and its batch: slabs being read, used and written."""
-    plane = 4 * grid.shape_zyx[1] * grid.shape_zyx[2]
-    at_once = _layers_at_once(grid.window)
-    depth = grid.window.stride_zyx[0] * (at_once - 1)
-    read, predicted = depth + grid.window.read_zyx[0], depth + grid.window.predict_zyx[0]
-    return plane * (2 * inputs * read + (2 + _WRITES_WAITING) * predicted)
-
-
-def _layers_at_once(window: Window) -> int:
-    return max(1, _SLICES_PER_SLAB // window.stride_zyx[0])
-
-
 def denoise_slices(
     inputs: Sequence[Volume],
     denoiser: Denoiser,
     z_range: range,
     write: Write,
     progress: Callable[[int], None] = lambda slices: None,
+    *,
+    budget: int | None = None,
 ) -> None:
     """Denoise slices of a volume; a range gives the same values as the same slices of a full run.
 
@@ -96,65 +82,74 @@ def denoise_slices(
         Called from one thread, with consecutive runs of slices in ascending order.
     progress
         Called with the number of slices finished so far.
+    budget
+        Host memory that slabs may take, in bytes; None: as much as is fastest.
 
     Raises
     ------
     VolumeError
         A slice cannot be read, or holds NaN or Inf.
     DeviceError
-        Memory is too small even for one tile.
+        Memory is too small even for one tile, or the budget for a slab.
     CheckpointError
         The network predicts NaN or Inf.
     """
+    plan = plan_slabs(TileGrid(inputs[0].shape, denoiser.window), len(inputs), budget)
     try:
-        _stream(inputs, denoiser, z_range, write, progress)
+        _stream(inputs, denoiser, z_range, write, progress, plan)
     except torch.OutOfMemoryError as error:
-        grid = TileGrid(inputs[0].shape, denoiser.window)
         raise DeviceError(
             f"the memory of {denoiser.device} is too small for a slab of this volume (about "
-            f"{slab_bytes(grid, len(inputs)) / 1e9:.1f} GB); use a smaller infer.tile_size, or --device cpu"
+            f"{plan.n_bytes / 1e9:.1f} GB); use a smaller infer.tile_size, or --device cpu"
         ) from error
 
 
 def _stream(
-    inputs: Sequence[Volume], denoiser: Denoiser, z_range: range, write: Write, progress: Callable[[int], None]
+    inputs: Sequence[Volume],
+    denoiser: Denoiser,
+    z_range: range,
+    write: Write,
+    progress: Callable[[int], None],
+    plan: SlabPlan,
 ) -> None:
-    grid = TileGrid(inputs[0].shape, denoiser.window)
+    grid = plan.grid
     layers = grid.layers(z_range.start, z_range.stop)
-    at_once = _layers_at_once(denoiser.window)
-    runs = [layers[i : i + at_once] for i in range(0, len(layers), at_once)]
+    pieces = list(plan.pieces(layers))
     reader = SlabReader(inputs, grid, denoiser.normalization, fill_non_finite=denoiser.fill_non_finite)
-    blended = SlabAccumulator(grid, layers, at_once, denoiser.device, 1 / len(inputs))
+    blended = SlabAccumulator(grid, layers, plan.layers, denoiser.device, 1 / len(inputs))
     predict = _BatchedNetwork(denoiser)
     link = DeviceLink(denoiser.device)
 
-    def read(run: list[int]) -> Tensor:
-        return link.upload(reader.read(run[0], run[-1]))
+    def read(run: Sequence[int], rows: range) -> Tensor:
+        return link.upload(reader.read((run[0], run[-1]), (rows[0], rows[-1])))
 
     with (
         _Writer(write, link, denoiser.normalization, z_range, inputs[0].slice_numbers) as writer,
         ThreadPoolExecutor(1) as reading,
     ):
-        ahead = reading.submit(read, runs[0])
-        for i, run in enumerate(runs):
+        ahead = reading.submit(read, *pieces[0])
+        for i, (run, rows) in enumerate(pieces):
             slab = ahead.result()
-            if i + 1 < len(runs):
-                ahead = reading.submit(read, runs[i + 1])
-            _blend_run(slab, run, grid, predict, blended)
-            start, slices = blended.finished(run[-1])
-            writer.put(start, slices)
-            progress(min(max(start + len(slices) - z_range.start, 0), len(z_range)))
+            if i + 1 < len(pieces):
+                ahead = reading.submit(read, *pieces[i + 1])
+            _blend(slab, run, rows, grid, predict, blended)
+            if rows[-1] + 1 == len(grid.axes[1].starts):
+                start, slices = blended.finished(run[-1])
+                writer.put(start, slices)
+                progress(min(max(start + len(slices) - z_range.start, 0), len(z_range)))
     if reader.filled:
         _log.warning("%d NaN or Inf voxels of the input were replaced by its mean before denoising", reader.filled)
 
 
-def _blend_run(
-    slab: Tensor, run: list[int], grid: TileGrid, predict: _BatchedNetwork, blended: SlabAccumulator
+def _blend(
+    slab: Tensor, run: Sequence[int], rows: range, grid: TileGrid, predict: _BatchedNetwork, blended: SlabAccumulator
 ) -> None:
-    tiles = [(z, y, x, v) for z in run for y, x in grid.in_layer() for v in range(len(slab))]
-    origin = grid.axes[0].starts[run[0]]
+    columns = range(len(grid.axes[2].starts))
+    tiles = [(z, y, x, v) for z in run for y in rows for x in columns for v in range(len(slab))]
+    first_z, first_y = grid.axes[0].starts[run[0]], grid.axes[1].starts[rows[0]]
     starts = [
-        (v, grid.axes[0].starts[z] - origin, grid.axes[1].starts[y], grid.axes[2].starts[x]) for z, y, x, v in tiles
+        (v, grid.axes[0].starts[z] - first_z, grid.axes[1].starts[y] - first_y, grid.axes[2].starts[x])
+        for z, y, x, v in tiles
     ]
     for (z, y, x, _), prediction in zip(tiles, predict(slab, starts), strict=True):
         blended.add(prediction, z, y, x)
@@ -247,7 +242,7 @@ class _Writer:
         low, high = max(start, self._z_range.start), min(start + len(slices), self._z_range.stop)
         if low >= high:
             return
-        while len(self._waiting) >= _WRITES_WAITING:
+        while len(self._waiting) >= WRITES_WAITING:
             self._waiting.popleft().result()
         kept = slices[low - start : high - start]
         self._waiting.append(self._thread.submit(self._finish, low, kept, self._link.computed()))

@@ -34,7 +34,7 @@ class RawVoxels:
     def store(self, z_start: int, slab: NDArray[Any]) -> None:
         """Write whole slices in the stored type."""
         little = np.ascontiguousarray(slab, dtype=self.header.dtype.newbyteorder("<"))
-        left = memoryview(little.reshape(-1).view(np.uint8))
+        left = little.data.cast("B")
         at = self.offset + z_start * (little.nbytes // len(little))
         while len(left):
             written = os.pwrite(self._descriptor, left, at)
