@@ -273,7 +273,7 @@ def measure_networks(options: Options) -> list[dict[str, Any]]:
     rows = []
     for name in NETWORKS:
         checkpoint, shape = checkpoint_of(name, options), volume_shape(name, options)
-        denoiser = make_denoiser(checkpoint, InferSection(), options.device, shape=shape)
+        denoiser = make_denoiser(checkpoint, InferSection(), options.device, shape=shape).prepared()
         grid = TileGrid(shape, denoiser.window)
         parameters, macs = counted(checkpoint.network, grid.window.read_zyx, grid.window.predict_zyx)
         # The engine's own choice, which depends on the device's free memory; it has no more tiles than there are.
@@ -329,7 +329,7 @@ def measure_files(options: Options) -> list[dict[str, Any]]:
     shape: Triple = (options.slices, options.size, options.size)
     networks = [name for name, kind in NETWORKS.items() if kind.dimensions == 2]
     denoisers = {
-        name: make_denoiser(checkpoint_of(name, options), InferSection(), options.device, shape=shape)
+        name: make_denoiser(checkpoint_of(name, options), InferSection(), options.device, shape=shape).prepared()
         for name in networks
     }
     works = {"plain unet2d": _plain_files(folder, options)}

@@ -109,7 +109,9 @@ def test_a_damaged_slice_in_mid_stack_names_the_file_and_keeps_the_earlier_resul
     before = tools.fingerprint(finished.folder)
     error = denoise("volume", "--config", finished.config, "--output", output, "--overwrite").error
     assert str(file) in error
-    assert tools.fingerprint(finished.folder) == before
+    after = tools.fingerprint(finished.folder)
+    assert {name: after[name] for name in before} == before
+    assert all(name.startswith(".result.unfinished") for name in after.keys() - before.keys())
 
 
 class Mistake(NamedTuple):
@@ -313,10 +315,10 @@ def test_a_full_disk_is_told_before_anything_is_computed(
     tmp_path: Path,
     verb: tuple[object, ...],
 ) -> None:
-    def refuse(*_: object) -> None:
+    def refuse(*_: object, **__: object) -> None:
         raise AssertionError("nothing may be computed")
 
-    monkeypatch.setattr("denoise.commands.infer.denoise_slices", refuse)
+    monkeypatch.setattr("denoise.inference.run.denoise_slices", refuse)
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=1000))
     error = denoise(*verb, "--config", trained.config, "--output", tmp_path / "out.h5").error

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 import pytest
 
 from denoise import cli
@@ -188,15 +189,15 @@ def test_every_process_started_from_here_inherits_a_clean_python(
 SLOW = """
 import sys, time
 from denoise.cli import main
-from denoise.commands import infer
-real = infer.denoise_slices
-def slow(inputs, denoiser, z_range, write, progress):
+from denoise.inference import run
+real = run.denoise_slices
+def slow(inputs, denoiser, z_range, write, progress, budget):
     def wait(done):
         print("waiting", flush=True)
         for _ in range(1200):  # a signal that comes just before a sleep is obeyed after it
             time.sleep(0.05)
     real(inputs, denoiser, z_range, write, wait)
-infer.denoise_slices = slow
+run.denoise_slices = slow
 sys.argv = ["denoise", *sys.argv[1:]]
 main()
 """
@@ -212,7 +213,7 @@ def killed(number: int, config: Path, output: str) -> tuple[int, str]:
             assert process.stdout is not None
             assert process.stdout.readline().strip() == "waiting"
             parent = Path(output).parent
-            assert list(parent.glob(".*.partial-*")), "the test's premise: it was in the middle of writing"
+            assert list(parent.glob(".*.unfinished")), "the test's premise: it was in the middle of writing"
             process.send_signal(number)
             _, err = process.communicate(timeout=30)
         finally:
@@ -220,8 +221,8 @@ def killed(number: int, config: Path, output: str) -> tuple[int, str]:
     return process.returncode, err
 
 
-def test_sigterm_ends_with_143_leaves_nothing_partial_and_keeps_the_earlier_result(
-    trained: Dataset, tools: Tools, tmp_path: Path
+def test_sigterm_ends_with_143_keeps_the_earlier_result_and_what_is_done(
+    trained: Dataset, denoise: Callable[..., Outcome], tools: Tools, tmp_path: Path
 ) -> None:
     output = tmp_path / "out" / "result"
     tools.write(output, tools.images((2, 8, 8))[0])
@@ -230,8 +231,13 @@ def test_sigterm_ends_with_143_leaves_nothing_partial_and_keeps_the_earlier_resu
     assert code == 143
     assert "Traceback" not in err
     assert "no GPU is visible: running on CPU" in err
-    assert err.splitlines()[-1] == "terminated; results that were not finished are removed"
-    assert tools.fingerprint(tmp_path) == before
+    assert err.splitlines()[-1] == "terminated; --resume continues where something was done"
+    after = tools.fingerprint(tmp_path)
+    assert {name: after[name] for name in before} == before
+    command = ("volume", "--config", trained.config, "--output", output, "--overwrite")
+    assert denoise(*command, "--resume").code == 0
+    assert denoise("volume", "--config", trained.config, "--output", tmp_path / "straight").code == 0
+    np.testing.assert_array_equal(tools.read(output), tools.read(tmp_path / "straight"))
 
 
 def test_after_sigkill_the_earlier_result_is_whole_and_the_next_run_clears_up(
@@ -244,7 +250,7 @@ def test_after_sigkill_the_earlier_result_is_whole_and_the_next_run_clears_up(
     assert code == -signal.SIGKILL
     after = tools.fingerprint(tmp_path)
     assert {name: after[name] for name in before} == before
-    assert all(".partial-" in name for name in after.keys() - before.keys())
+    assert all(".unfinished" in name for name in after.keys() - before.keys())
     outcome = denoise("volume", "--config", trained.config, "--output", output, "--overwrite", "--end-slice", 1)
     assert outcome.code == 0, outcome.err
     assert [path.name for path in output.parent.iterdir()] == ["result.h5"]

@@ -274,7 +274,7 @@ def make_denoiser(
     patch_size: int | None = None,
     fill_non_finite: bool = False,
 ) -> Denoiser:
-    """A model on a device, with its tiles.
+    """A model for a device, with its tiles; ``prepared`` brings it there.
 
     Parameters
     ----------
@@ -314,7 +314,7 @@ def make_denoiser(
         batch_size=infer.batch_size,
         fill_non_finite=fill_non_finite,
         turns=infer.tta,
-    ).prepared()
+    )
 
 
 def as_volume(source: VolumeLike) -> Volume:

@@ -9,6 +9,7 @@ import logging
 import os
 import signal
 import sys
+from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
 from types import FrameType
@@ -79,6 +80,15 @@ CheckpointOption = Annotated[
 ModelOption = Annotated[
     Path | None, typer.Option("--model", help="Model file or training folder.  [default: the config's own training]")
 ]
+ProcessesOption = Annotated[int | None, typer.Option("--processes", min=1, help="Processes on a CPU.  [default: 1]")]
+MemoryOption = Annotated[
+    str | None,
+    typer.Option(
+        "--max-memory",
+        metavar="SIZE",
+        help="Host memory for all processes together, e.g. 8G.  [default: as the config says, what is free]",
+    ),
+]
 OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Replace an earlier result.")]
 DtypeOption = Annotated[OutputType, typer.Option("--dtype", help="Type of the output; input: the input's.")]
 OutputOption = Annotated[
@@ -138,9 +148,8 @@ def train(
             help="Train for this long, and plan the learning rate for it.  [default: until it stops improving]",
         ),
     ] = None,
-    processes: Annotated[
-        int | None, typer.Option("--processes", min=1, help="Processes on a CPU.  [default: 1]")
-    ] = None,
+    max_memory: MemoryOption = None,
+    processes: ProcessesOption = None,
     gpus: GpusOption = None,
     mode: ModeOption = None,
     device: DeviceOption = None,
@@ -150,7 +159,7 @@ def train(
 
     changes = {"output_dir": output_dir and output_dir.absolute(), "max_minutes": max_minutes}
     run(
-        _load(config, mode, {name: value for name, value in changes.items() if value is not None}),
+        _load(config, mode, changes, max_memory),
         _compute(device, gpus, processes),
         resume=resume,
         finetune=finetune,
@@ -189,17 +198,20 @@ def volume(
     model: ModelOption = None,
     output: OutputOption = None,
     overwrite: OverwriteOption = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with what a run that died has left.")] = False,
     dtype: DtypeOption = OutputType.float32,
+    max_memory: MemoryOption = None,
+    processes: ProcessesOption = None,
     gpus: GpusOption = None,
     mode: ModeOption = None,
     device: DeviceOption = None,
 ) -> None:
-    """Denoise the volume, or a range of its slices, in bounded memory."""
+    """Denoise the volume, or a range of its slices, in bounded memory; on one GPU, many, or a CPU. Resumable."""
     from denoise.commands.infer import denoise_volume
 
-    settings = _load(config, mode)
-    choice = _choice(settings, checkpoint, model, mode, output, overwrite, dtype)
-    denoise_volume(settings, _compute(device, gpus), choice, start=start_slice, end=end_slice)
+    settings = _load(config, mode, max_memory=max_memory)
+    choice = replace(_choice(settings, checkpoint, model, mode, output, overwrite, dtype), resume=resume)
+    denoise_volume(settings, _compute(device, gpus, processes), choice, start=start_slice, end=end_slice)
 
 
 @app.command()
@@ -233,12 +245,25 @@ def check(config: ConfigOption, gpus: GpusOption = None, mode: ModeOption = None
     run(_load(config, mode), _compute(device, gpus))
 
 
-def _load(path: Path, mode: str | None, train: dict[str, Any] | None = None) -> RunConfig:
-    """The config, with these fields of its section train as the command line has them."""
+def _load(
+    path: Path, mode: str | None, train: dict[str, Any] | None = None, max_memory: str | None = None
+) -> RunConfig:
+    """The config, with what the command line says (and None does not) in its place."""
     from denoise.config import load_config
+    from denoise.config.fields import bytes_of
 
     config = load_config(path, mode=mode)
-    return config.model_copy(update={"train": config.train.model_copy(update=train or {})})
+    if max_memory is not None:
+        try:
+            bytes_of(max_memory)
+        except ValueError as error:
+            raise ConfigError(f"--max-memory {max_memory!r} {error}") from error
+    changes = {"train": train or {}, "dataset": {"max_memory": max_memory}}
+    sections = {
+        name: getattr(config, name).model_copy(update={field: v for field, v in values.items() if v is not None})
+        for name, values in changes.items()
+    }
+    return config.model_copy(update=sections)
 
 
 def _template(path: Path | None, mode: str | None) -> dict[str, Any] | None:
@@ -276,7 +301,7 @@ def _choice(
     from denoise.commands.infer import Choice
 
     criterion = checkpoint.value if checkpoint else config.infer.checkpoint
-    return Choice(criterion, model, mode, output, overwrite, dtype.value)
+    return Choice(criterion, model, mode, output, overwrite, dtype=dtype.value)
 
 
 def main() -> NoReturn:
@@ -306,5 +331,5 @@ def _set_up() -> None:
 
 
 def _terminate(number: int, frame: FrameType | None) -> None:
-    """Leave by an exception, so that partial results are removed on the way."""
-    raise Interrupted(number, "terminated; results that were not finished are removed")
+    """Leave by an exception, so that what is done is made to last on the way."""
+    raise Interrupted(number, "terminated; --resume continues where something was done")

@@ -1,4 +1,4 @@
-"""How much memory this process may still take: the machine's, or what a batch system allows it."""
+"""How much memory this process takes, and may still take: the machine's, or what a batch system allows it."""
 
 from __future__ import annotations
 
@@ -8,6 +8,11 @@ import psutil
 
 _ROOT = Path("/sys/fs/cgroup")
 _PROCESS = Path("/proc/self/cgroup")
+
+
+def process_bytes() -> int:
+    """What this process holds in memory now, in bytes (resident set)."""
+    return int(psutil.Process().memory_info().rss)
 
 
 def available_bytes(process: Path = _PROCESS, root: Path = _ROOT) -> int:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,7 +14,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 import tifffile
-import torch
 
 if TYPE_CHECKING:
     from tiny_dataset import Dataset, Outcome, Tools
@@ -28,7 +29,7 @@ def denoised(trained: Dataset, tools: Tools, tmp_path_factory: pytest.TempPathFa
     from denoise.config import load_config
 
     output = tmp_path_factory.mktemp("denoised") / "all"
-    denoise_volume(load_config(trained.config), Compute("cpu"), Choice(output=str(output), progress=False))
+    denoise_volume(load_config(trained.config), Compute("cpu"), Choice(output=str(output)))
     return tools.read(output)
 
 
@@ -259,13 +260,51 @@ def test_grey_values_of_another_scale_than_the_models_are_a_warning(
     assert "slice 2 of the input has grey values" in outcome.log
 
 
-def test_devices_that_stay_idle_are_named(
-    trained: Dataset, denoise: Callable[..., Outcome], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_two_processes_give_the_same_bits_as_one(
+    trained: Dataset, denoised: np.ndarray, tools: Tools, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr("denoise.api.Compute.devices", lambda self: [torch.device("cpu")] * 3)
-    outcome = denoise("slice", "--config", trained.config, "--slice-number", 1, "--output", tmp_path / "one.tif")
-    assert outcome.code == 0, outcome.err
-    assert "the other 2 stay idle" in outcome.log
+    output = tmp_path / "two.zarr"
+    command = [sys.executable, "-m", "denoise", "volume", "--config", str(trained.config), "--output", str(output)]
+    ended = subprocess.run(
+        [*command, "--processes", "2", "--device", "cpu"], capture_output=True, text=True, check=False
+    )
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stdout.splitlines() == [str(output)]
+    np.testing.assert_array_equal(tools.read(output), denoised)
+    assert [path.name for path in tmp_path.iterdir()] == ["two.zarr"]
+
+
+def test_a_run_that_failed_is_taken_up_where_it_ended_once_the_cause_is_mended(
+    finished: Dataset, denoise: Callable[..., Outcome], denoised: np.ndarray, tools: Tools
+) -> None:
+    file, output = finished.folder / "whole" / "whole_00011.tif", finished.folder / "out.h5"
+    whole = file.read_bytes()
+    file.write_bytes(b"")
+    command = ("volume", "--config", finished.config, "--output", output)
+    assert str(file) in denoise(*command).error
+    assert not output.exists()
+    file.write_bytes(whole)
+    assert "--resume" in denoise(*command).error
+    resumed = denoise(*command, "--resume")
+    assert resumed.code == 0, resumed.err
+    assert resumed.out.strip() == str(output)
+    np.testing.assert_array_equal(tools.read(output), denoised)
+    again = denoise(*command, "--resume")
+    assert again.code == 0, again.err
+    assert (again.out.strip(), "nothing is left to do" in again.log) == (str(output), True)
+
+
+def test_a_run_is_not_taken_up_with_another_model(
+    finished: Dataset, denoise: Callable[..., Outcome], tools: Tools
+) -> None:
+    file = finished.folder / "whole" / "whole_00011.tif"
+    whole = file.read_bytes()
+    file.write_bytes(b"")
+    assert denoise("volume", "--config", finished.config, "--output", finished.folder / "out").code == 2
+    file.write_bytes(whole)
+    config = finished.configured("infer: {", "infer: {tta: 2, ")
+    error = denoise("volume", "--config", config, "--output", finished.folder / "out", "--resume").error
+    assert "was begun with symmetries = 1, this run has 2" in error
 
 
 def test_splits_can_be_denoised_instead_of_the_full_reconstruction_which_may_then_be_missing(

@@ -119,7 +119,7 @@ def demo(
     config = load_config(config_path, mode=mode)
     train(config, compute, progress=progress)
     noisy = _whole(config.full_path or "")
-    output = denoise_volume(config, compute, Choice(progress=progress))
+    output = denoise_volume(config, compute, Choice())
     denoised = _whole(output)
     inside = torch.from_numpy(phantom.inside())
     before, after = _figures(noisy, truth, inside), _figures(denoised, truth, inside)

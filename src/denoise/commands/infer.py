@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +28,13 @@ from denoise.commands.inputs import (
 from denoise.config import RunConfig
 from denoise.config.recipes import RECIPES
 from denoise.errors import CheckpointError, OutputError, VolumeError
-from denoise.inference.engine import denoise_slices
+from denoise.inference.engine import Denoiser
+from denoise.inference.run import InferenceJob, run_worker
+from denoise.launch import launch
 from denoise.modes import mode_of
 from denoise.normalization import Moments, Normalization
 from denoise.tiles import Region
-from denoise.volumes import Volume, create_sink, slice_range
+from denoise.volumes import Volume, create_sink, is_whole, slice_range
 from denoise.volumes.volume import describe_numbers
 
 _log = logging.getLogger(__name__)
@@ -48,8 +54,8 @@ class Choice:
     mode: str | None = None
     output: str | None = None
     overwrite: bool = False
+    resume: bool = False
     dtype: str = "float32"
-    progress: bool = True
 
 
 def denoise_volume(
@@ -65,6 +71,10 @@ def denoise_volume(
     if len(numbers) < inputs.grid.shape[0]:
         name += f"_slices_{numbers[0]:05d}-{numbers[-1]:05d}"
     output = choice.output or str(config.dataset.folder / name)
+    if choice.resume and not choice.overwrite and is_whole(output):
+        _log.info("nothing is left to do")
+        say(output)
+        return output
     return _denoise(config, compute, choice, checkpoint, inputs, z_range, output)
 
 
@@ -114,9 +124,7 @@ def _denoise(
     require_not_an_input(output, config)
     grid = inputs.grid
     devices = compute.devices()
-    say_device(devices[:1], compute.device == "cpu")
-    if len(devices) > 1:
-        _log.warning("inference runs on one device, %s; the other %d stay idle", devices[0], len(devices) - 1)
+    say_device(devices, compute.device == "cpu")
     denoiser = make_denoiser(
         checkpoint,
         config.infer,
@@ -141,11 +149,14 @@ def _denoise(
         slice_numbers=grid.slice_numbers[z_range.start : z_range.stop],
         overwrite=choice.overwrite,
         description=_description(checkpoint, inputs),
+        resumable=len(z_range) > 1,
+        resume=choice.resume,
+        facts=_facts(checkpoint, denoiser, inputs),
     )
     begun = time.monotonic()
     plane = grid.shape[1] * grid.shape[2]
-    with sink, progress_bar("denoising", len(z_range), plane) as progress:
-        denoise_slices(inputs.views, denoiser, z_range, sink.write, progress)
+    progress = partial(_progress, plane * len(devices))
+    launch(run_worker, InferenceJob(inputs.views, denoiser, z_range, sink, progress, config.max_memory), devices)
     seconds = time.monotonic() - begun
     _log.info(
         "%s of %d x %d in %.1f s, %.2f Mvoxel/s",
@@ -156,6 +167,28 @@ def _denoise(
     )
     say(sink.path)
     return sink.path
+
+
+def _progress(voxels_per_slice: int, slices: int) -> AbstractContextManager[Callable[[int], None]]:
+    """Of the first process; the others are as far."""
+    return progress_bar("denoising", slices, voxels_per_slice)
+
+
+def _facts(checkpoint: Checkpoint, denoiser: Denoiser, inputs: InferenceInputs) -> dict[str, Any]:
+    """What an unfinished result must have been made from, to be continued."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(checkpoint.weights.items()):
+        digest.update(name.encode())
+        digest.update(tensor.contiguous().numpy().tobytes())
+    return {
+        "inputs": list(inputs.paths),
+        "model": digest.hexdigest(),
+        "normalization": [denoiser.normalization.mean, denoiser.normalization.std],
+        "tiles": str(denoiser.window),
+        "symmetries": denoiser.turns,
+        "arithmetic": str(denoiser.dtype),
+        "NaN filled": denoiser.fill_non_finite,
+    }
 
 
 def _warn_of_another_scale(normalization: Normalization, grid: Volume, z_range: range) -> None:

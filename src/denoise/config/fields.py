@@ -5,6 +5,7 @@ Numbers are strict: ``true`` is not 1 and ``"32"`` is not 32, because such a fil
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeAlias
@@ -22,6 +23,7 @@ COUNT_RULE = "a whole number, at least 1"
 COUNT_OR_ZERO_RULE = "a whole number, 0 or more"
 EDGE_RULE = "a whole number, 1 to 8192"
 NAME_RULE = 'a file or folder, or a dataset in a file such as "scan.h5::/exchange/data"'
+MEMORY_RULE = 'an amount of memory such as "8G" or "500M"'
 PRECISION_RULE = '"auto", "bf16" or "float32"'
 
 
@@ -84,6 +86,25 @@ def as_file_name(text: str) -> str:
     return kept.lstrip(".-").strip()[:LONGEST_SAMPLE_NAME].strip()
 
 
+def bytes_of(text: str) -> int:
+    """What ``8G`` or ``500M`` means in bytes; K, M, G and T are powers of 1024, as batch systems count.
+
+    Raises
+    ------
+    ValueError
+        It means nothing.
+    """
+    found = re.fullmatch(r"(\d{1,12}(?:\.\d{1,6})?)\s*([KMGT])(?:i?B)?", text.strip(), re.IGNORECASE | re.ASCII)
+    if found is None or float(found[1]) == 0:
+        raise ValueError(f"must be {MEMORY_RULE}")
+    return int(float(found[1]) * 1024 ** (1 + "KMGT".index(found[2].upper())))
+
+
+def _memory(text: str) -> str:
+    bytes_of(text)
+    return text
+
+
 def _from_config_folder(path: Path, info: ValidationInfo) -> Path:
     base = (info.context or {}).get("base") or Path.cwd()
     _writable(str(path))
@@ -118,5 +139,6 @@ Folder: TypeAlias = Annotated[Path, AfterValidator(_from_config_folder)]
 Reconstruction: TypeAlias = Annotated[str, Field(strict=True), AfterValidator(_reconstruction)]
 Splits: TypeAlias = Annotated[tuple[Reconstruction, ...], BeforeValidator(_none_is_empty), AfterValidator(_none_or_two)]
 FileName: TypeAlias = Annotated[str, Field(strict=True), AfterValidator(_writable), AfterValidator(_file_name)]
+MemorySize: TypeAlias = Annotated[str, Field(strict=True), AfterValidator(_memory)]
 AnyCase = BeforeValidator(_lower)
 Precision: TypeAlias = Literal["auto", "bf16", "float32"]

@@ -14,7 +14,7 @@ from typing import Any, Self
 from pydantic import Field, JsonValue, ValidationError, model_validator
 
 from denoise.config.aliases import ALIASES, with_long_names
-from denoise.config.fields import NAME_RULE, Section, as_file_name
+from denoise.config.fields import NAME_RULE, Section, as_file_name, bytes_of
 from denoise.config.problems import Place, Problem, RulesBroken, Source, error_listing, plain_name, shown
 from denoise.config.recipes import RECIPES, LossName, Recipe, ScheduleName
 from denoise.config.rules import broken_rules
@@ -79,6 +79,11 @@ class RunConfig(Section):
         if problems := list(broken_rules(self)):
             raise RulesBroken(problems)
         return self
+
+    @property
+    def max_memory(self) -> int | None:
+        """Host memory that a command may take, in bytes; None: what is free."""
+        return None if self.dataset.max_memory is None else bytes_of(self.dataset.max_memory)
 
     @property
     def mode(self) -> ModeName:

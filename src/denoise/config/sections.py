@@ -16,6 +16,7 @@ from pydantic import Field
 from denoise.config.fields import (
     COUNT_RULE,
     EDGE_RULE,
+    MEMORY_RULE,
     NAME_RULE,
     PRECISION_RULE,
     About,
@@ -24,6 +25,7 @@ from denoise.config.fields import (
     Edge,
     FileName,
     Folder,
+    MemorySize,
     Number,
     Positive,
     Precision,
@@ -39,6 +41,7 @@ class DatasetSection(Section):
 
     folder: Annotated[
         Folder,
+        MemorySize,
         About(
             "Folder that holds the reconstructions",
             "a folder",
@@ -117,6 +120,15 @@ class DatasetSection(Section):
             "and reported.",
         ),
     ] = "error"
+    max_memory: Annotated[
+        MemorySize | None,
+        About(
+            "Host memory that a command may take, all of its processes on a machine together",
+            f"null, or {MEMORY_RULE}",
+            "Less: training data is read again and again in parts, slabs of the volume are smaller. null: what is free "
+            "on the machine, or what the batch system allows. The memory of GPUs is not meant.",
+        ),
+    ] = None
 
 
 class InferSection(Section):

@@ -41,7 +41,7 @@ Write = Callable[[int, Float32Array], None]
 
 @dataclass(frozen=True)
 class Denoiser:
-    """A network ready to run: weights on the device, evaluation mode, and how it sees a volume."""
+    """A network and how it sees a volume; picklable until it is ``prepared``."""
 
     network: nn.Module
     normalization: Normalization
@@ -54,7 +54,7 @@ class Denoiser:
     """How many symmetries of the square are averaged: 1 (the tile as it is), 2, 4 (mirrors) or 8 (and turns)."""
 
     def prepared(self) -> Denoiser:
-        """The same with the network moved to the device in its fastest layout."""
+        """The same with the network in evaluation mode, on the device in its fastest layout; again is no harm."""
         return replace(self, network=fast_layout(self.network.eval()).to(self.device))
 
 
@@ -96,7 +96,7 @@ def denoise_slices(
     """
     plan = plan_slabs(TileGrid(inputs[0].shape, denoiser.window), len(inputs), budget)
     try:
-        _stream(inputs, denoiser, z_range, write, progress, plan)
+        _stream(inputs, denoiser.prepared(), z_range, write, progress, plan)
     except torch.OutOfMemoryError as error:
         raise DeviceError(
             f"the memory of {denoiser.device} is too small for a slab of this volume (about "

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from denoise.volumes.opening import create_sink, open_volume
+from denoise.volumes.opening import create_sink, is_whole, open_volume
 from denoise.volumes.volume import (
     ArrayVolume,
     MeanVolume,
@@ -25,6 +25,7 @@ __all__ = [
     "VoxelSize",
     "create_sink",
     "describe_numbers",
+    "is_whole",
     "open_volume",
     "read_reflected",
     "require_same_grid",

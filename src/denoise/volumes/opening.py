@@ -142,6 +142,12 @@ def create_sink(
     return sink
 
 
+def is_whole(path: str | os.PathLike[str]) -> bool:
+    """Whether an output stands under its final name, and no run has begun to make it anew."""
+    final = _split(os.fspath(path))[0].absolute()
+    return os.path.lexists(final) and not Unfinished(final).exists
+
+
 def _split(path: str) -> tuple[Path, str]:
     """The path on disk and the place inside of the file (empty where none was given)."""
     if Path(path).exists():
