@@ -89,6 +89,7 @@ MemoryOption = Annotated[
         help="Host memory for all processes together, e.g. 8G.  [default: as the config says, what is free]",
     ),
 ]
+ResumeOption = Annotated[bool, typer.Option("--resume", help="Go on with what a run that died has left.")]
 OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Replace an earlier result.")]
 DtypeOption = Annotated[OutputType, typer.Option("--dtype", help="Type of the output; input: the input's.")]
 OutputOption = Annotated[
@@ -111,6 +112,8 @@ def prepare(
     ] = None,
     remove_stripes: Annotated[bool, typer.Option("--remove-stripes", help="Suppress ring artefacts.")] = False,
     overwrite: OverwriteOption = False,
+    resume: ResumeOption = False,
+    max_memory: MemoryOption = None,
     config: TemplateOption = None,
     mode: ModeOption = None,
 ) -> None:
@@ -124,6 +127,8 @@ def prepare(
         center=center,
         remove_stripes=remove_stripes,
         overwrite=overwrite,
+        resume=resume,
+        max_memory=_bytes(max_memory),
         settings=_template(config, mode),
         mode=mode,
     )
@@ -198,7 +203,7 @@ def volume(
     model: ModelOption = None,
     output: OutputOption = None,
     overwrite: OverwriteOption = False,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with what a run that died has left.")] = False,
+    resume: ResumeOption = False,
     dtype: DtypeOption = OutputType.float32,
     max_memory: MemoryOption = None,
     processes: ProcessesOption = None,
@@ -250,20 +255,24 @@ def _load(
 ) -> RunConfig:
     """The config, with what the command line says (and None does not) in its place."""
     from denoise.config import load_config
-    from denoise.config.fields import bytes_of
 
     config = load_config(path, mode=mode)
-    if max_memory is not None:
-        try:
-            bytes_of(max_memory)
-        except ValueError as error:
-            raise ConfigError(f"--max-memory {max_memory!r} {error}") from error
+    _bytes(max_memory)
     changes = {"train": train or {}, "dataset": {"max_memory": max_memory}}
     sections = {
         name: getattr(config, name).model_copy(update={field: v for field, v in values.items() if v is not None})
         for name, values in changes.items()
     }
     return config.model_copy(update=sections)
+
+
+def _bytes(max_memory: str | None) -> int | None:
+    from denoise.config.fields import bytes_of
+
+    try:
+        return None if max_memory is None else bytes_of(max_memory)
+    except ValueError as error:
+        raise ConfigError(f"--max-memory {max_memory!r} {error}") from error
 
 
 def _template(path: Path | None, mode: str | None) -> dict[str, Any] | None:

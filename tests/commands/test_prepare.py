@@ -217,6 +217,74 @@ def test_a_scan_that_fails_keeps_the_results_that_it_was_to_replace(
     assert tools.fingerprint(scan.parent) == before
 
 
+class Died(BaseException):
+    pass
+
+
+@pytest.mark.parametrize("calls", [1, 4, 8, 11])
+def test_what_a_run_that_died_has_done_is_not_done_again_and_the_result_is_the_same(
+    scan: Path,
+    denoise: Callable[..., Outcome],
+    tools: Tools,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    calls: int,
+) -> None:
+    from denoise.projections import reconstruct
+
+    monkeypatch.setattr(reconstruct, "_MOST_ROWS_PER_SLAB", 2)
+    assert denoise("prepare", scan, *CENTER, "--out", tmp_path / "straight").code == 0
+    real, made = reconstruct.reconstruct_rows, []
+
+    def dies(sinograms: np.ndarray, *others: object) -> np.ndarray:
+        made.append(len(sinograms))
+        if len(made) == calls:
+            raise Died
+        return real(sinograms, *others)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(reconstruct, "reconstruct_rows", dies)
+    with pytest.raises(Died):
+        denoise("prepare", scan, *CENTER, "--out", tmp_path / "out")
+    assert not [path for path in (tmp_path / "out").glob("*") if not path.name.startswith(".")]
+    made += [0] * calls  # it dies once
+    before = len(made)
+    resumed = denoise("prepare", scan, *CENTER, "--out", tmp_path / "out", "--resume")
+    assert resumed.code == 0, resumed.err
+    assert len(made) - before == 12 - (calls - 1)
+    straight = tools.fingerprint(tmp_path / "straight")
+    assert tools.fingerprint(tmp_path / "out") == straight
+    again = denoise("prepare", scan, *CENTER, "--out", tmp_path / "out", "--resume")
+    assert (again.code, again.out) == (0, resumed.out)
+
+
+def test_outputs_that_were_named_before_a_death_are_kept(
+    scan: Path, denoise: Callable[..., Outcome], tools: Tools
+) -> None:
+    assert denoise("prepare", scan, *CENTER).code == 0
+    out = scan.with_name("raw_rec")
+    straight = tools.fingerprint(out)
+    (out / "foam_config.yaml").unlink()
+    shutil.rmtree(out / "foam_split1")
+    assert denoise("prepare", scan, *CENTER, "--resume").code == 0
+    assert tools.fingerprint(out) == straight
+    (out / "foam_config.yaml").unlink()
+    shutil.rmtree(out / "foam_split0")
+    tools.write(out / "foam_split0", np.ones((3, 8, 8), np.float32))
+    error = denoise("prepare", scan, *CENTER, "--resume").error
+    assert "has shape" in error
+    assert "choose another --out" in error
+
+
+def test_the_memory_that_is_allowed_is_kept_to_or_what_is_needed_is_said(
+    scan: Path, denoise: Callable[..., Outcome], tools: Tools
+) -> None:
+    assert denoise("prepare", scan, *CENTER, "--max-memory", "100G").code == 0
+    error = denoise("prepare", scan, *CENTER, "--max-memory", "100M", "--overwrite").error
+    assert "one detector row at a time needs about" in error
+    assert "0.10G are allowed" in error
+    assert "--max-memory" in denoise("prepare", scan, "--max-memory", "much").error
+
+
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [

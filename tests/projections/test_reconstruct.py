@@ -34,11 +34,14 @@ class ArraySink:
     def __init__(self, shape: tuple[int, int, int]) -> None:
         self.array = np.full(shape, np.nan, np.float32)
         self.starts: list[int] = []
+        self.missing = [range(shape[0])]
 
     def write(self, z_start: int, slab: np.ndarray) -> None:
         assert slab.dtype == np.float32
         self.array[z_start : z_start + len(slab)] = slab
         self.starts.append(z_start)
+
+    def flush(self) -> None: ...
 
     def __enter__(self) -> Self:
         return self

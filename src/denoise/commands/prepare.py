@@ -12,12 +12,13 @@ from typing import Any
 from denoise.commands.display import progress_bar, say
 from denoise.config import RunConfig
 from denoise.config.recipes import RECIPES
-from denoise.errors import ConfigError
+from denoise.errors import ConfigError, OutputError
 from denoise.files import require_free, write_text
 from denoise.projections.reconstruct import angles_warning, find_center, reconstruct_scan, split_indices
 from denoise.projections.scan import Scan
-from denoise.volumes import create_sink
-from denoise.volumes.volume import VoxelSize
+from denoise.tiles import Triple
+from denoise.volumes import VolumeSink, create_sink, is_whole, open_volume
+from denoise.volumes.sink import WholeAlready
 
 _log = logging.getLogger(__name__)
 
@@ -62,6 +63,8 @@ def prepare(
     center: float | None = None,
     remove_stripes: bool = False,
     overwrite: bool = False,
+    resume: bool = False,
+    max_memory: int | None = None,
     settings: dict[str, Any] | None = None,
     mode: str | None = None,
 ) -> Path:
@@ -73,6 +76,10 @@ def prepare(
         Folder for the results; None: ``<scan>_rec`` beside the scan.
     center
         Rotation centre in detector columns, counted from 0; None: found.
+    resume
+        Go on with what a run that died has left, if it left something.
+    max_memory
+        Host memory to take at most, in bytes.
     settings
         Sections ``train`` and ``infer`` for the config; None: chosen for the scan and this machine.
     mode
@@ -81,17 +88,16 @@ def prepare(
     scan = Scan.open(scan_path)
     layout = Layout(out or scan_path.with_name(f"{scan_path.stem}_rec"), scan.sample_name, splits)
     names = [layout.full, *(layout.split(k) for k in range(splits))]
+    if resume and not overwrite and layout.config.exists():
+        _log.info("nothing is left to do")
+        say(str(layout.config))
+        return layout.config
     for path in (layout.config, *(layout.folder / name for name in names)):
-        require_free(path, overwrite=overwrite, option="--out")
+        require_free(path, overwrite=overwrite or resume, option="--out")
     rows, columns = scan.shape[1:]
     if center is not None and not 0 <= center <= columns - 1:
         raise ConfigError(f"--center {center} lies outside the detector; expected 0 to {columns - 1} (columns)")
     shape = (rows, columns, columns)
-    size = scan.voxel_size_um
-    voxel_size: VoxelSize | None = None if size is None else (size, size, size)
-    sinks = [
-        create_sink(layout.folder / name, shape=shape, voxel_size_um=voxel_size, overwrite=overwrite) for name in names
-    ]
     # Built before the reconstruction: settings that cannot work must not cost an hour first.
     settings = settings or default_settings(shape)
     if mode is not None:
@@ -103,7 +109,18 @@ def prepare(
     if center is None:
         center = find_center(scan)
         _log.info("rotation centre found at column %.2f (of %d); give another with --center", center, columns)
+    facts = {
+        "scan": str(scan_path.resolve()),
+        "scan of": scan_path.stat().st_mtime_ns,
+        "splits": splits,
+        "centre": center,
+        "stripes removed": remove_stripes,
+    }
     with _nothing_left_on_failure(layout.folder), ExitStack() as stack:
+        sinks = [
+            _sink(layout.folder / name, shape, scan.voxel_size_um, {**facts, "part": name}, overwrite, resume)
+            for name in names
+        ]
         entered = [stack.enter_context(sink) for sink in sinks]
         progress = stack.enter_context(progress_bar("reconstructing", rows, columns * columns))
         reconstruct_scan(
@@ -113,11 +130,30 @@ def prepare(
             stripes=remove_stripes,
             full=entered[0],
             splits=entered[1:],
+            max_memory=max_memory,
             progress=lambda done, total: progress(done),
         )
     write_text(layout.config, text)
     say(str(layout.config))
     return layout.config
+
+
+def _sink(
+    path: Path, shape: Triple, voxel_size_um: float | None, facts: dict[str, Any], overwrite: bool, resume: bool
+) -> VolumeSink:
+    """An output that keeps what is done; one that is whole already has nothing missing."""
+    if resume and not overwrite and is_whole(path):
+        found = open_volume(path)
+        if found.shape != shape:
+            raise OutputError(
+                f"{path} has shape {found.shape}, and the reconstruction of this scan has {shape}; it is of another "
+                "scan: choose another --out"
+            )
+        return WholeAlready(str(path))
+    size = None if voxel_size_um is None else (voxel_size_um,) * 3
+    return create_sink(
+        path, shape=shape, voxel_size_um=size, overwrite=overwrite, resumable=True, resume=resume, facts=facts
+    )
 
 
 @contextmanager

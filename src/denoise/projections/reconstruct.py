@@ -15,8 +15,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from denoise.errors import ScanError
-from denoise.memory import available_bytes
+from denoise.errors import DeviceError, ScanError
+from denoise.memory import available_bytes, process_bytes
 from denoise.projections.preprocess import Repairs, line_integrals, remove_stripes
 from denoise.projections.scan import Scan
 from denoise.tiles import Triple
@@ -30,6 +30,8 @@ _ROWS_TOGETHER = 16
 _MOST_ROWS_PER_SLAB = 64
 # Fewest angles per detector column from which a split has no visible streaks of its own (method, section 6).
 _ANGLES_PER_COLUMN = 1.5
+# What compiling the back-projection takes besides (measured).
+_COMPILED_BYTES = 120_000_000
 _GIVE_CENTER = "measure it with other software and give it with --center"
 
 
@@ -142,6 +144,7 @@ def reconstruct_scan(
     full: VolumeSink,
     splits: Sequence[VolumeSink],
     rows_per_slab: int | None = None,
+    max_memory: int | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> ReconstructionFacts:
     """Reconstruct a scan from all of its angles and from each k::K of them.
@@ -158,9 +161,11 @@ def reconstruct_scan(
     stripes
         Whether to remove stripes, which cause rings.
     full, splits
-        Entered sinks of (rows, columns, columns) voxels; slabs are written in order. The caller closes them.
+        Entered sinks of (rows, columns, columns) voxels; what they miss is written, in order. The caller closes them.
     rows_per_slab
-        Memory grows with it; None lets free memory decide. The result does not depend on it.
+        Memory grows with it; None lets memory decide. The result does not depend on it.
+    max_memory
+        Host memory that this process may take, in bytes; None: what is free.
     progress
         Called after each slab with the rows that are done, and all rows.
 
@@ -168,21 +173,27 @@ def reconstruct_scan(
     ------
     ScanError
         ``center`` lies outside the detector; too many splits; pixels that are not finite; unreadable file.
+    DeviceError
+        Not even one detector row at a time fits into ``max_memory``.
     """
     n_angles, rows, columns = scan.shape
     parts = split_indices(n_angles, n_splits)
     if not 0 <= center <= columns - 1:
         raise ScanError(f"center {center:g} is not on the detector of {scan.path}; it has columns 0..{columns - 1}")
     assert len(splits) == n_splits, f"{len(splits)} sinks for {n_splits} splits"
-    depth = min(rows_per_slab or _rows_that_fit(scan), rows)
+    depth = min(rows_per_slab or _rows_that_fit(scan, max_memory), rows)
+    outputs = [(full, np.arange(n_angles)), *zip(splits, parts, strict=True)]
     repairs = Repairs()
     for start in range(0, rows, depth):
         stop = min(start + depth, rows)
-        values, repaired = line_integrals(scan.read_rows(start, stop))
-        repairs += repaired
-        full.write(start, reconstruct_rows(_cleaned(values, stripes), scan.angles_rad, center))
-        for sink, part in zip(splits, parts, strict=True):
-            sink.write(start, reconstruct_rows(_cleaned(values[part], stripes), scan.angles_rad[part], center))
+        if any(_overlap(run, start, stop) for sink, _ in outputs for run in sink.missing):
+            values, repaired = line_integrals(scan.read_rows(start, stop))
+            repairs += repaired
+            for sink, part in outputs:
+                if runs := [run for run in (_overlap(run, start, stop) for run in sink.missing) if run]:
+                    slices = reconstruct_rows(_cleaned(values[part], stripes), scan.angles_rad[part], center)
+                    for run in runs:
+                        sink.write(run.start, slices[run.start - start : run.stop - start])
         if progress is not None:
             progress(stop, rows)
     if repairs.sentence:
@@ -261,9 +272,25 @@ def _cleaned(sinograms: Float32Array, stripes: bool) -> Float32Array:
     return remove_stripes(sinograms) if stripes else sinograms
 
 
-def _rows_that_fit(scan: Scan) -> int:
-    """Take at most a quarter of the free memory: about eight copies of a row's sinogram and three slices at once."""
+def _overlap(run: range, start: int, stop: int) -> range:
+    return range(max(run.start, start), min(run.stop, stop))
+
+
+def bytes_per_row(scan: Scan) -> int:
+    """Memory that one detector row takes on its way: about eight copies of its sinogram, and three slices."""
     angles, _, columns = scan.shape
-    bytes_per_row = 4 * (8 * angles * columns + 3 * columns * columns)
-    fitting = available_bytes() // 4 // bytes_per_row
-    return int(np.clip(fitting, 1, _MOST_ROWS_PER_SLAB))
+    return 4 * (8 * angles * columns + 3 * columns * columns)
+
+
+def _rows_that_fit(scan: Scan, max_memory: int | None) -> int:
+    """Take at most a quarter of the free memory, or all that is allowed."""
+    if max_memory is None:
+        return int(np.clip(available_bytes() // 4 // bytes_per_row(scan), 1, _MOST_ROWS_PER_SLAB))
+    fitting = (max_memory - process_bytes() - _COMPILED_BYTES) // bytes_per_row(scan)
+    if fitting < 1:
+        needed = process_bytes() + _COMPILED_BYTES + bytes_per_row(scan)
+        raise DeviceError(
+            f"reconstructing {scan.path} one detector row at a time needs about {needed / 1024**3:.2f}G of memory, and "
+            f"{max_memory / 1024**3:.2f}G are allowed; allow more with --max-memory"
+        )
+    return int(min(fitting, _MOST_ROWS_PER_SLAB))

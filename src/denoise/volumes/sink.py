@@ -294,6 +294,34 @@ class WholeVolumeSink:
             _log.debug("closing %s: %s", self.path, error)
 
 
+@dataclass(frozen=True)
+class WholeAlready:
+    """A VolumeSink in the place of an output that an earlier run has finished: nothing is missing from it."""
+
+    path: str
+    allows_parallel_slabs: bool = True
+
+    @property
+    def missing(self) -> list[range]:
+        """Nothing."""
+        return []
+
+    def write(self, z_start: int, slab: NDArray[np.float32]) -> None:
+        """Nobody may."""
+        raise AssertionError(f"{self.path} is whole already")
+
+    def flush(self) -> None:
+        """Nothing was written."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Nothing is open."""
+
+
 def require_space(final: Path, n_bytes: int) -> None:
     """Refuse an output that cannot fit, before the hours of computing it.
 
