@@ -1,0 +1,150 @@
+"""What training and denoising will cost here: measured for some seconds on noise, then carried over to the real size.
+
+Each measurement runs in a process of its own, so that its peak memory is that of a command, and with the code that
+the commands run, on blocks and tiles of their size. Only the volume is smaller.
+"""
+
+from __future__ import annotations
+
+import re
+import resource
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, field, replace
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+
+from denoise.api import Compute, make_denoiser, run_training
+from denoise.checkpoint import Checkpoint
+from denoise.config import RunConfig
+from denoise.inference.engine import denoise_slices
+from denoise.inference.slabs import plan_slabs
+from denoise.modes import MODES
+from denoise.networks.catalogue import build_network
+from denoise.networks.spec import NetworkSpec
+from denoise.normalization import Normalization
+from denoise.tiles import TileGrid, Triple, Window
+from denoise.training.job import Plan, Record
+from denoise.training.validation import Preview
+from denoise.volumes import ArrayVolume, SplitSet
+
+Result = TypeVar("Result")
+
+#: Steps of a calibration, and the minutes after which it ends with fewer.
+_STEPS, _MINUTES = 40, 0.15
+#: Steps that are not counted: the first ones compile, and fill caches.
+_WARM_UP = 3
+
+
+@dataclass(frozen=True)
+class TrainingCost:
+    """What a step takes, and a training process besides its data."""
+
+    seconds_per_step: float
+    bytes_besides_data: int
+
+
+@dataclass(frozen=True)
+class InferenceCost:
+    """What predicting a voxel takes, and a denoising process besides its slabs."""
+
+    seconds_per_predicted_voxel: float
+    bytes_besides_slabs: int
+
+
+def training_cost(config: RunConfig, compute: Compute) -> TrainingCost:
+    """Train on noise, with the network, batch and patches of the config."""
+    return _in_a_process(_train, config, compute)
+
+
+def inference_cost(config: RunConfig, compute: Compute, window: Window, shape: Triple) -> InferenceCost:
+    """Denoise noise, with the network and tiles that a volume of this shape gets."""
+    return _in_a_process(_denoise, config, compute, window, shape)
+
+
+def _in_a_process(function: Callable[..., Result], *arguments: Any) -> Result:
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        return pool.submit(function, *arguments).result()
+
+
+@dataclass
+class _Clock:
+    """An observer that notes when steps were done."""
+
+    times: list[float] = field(default_factory=list)
+
+    def started(self, plan: Plan) -> None:
+        """Nothing to do."""
+
+    def stepped(self, step: int, epoch: int, done: float, loss: float | None) -> None:
+        """Note the time."""
+        self.times.append(time.monotonic())
+
+    def validated(self, record: Record, preview: Preview | None) -> None:
+        """Nothing to do."""
+
+    def close(self) -> None:
+        """Nothing to do."""
+
+
+def _train(config: RunConfig, compute: Compute) -> TrainingCost:
+    network = NetworkSpec(config.network_name, config.network_options)
+    depth, height, width = MODES[config.mode].window(network, config.patch, 0.0, "uniform").read_zyx
+    shape = (max(2 * depth, 24), height, width)
+    generator = np.random.default_rng(0)
+    splits = [ArrayVolume(generator.normal(size=shape).astype(np.float32), f"noise {k}") for k in range(2)]
+    clock = _Clock()
+    changes = {
+        "max_epochs": 1,
+        "max_minutes": _MINUTES,
+        "patches_per_epoch": _STEPS * config.batch_size,
+        "patches_per_epoch_3d": _STEPS * config.batch_size,
+        "validate_every": None,
+    }
+    with tempfile.TemporaryDirectory(prefix="denoise-") as folder:
+        train = config.train.model_copy(update={**changes, "output_dir": Path(folder) / "run"})
+        dataset = config.dataset.model_copy(update={"train_start_slice": None, "train_end_slice": None})
+        small = config.model_copy(update={"train": train, "dataset": dataset})
+        alone = replace(compute, gpus=compute.gpus and compute.gpus[:1], processes=None)
+        run_training(small, SplitSet.of(splits), alone, show_progress=False, observers=(clock,))
+    counted = clock.times[min(_WARM_UP, len(clock.times) - 2) :]
+    seconds = (counted[-1] - counted[0]) / (len(counted) - 1)
+    return TrainingCost(seconds, _peak_bytes() - 2 * len(splits) * splits[0].array.nbytes)
+
+
+def _denoise(config: RunConfig, compute: Compute, window: Window, shape: Triple) -> InferenceCost:
+    spec = NetworkSpec(config.network_name, config.network_options)
+    checkpoint = Checkpoint(spec, build_network(spec).state_dict(), Normalization(0.0, 1.0), patch_size=config.patch)
+    denoiser = make_denoiser(checkpoint, config.infer, compute.devices()[0])
+    denoiser = replace(denoiser, window=window).prepared()
+    depth, height, width = (
+        min(size, max(2 * stride + edge, least))
+        for size, stride, edge, least in zip(shape, window.stride_zyx, window.predict_zyx, (8, 0, 0), strict=True)
+    )
+    volume = ArrayVolume(np.random.default_rng(0).normal(size=(depth, height, width)).astype(np.float32))
+    grid = TileGrid(volume.shape, window)
+    seconds = []
+    for _ in range(2):
+        begun = time.monotonic()
+        denoise_slices([volume], denoiser, range(depth), lambda start, slab: None)
+        seconds.append(time.monotonic() - begun)
+    predicted = grid.redundancy * volume.array.size
+    besides = _peak_bytes() - volume.array.nbytes - plan_slabs(grid, 1).n_bytes
+    return InferenceCost(seconds[-1] / predicted, besides)
+
+
+def _peak_bytes() -> int:
+    """The most that this process held in memory so far."""
+    status = Path("/proc/self/status")
+    if status.exists():  # unlike ru_maxrss, this does not count what its parent held before it began
+        found = re.search(r"VmHWM:\s*(\d+) kB", status.read_text(encoding="ascii"))
+        if found:
+            return int(found[1]) * 1024
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
