@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from itertools import pairwise
 
 import numpy as np
 
@@ -16,6 +17,9 @@ _log = logging.getLogger(__name__)
 
 #: What a volume returns is copied into the slab: so many slices exist twice for a moment, not all of them.
 _SLICES_PER_READ = 16
+#: Layers of a volume that are stored together are kept from one run to the next up to this size; deeper ones, of
+#: volumes whose whole depth is one chunk for example, are decoded again for every run.
+_DEEPEST_LAYER, _LARGEST_LAYER_BYTES = 64, 2**29
 
 
 class SlabReader:
@@ -27,7 +31,7 @@ class SlabReader:
     def __init__(
         self, inputs: Sequence[Volume], grid: TileGrid, normalization: Normalization, *, fill_non_finite: bool
     ) -> None:
-        self._inputs = inputs
+        self._inputs = [_LayerReader(volume) for volume in inputs]
         self._grid = grid
         self._normalization = normalization
         self._fill = fill_non_finite
@@ -74,12 +78,11 @@ class SlabReader:
         if reusable:
             slab[:, : first_new - low] = self._kept[:, low - self._kept_from : first_new - self._kept_from]
         if first_new < high:
-            for row, volume in zip(slab, self._inputs, strict=True):
-                for start in range(first_new, high, _SLICES_PER_READ):
-                    stop = min(start + _SLICES_PER_READ, high)
+            for row, layers in zip(slab, self._inputs, strict=True):
+                for start, stop in layers.pieces(first_new, high):
                     new = row[start - low : stop - low]
-                    new[:] = volume.read(Region.of_slices(start, stop, shape))
-                    self._check(new, volume, start)
+                    new[:] = layers.read(start, stop)
+                    self._check(new, layers.volume, start)
                     new -= np.float32(self._normalization.mean)
                     new /= np.float32(self._normalization.std)
         self._kept, self._kept_from = slab, low
@@ -96,3 +99,39 @@ class SlabReader:
             if count:
                 image[bad] = self._normalization.mean
                 self.filled += count
+
+
+class _LayerReader:
+    """Reads a volume front to back, and decodes what it stores together once.
+
+    Where a run ends within such a layer, the rest of the layer is read as well and kept for the next.
+    """
+
+    def __init__(self, volume: Volume) -> None:
+        self.volume = volume
+        depth = volume.chunk_depth
+        _, height, width = volume.shape
+        keeps = depth <= _DEEPEST_LAYER and 4 * depth * height * width <= _LARGEST_LAYER_BYTES
+        self._depth = depth if keeps else 1
+        self._kept_from = 0
+        self._kept: Float32Array = np.empty((0, height, width), dtype=np.float32)
+
+    def pieces(self, start: int, stop: int) -> list[tuple[int, int]]:
+        """Slices start..stop-1 in a few reads; no layer is cut by two of them."""
+        depth = self._depth
+        step = max(_SLICES_PER_READ // depth, 1) * depth
+        edges = [start, *range((start // step + 1) * step, stop, step), stop]
+        return list(pairwise(edges))
+
+    def read(self, start: int, stop: int) -> Float32Array:
+        """Slices start..stop-1, one of the pieces."""
+        shape = self.volume.shape
+        kept = self._kept[start - self._kept_from :] if start >= self._kept_from else self._kept[:0]
+        if len(kept) >= stop - start:
+            return kept[: stop - start]
+        first_new = start + len(kept)
+        end = min(-(-stop // self._depth) * self._depth, shape[0])
+        read = self.volume.read(Region.of_slices(first_new, end, shape))
+        self._kept, self._kept_from = read[stop - first_new :].copy(), stop
+        new = read[: stop - first_new]
+        return np.concatenate([kept, new]) if len(kept) else new
