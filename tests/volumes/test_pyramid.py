@@ -2,20 +2,13 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
+from block_means import block_means
 
 from denoise.volumes import pyramid
-
-
-def block_means(volume: np.ndarray, factors: tuple[int, int, int]) -> np.ndarray:
-    """Means over blocks; those at the end of an odd size are means of what there is."""
-    means = volume.astype("f8")
-    for axis, f in enumerate(factors):
-        edges = np.arange(0, volume.shape[axis], f)
-        counts = np.diff([*edges, volume.shape[axis]])
-        means = np.add.reduceat(means, edges, axis) / counts.reshape([-1 if a == axis else 1 for a in range(3)])
-    return means
 
 
 @pytest.mark.parametrize(
@@ -76,7 +69,7 @@ def test_a_level_made_in_steps_is_the_mean_of_its_blocks(shape, dtype):
     volume = (np.random.default_rng(0).normal(size=shape) * 60).astype(dtype)
     steps = [(1, 1, 1), (1, 2, 2), (2, 4, 4), (8, 8, 8)]
     values = volume
-    for finer, factors in zip(steps, steps[1:], strict=False):
+    for finer, factors in pairwise(steps):
         values = pyramid.coarser(values, (0, 0, 0), shape, finer, factors)
         np.testing.assert_allclose(values, block_means(volume, factors), rtol=2e-6, atol=2e-6)
     assert values.dtype == ("f4" if dtype == "f4" else "f8")
