@@ -145,14 +145,15 @@ class CompressedHdf5Writer:
 
 def _encoded(chunk: NDArray[Any], name: str) -> bytes:
     """A C-contiguous chunk as the filters of ``_filters`` store it."""
-    raw = chunk.reshape(-1).view(np.uint8)
     if name == BLOSC:
-        # One buffer of Blosc 1 says of itself how it was made.
+        # One buffer of Blosc 1, which says of itself how it was made. An array, not its bytes, as the annotations would
+        # have it: the size of a value is that of the array's type.
+        values: Any = chunk
         packed = imagecodecs.blosc_encode(
-            raw.tobytes(), level=ZSTD_LEVEL, compressor="zstd", shuffle="shuffle", typesize=chunk.itemsize, numthreads=1
+            values, level=ZSTD_LEVEL, compressor="zstd", shuffle="shuffle", blocksize=chunk.nbytes, numthreads=1
         )
         return bytes(packed)
-    return zlib.compress(raw.reshape(-1, chunk.itemsize).T.tobytes(), GZIP_LEVEL)
+    return zlib.compress(chunk.reshape(-1).view(np.uint8).reshape(-1, chunk.itemsize).T.tobytes(), GZIP_LEVEL)
 
 
 def _filters(name: str) -> dict[str, Any]:

@@ -6,6 +6,7 @@ processes ever write into one file. The OME metadata is a few lines of JSON, wri
 
 from __future__ import annotations
 
+import math
 import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -72,7 +73,7 @@ class ZarrWriter:
                 chunks=level.chunks,
                 shards=level.shards,
                 dtype=header.dtype,
-                compressors=_compressors(header.compression),
+                compressors=_compressors(header.compression, math.prod(level.chunks) * header.dtype.itemsize),
                 fill_value=0,
                 dimension_names=("z", "y", "x"),
             )
@@ -169,7 +170,7 @@ def ome_metadata(voxel_size_um: VoxelSize | None, title: str, levels: list[Level
     }
 
 
-def _compressors(compression: str) -> Any:
+def _compressors(compression: str, chunk_bytes: int) -> Any:
     if compression == BLOSC:
-        return BloscCodec(cname="zstd", clevel=ZSTD_LEVEL, shuffle="shuffle")
+        return BloscCodec(cname="zstd", clevel=ZSTD_LEVEL, shuffle="shuffle", blocksize=chunk_bytes)
     return GzipCodec(level=GZIP_LEVEL) if compression == GZIP else None
