@@ -62,6 +62,14 @@ class OutputType(StrEnum):
     int16 = "int16"
 
 
+class Compression(StrEnum):
+    """How an output is compressed, without loss."""
+
+    none = "none"
+    gzip = "gzip"
+    blosc = "blosc"
+
+
 ConfigOption = Annotated[Path, typer.Option("--config", help="Config file (YAML); see baseline_config.yaml.")]
 TemplateOption = Annotated[
     Path | None, typer.Option("--config", help="Take the sections train and infer from this config file.")
@@ -92,6 +100,10 @@ MemoryOption = Annotated[
 ResumeOption = Annotated[bool, typer.Option("--resume", help="Go on with what a run that died has left.")]
 OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Replace an earlier result.")]
 DtypeOption = Annotated[OutputType, typer.Option("--dtype", help="Type of the output; input: the input's.")]
+CompressionOption = Annotated[
+    Compression | None,
+    typer.Option("--compression", help="Of the output, without loss.  [default: blosc for .zarr, else none]"),
+]
 OutputOption = Annotated[
     str | None,
     typer.Option(
@@ -205,6 +217,7 @@ def volume(
     overwrite: OverwriteOption = False,
     resume: ResumeOption = False,
     dtype: DtypeOption = OutputType.float32,
+    compression: CompressionOption = None,
     max_memory: MemoryOption = None,
     processes: ProcessesOption = None,
     gpus: GpusOption = None,
@@ -215,7 +228,11 @@ def volume(
     from denoise.commands.infer import denoise_volume
 
     settings = _load(config, mode, max_memory=max_memory)
-    choice = replace(_choice(settings, checkpoint, model, mode, output, overwrite, dtype), resume=resume)
+    choice = replace(
+        _choice(settings, checkpoint, model, mode, output, overwrite, dtype),
+        resume=resume,
+        compression=compression.value if compression else None,
+    )
     denoise_volume(settings, _compute(device, gpus, processes), choice, start=start_slice, end=end_slice)
 
 

@@ -42,6 +42,7 @@ class RecordingVolume:
     name: str = "recorded"
     regions: list[Region] = field(default_factory=list)
     voxel_size_um: None = None
+    chunk_depth: int = 1
 
     @property
     def shape(self) -> Triple:

@@ -99,3 +99,48 @@ def test_the_second_input_is_checked_too_and_named() -> None:
     reader = SlabReader(inputs, TileGrid((3, 4, 4), slices(1)), PLAIN, fill_non_finite=False)
     with pytest.raises(VolumeError, match=r"recon_1 holds 1 NaN or Inf voxels in slice 12"):
         reader.read((0, 2))
+
+
+@pytest.mark.parametrize("at_once", [1, 3, 8])
+@pytest.mark.parametrize("chunk_depth", [1, 2, 5, 16, 40])
+@pytest.mark.parametrize("window", [slices(1), slices(5), with_halo(4, 3)], ids=str)
+def test_slices_that_are_stored_together_are_read_once(
+    window: Window, chunk_depth: int, at_once: int, recording_volume
+) -> None:
+    data = np.random.default_rng(0).normal(size=(37, 5, 6)).astype(np.float32)
+    grid = TileGrid(data.shape, window)
+    recorded = recording_volume(data, chunk_depth=chunk_depth)
+    reader = SlabReader([recorded], grid, PLAIN, fill_non_finite=False)
+    plain = SlabReader([ArrayVolume(data)], grid, PLAIN, fill_non_finite=False)
+    layers = len(grid.axes[0].starts)
+    for first in range(0, layers, at_once):
+        last = min(first + at_once, layers) - 1
+        np.testing.assert_array_equal(reader.read((first, last)), plain.read((first, last)))
+    assert recorded.times_read() == [1] * 37
+    for region in recorded.regions:  # no stored layer is decoded for two of them
+        assert region.start_zyx[0] % chunk_depth == 0
+        assert region.stop_zyx[0] % chunk_depth == 0 or region.stop_zyx[0] == 37
+
+
+def test_a_range_within_a_stored_layer_is_read_from_its_first_slice_on(recording_volume) -> None:
+    recorded = recording_volume(np.zeros((40, 4, 4), np.float32), chunk_depth=16)
+    reader = SlabReader([recorded], TileGrid((40, 4, 4), slices(3)), PLAIN, fill_non_finite=False)
+    reader.read((20, 27))
+    reader.read((28, 30))
+    assert [(r.start_zyx[0], r.stop_zyx[0]) for r in recorded.regions] == [(19, 32)]
+
+
+def test_layers_that_are_too_deep_to_keep_are_read_as_they_are_needed(recording_volume) -> None:
+    recorded = recording_volume(np.zeros((100, 4, 4), np.float32), chunk_depth=100)
+    SlabReader([recorded], TileGrid((100, 4, 4), slices(1)), PLAIN, fill_non_finite=False).read((10, 12))
+    assert [(r.start_zyx[0], r.stop_zyx[0]) for r in recorded.regions] == [(10, 13)]
+
+
+def test_bad_voxels_that_no_tile_needs_do_not_stop_the_run(recording_volume) -> None:
+    data = np.zeros((16, 4, 4), np.float32)
+    data[9] = np.nan
+    recorded = recording_volume(data, chunk_depth=16)
+    reader = SlabReader([recorded], TileGrid(data.shape, slices(3)), PLAIN, fill_non_finite=False)
+    reader.read((0, 7))
+    with pytest.raises(VolumeError, match="16 NaN or Inf voxels in slice 9"):
+        reader.read((8, 8))

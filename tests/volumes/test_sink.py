@@ -278,21 +278,28 @@ def test_creating_a_sink_writes_nothing(tmp_path):
     assert _names(tmp_path) == []
 
 
-def _write_half(sink, z_start: int) -> None:
-    sink.write(z_start, _numbered()[z_start : z_start + 3])
+_DEEP = (20, 7, 9)
+
+
+def _write_part(sink, start: int, stop: int) -> None:
+    sink.write(start, _numbered(_DEEP)[start:stop])
     sink.flush()
 
 
-@pytest.mark.parametrize("name", FORMATS)
-def test_disjoint_slabs_may_be_written_by_several_processes(tmp_path, name):
-    with create_sink(tmp_path / name, shape=SHAPE) as sink:
+@pytest.mark.parametrize(
+    ("name", "compression"), [*((name, None) for name in FORMATS), ("out.h5", "gzip"), ("out", "gzip")]
+)
+def test_disjoint_slabs_may_be_written_by_several_processes(tmp_path, name, compression):
+    """Which begin and end with whole groups of slices; of 16 at most."""
+    with create_sink(tmp_path / name, shape=_DEEP, compression=compression) as sink:
         assert sink.allows_parallel_slabs
-        worker = get_context("spawn").Process(target=_write_half, args=(sink, 3))
+        assert 16 % sink.slices_together == 0
+        worker = get_context("spawn").Process(target=_write_part, args=(sink, 16, 20))
         worker.start()
-        _write_half(sink, 0)
+        _write_part(sink, 0, 16)
         worker.join()
         assert worker.exitcode == 0
-    np.testing.assert_array_equal(_whole(open_volume(tmp_path / name)), _numbered())
+    np.testing.assert_array_equal(_whole(open_volume(tmp_path / name)), _numbered(_DEEP))
 
 
 @pytest.mark.parametrize("name", FORMATS)

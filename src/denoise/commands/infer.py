@@ -56,6 +56,7 @@ class Choice:
     overwrite: bool = False
     resume: bool = False
     dtype: str = "float32"
+    compression: str | None = None
 
 
 def denoise_volume(
@@ -149,6 +150,7 @@ def _denoise(
         slice_numbers=grid.slice_numbers[z_range.start : z_range.stop],
         overwrite=choice.overwrite,
         description=_description(checkpoint, inputs),
+        compression=choice.compression,
         resumable=len(z_range) > 1,
         resume=choice.resume,
         facts=_facts(checkpoint, denoiser, inputs),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from itertools import pairwise
 
 import numpy as np
 
@@ -16,6 +17,9 @@ _log = logging.getLogger(__name__)
 
 #: What a volume returns is copied into the slab: so many slices exist twice for a moment, not all of them.
 _SLICES_PER_READ = 16
+#: Layers of a volume that are stored together are kept from one run to the next up to this size; deeper ones, of
+#: volumes whose whole depth is one chunk for example, are decoded again for every run.
+_DEEPEST_LAYER, _LARGEST_LAYER_BYTES = 64, 2**29
 
 
 class SlabReader:
@@ -27,7 +31,7 @@ class SlabReader:
     def __init__(
         self, inputs: Sequence[Volume], grid: TileGrid, normalization: Normalization, *, fill_non_finite: bool
     ) -> None:
-        self._inputs = inputs
+        self._inputs = [_LayerReader(volume) for volume in inputs]
         self._grid = grid
         self._normalization = normalization
         self._fill = fill_non_finite
@@ -84,12 +88,11 @@ class SlabReader:
         else:
             self._kept = np.empty((0, 0, 0, 0), dtype=np.float32)  # freed before as much is taken again
             slab = np.empty(shape, dtype=np.float32)
-        for row, volume in zip(slab, self._inputs, strict=True):
-            for start in range(first_new, z.stop, _SLICES_PER_READ):
-                stop = min(start + _SLICES_PER_READ, z.stop)
+        for row, layers in zip(slab, self._inputs, strict=True):
+            for start, stop in layers.pieces(first_new, z.stop):
                 new = row[start - z.start : stop - z.start]
-                new[:] = volume.read(Region((start, y.start, 0), (stop - start, len(y), shape[3])))
-                self._check(new, volume, start)
+                new[:] = layers.read(start, stop, y)
+                self._check(new, layers.volume, start)
                 new -= np.float32(self._normalization.mean)
                 new /= np.float32(self._normalization.std)
         self._kept, self._kept_from, self._kept_rows = slab, z.start, y
@@ -106,3 +109,47 @@ class SlabReader:
             if count:
                 image[bad] = self._normalization.mean
                 self.filled += count
+
+
+def layer_bytes(volume: Volume) -> int:
+    """What is kept of a layer that the volume stores together; 0 where single slices are, or where it is too large."""
+    _, height, width = volume.shape
+    depth, size = volume.chunk_depth, 4 * volume.chunk_depth * height * width
+    return size if 1 < depth <= _DEEPEST_LAYER and size <= _LARGEST_LAYER_BYTES else 0
+
+
+class _LayerReader:
+    """Reads a volume front to back, and decodes what it stores together once.
+
+    Where a run ends within such a layer, the rest of the layer is read as well and kept for the next.
+    """
+
+    def __init__(self, volume: Volume) -> None:
+        self.volume = volume
+        self._depth = volume.chunk_depth if layer_bytes(volume) else 1
+        self._kept_from = 0
+        self._kept_rows = range(0)
+        self._kept: Float32Array = np.empty((0, 0, 0), dtype=np.float32)
+
+    def pieces(self, start: int, stop: int) -> list[tuple[int, int]]:
+        """Slices start..stop-1 in a few reads; no layer is cut by two of them."""
+        if start >= stop:
+            return []
+        step = max(_SLICES_PER_READ // self._depth, 1) * self._depth
+        edges = [start, *range((start // step + 1) * step, stop, step), stop]
+        return list(pairwise(edges))
+
+    def read(self, start: int, stop: int, rows: range) -> Float32Array:
+        """These rows of slices start..stop-1, one of the pieces."""
+        depth, height, width = self.volume.shape
+        reusable = self._kept_rows == rows and start >= self._kept_from
+        kept = self._kept[start - self._kept_from :] if reusable else self._kept[:0]
+        if len(kept) >= stop - start:
+            return kept[: stop - start]
+        first_new = start + len(kept)
+        # A strip is followed by another: the rest of its layer would not be asked for next.
+        end = min(-(-stop // self._depth) * self._depth, depth) if len(rows) == height else stop
+        read = self.volume.read(Region((first_new, rows.start, 0), (end - first_new, len(rows), width)))
+        self._kept, self._kept_from, self._kept_rows = read[stop - first_new :].copy(), stop, rows
+        new = read[: stop - first_new]
+        return np.concatenate([kept, new]) if len(kept) else new

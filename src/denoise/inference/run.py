@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 from denoise.inference.engine import Denoiser, denoise_slices
+from denoise.inference.reader import layer_bytes
 from denoise.launch import World
 from denoise.memory import process_bytes
 from denoise.volumes import VolumeSink
@@ -50,7 +51,7 @@ def run_worker(world: World, job: InferenceJob) -> None:
     with ExitStack() as stack:
         sink = stack.enter_context(job.sink) if world.is_chief else job.sink
         missing: list[range] = world.from_chief(sink.missing)
-        share = shares(missing, world.size)[world.rank]
+        share = shares(missing, world.size, job.sink.slices_together)[world.rank]
         progress = stack.enter_context(job.progress(sum(map(len, share)))) if world.is_chief else _unseen
         done = 0
         for piece in share:
@@ -70,7 +71,11 @@ def run_worker(world: World, job: InferenceJob) -> None:
 def _budget(job: InferenceJob, world: World) -> int | None:
     if job.max_memory is None:
         return None
-    return max(0, job.max_memory // world.local_size - process_bytes() - _BATCH_BYTES)
+    _, height, width = job.inputs[0].shape
+    kept = sum(map(layer_bytes, job.inputs))
+    if job.sink.slices_together > 1:
+        kept += 8 * job.sink.slices_together * height * width  # a group that is being collected, and one stored
+    return max(0, job.max_memory // world.local_size - process_bytes() - _BATCH_BYTES - kept)
 
 
 def _write(sink: VolumeSink, first: int, start: int, slab: Float32Array) -> None:
@@ -85,17 +90,25 @@ def _unseen(done: int) -> None:
     """The other processes are as far as the first."""
 
 
-def shares(missing: Sequence[range], count: int) -> list[list[range]]:
-    """Divide runs of slices into ``count`` parts of nearly equal size, each of few runs, in order."""
+def shares(missing: Sequence[range], count: int, together: int = 1) -> list[list[range]]:
+    """Divide runs of slices into ``count`` parts of nearly equal size, each of few runs, in order.
+
+    Runs are only cut at multiples of ``together``.
+    """
     total = sum(map(len, missing))
-    parts: list[list[range]] = []
-    for k in range(count):
-        low, high = k * total // count, (k + 1) * total // count
-        part, passed = [], 0
-        for run in missing:
-            piece = run[max(low - passed, 0) : max(high - passed, 0)]
-            passed += len(run)
-            if piece:
-                part.append(piece)
-        parts.append(part)
+    cuts = [k * total // count for k in range(count + 1)]
+    parts: list[list[range]] = [[] for _ in range(count)]
+    passed = 0
+    for run in missing:
+        # Where the parts' limits fall in this run, moved down to the beginning of a group.
+        edges = [
+            min(max((run.start + cut - passed) // together * together, run.start), run.stop)
+            if cut < passed + len(run)
+            else run.stop
+            for cut in cuts
+        ]
+        for part, start, stop in zip(parts, edges, edges[1:], strict=False):
+            if start < stop:
+                part.append(range(start, stop))
+        passed += len(run)
     return parts

@@ -40,6 +40,7 @@ class Hdf5Volume:
     dtype: np.dtype[Any]
     voxel_size_um: VoxelSize | None
     slice_numbers: range
+    chunk_depth: int = 1
 
     @classmethod
     def open(cls, path: Path, dataset: str = "") -> Hdf5Volume:
@@ -66,7 +67,8 @@ class Hdf5Volume:
             attributes = found.attrs
             numbers = stored_numbers(attributes.get(_FIRST), attributes.get(_STEP), z)
             dtype = require_stored_type(found.dtype, what)
-            return cls(path, place, (z, y, x), dtype, _voxel_size(attributes), numbers)
+            chunk_depth = int(found.chunks[0]) if found.chunks else 1
+            return cls(path, place, (z, y, x), dtype, _voxel_size(attributes), numbers, chunk_depth)
 
     @property
     def name(self) -> str:
@@ -102,6 +104,16 @@ class Hdf5Writer:
         """Each slice has its place."""
         return True
 
+    @property
+    def slices_together(self) -> int:
+        """Each by itself."""
+        return 1
+
+    @property
+    def disk_bytes(self) -> int:
+        """The voxels."""
+        return self.header.n_bytes
+
     def create(self) -> None:
         """Make the file with the whole room for the dataset, and its attributes.
 
@@ -111,16 +123,11 @@ class Hdf5Writer:
         header = self.header
         room = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
         room.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
-        with _system_errors(), h5py.File(self.partial, "w") as file:
+        with system_errors(), h5py.File(self.partial, "w") as file:
             made = file.create_dataset(
                 self.dataset, header.shape, header.dtype.newbyteorder("<"), fill_time="never", dcpl=room
             )
-            made.attrs[_FIRST] = header.slice_numbers[0]
-            made.attrs[_STEP] = header.slice_numbers.step
-            if header.voxel_size_um is not None:
-                made.attrs[_VOXEL_SIZE] = header.voxel_size_um
-            if header.description:
-                made.attrs["description"] = header.description
+            describe_dataset(made, header)
         take_room(self.partial)
 
     def attach(self) -> None:
@@ -151,8 +158,18 @@ class Hdf5Writer:
             self._voxels = None
 
 
+def describe_dataset(dataset: Any, header: VolumeHeader) -> None:
+    """Write slice numbers, voxel size and description as attributes."""
+    dataset.attrs[_FIRST] = header.slice_numbers[0]
+    dataset.attrs[_STEP] = header.slice_numbers.step
+    if header.voxel_size_um is not None:
+        dataset.attrs[_VOXEL_SIZE] = header.voxel_size_um
+    if header.description:
+        dataset.attrs["description"] = header.description
+
+
 @contextmanager
-def _system_errors() -> Iterator[None]:
+def system_errors() -> Iterator[None]:
     """HDF5 hides the operating system's error number in the text of a RuntimeError or an OSError without one."""
     try:
         yield

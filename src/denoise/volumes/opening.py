@@ -17,6 +17,7 @@ from numpy.typing import DTypeLike
 from denoise import files
 from denoise.errors import OutputError, VolumeError
 from denoise.tiles import Triple
+from denoise.volumes.compression import BLOSC, COMPRESSIONS, GZIP, NONE
 from denoise.volumes.sink import SlabWriter, VolumeHeader, WholeVolumeSink, require_space
 from denoise.volumes.unfinished import Unfinished
 from denoise.volumes.volume import STORED_TYPES, Volume, VolumeSink, VoxelSize
@@ -78,6 +79,7 @@ def create_sink(
     slice_numbers: range | None = None,
     overwrite: bool = False,
     description: str = "",
+    compression: str | None = None,
     resumable: bool = False,
     resume: bool = False,
     facts: Mapping[str, Any] | None = None,
@@ -99,6 +101,9 @@ def create_sink(
         What the user calls each slice; 0, 1, 2, ... by default.
     overwrite
         Whether a result of an earlier run may be replaced; what does not look like one is refused all the same.
+    compression
+        ``none``, ``gzip`` (which every program reads) or ``blosc`` (ten times as fast; HDF5 and Zarr only); without
+        loss. By default ``blosc`` for Zarr and ``none`` for the others.
     resumable
         Whether slices that are done are kept when the ``with`` block ends by an exception.
     resume
@@ -124,7 +129,7 @@ def create_sink(
     assert len(numbers) == shape[0], f"{len(numbers)} slice numbers for {shape[0]} slices"
     assert numbers[0] >= 0, f"negative slice numbers: {numbers}"
     assert numbers.step >= 1, f"slice numbers must go up: {numbers}"
-    header = VolumeHeader(shape, stored, voxel_size_um, numbers, description)
+    header = VolumeHeader(shape, stored, voxel_size_um, numbers, description, _compression(final, kind, compression))
     unfinished = Unfinished(final)
     unfinished.restore_replaced()
     files.require_free(final, overwrite=overwrite)
@@ -138,7 +143,7 @@ def create_sink(
     if resume and unfinished.exists:
         unfinished.require_same(sink.all_facts)
     else:
-        require_space(final, header.n_bytes)
+        require_space(final, writer.disk_bytes)
     return sink
 
 
@@ -146,6 +151,24 @@ def is_whole(path: str | os.PathLike[str]) -> bool:
     """Whether an output stands under its final name, and no run has begun to make it anew."""
     final = _split(os.fspath(path))[0].absolute()
     return os.path.lexists(final) and not Unfinished(final).exists
+
+
+def _compression(final: Path, kind: str, asked: str | None) -> str:
+    """The name of the compression, if the format has it."""
+    if asked is None:
+        return BLOSC if kind == "zarr" else NONE
+    if asked not in COMPRESSIONS:
+        raise OutputError(f"{final} cannot be compressed with {asked!r}; choose one of {', '.join(COMPRESSIONS)}")
+    if asked == BLOSC and kind in ("tiff", "folder"):
+        raise OutputError(
+            f"{final}: no program reads TIFF compressed with Blosc; choose gzip, or a .zarr or .h5 output"
+        )
+    if asked == GZIP and kind == "tiff":
+        raise OutputError(
+            f"{final}: a single TIFF file is not compressed, because its slices could not be written in any order; "
+            "choose a folder of slices (a name without a suffix), or a .zarr or .h5 output"
+        )
+    return asked
 
 
 def _split(path: str) -> tuple[Path, str]:
@@ -195,11 +218,16 @@ def _hdf5_writer(final: Path, partial: Path, header: VolumeHeader, inner: str) -
         raise OutputError(f"{final}::{inner} names no dataset; expected something like {_DEFAULT_DATASET}")
     if final.exists():
         require_only_dataset(final, dataset)
-    return Hdf5Writer(partial, header, dataset)
+    if header.compression == NONE:
+        return Hdf5Writer(partial, header, dataset)
+    from denoise.volumes.hdf5_compressed import CompressedHdf5Writer
+
+    return CompressedHdf5Writer(partial, header, dataset)
 
 
 def _zarr_writer(final: Path, partial: Path, header: VolumeHeader, inner: str) -> SlabWriter:
-    from denoise.volumes.zarr_store import ZarrWriter, first_foreign_entry, looks_like_zarr
+    from denoise.volumes.zarr_store import first_foreign_entry, looks_like_zarr
+    from denoise.volumes.zarr_writer import ZarrWriter
 
     _require_replaceable_folder(final)
     if final.exists() and (foreign := first_foreign_entry(final)):

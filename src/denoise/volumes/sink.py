@@ -25,14 +25,12 @@ from denoise import files
 from denoise.errors import OutputError
 from denoise.tiles import Triple
 from denoise.volumes.integer_output import GreyValueEncoder
+from denoise.volumes.slice_groups import SliceGroups
 from denoise.volumes.unfinished import Journal, Unfinished, runs_of
 from denoise.volumes.volume import VoxelSize
 
 _log = logging.getLogger(__name__)
 
-# 512 x 512 float32 values are 1 MiB: a slab writes few chunks, a patch reads little that it does not need. One slice
-# deep, so that slabs of any depth never share a chunk and may be written in any order and from several processes.
-CHUNK_YX = 512
 #: Slices are made to last, and journaled, so often: a death costs no more than that, and waiting for the disk little.
 _SECONDS_PER_SYNC = 5.0
 
@@ -46,11 +44,7 @@ class VolumeHeader:
     voxel_size_um: VoxelSize | None
     slice_numbers: range
     description: str = ""
-
-    @property
-    def chunk_shape(self) -> Triple:
-        """Chunks of the chunked formats, (1, Y, X)."""
-        return 1, min(self.shape[1], CHUNK_YX), min(self.shape[2], CHUNK_YX)
+    compression: str = "none"
 
     @property
     def n_bytes(self) -> int:
@@ -65,6 +59,16 @@ class SlabWriter(Protocol):
     @property
     def allows_parallel_slabs(self) -> bool:
         """Whether copies of this writer in other processes may store disjoint slabs."""
+        ...
+
+    @property
+    def slices_together(self) -> int:
+        """Of so many slices ``store`` only gets whole groups, which begin at multiples of this number."""
+        ...
+
+    @property
+    def disk_bytes(self) -> int:
+        """Room on the disk without which there is no point in beginning."""
         ...
 
     def create(self) -> None:
@@ -113,6 +117,7 @@ class WholeVolumeSink:
     _owner: int = field(default_factory=os.getpid)
     _encoder: GreyValueEncoder = field(init=False)
     _written: NDArray[np.bool_] = field(init=False)
+    _groups: SliceGroups = field(init=False)
     _open: bool = field(default=False, init=False)
     _journal: Journal | None = field(default=None, init=False)
     _unsynced: list[tuple[int, int]] = field(default_factory=list, init=False)
@@ -122,6 +127,7 @@ class WholeVolumeSink:
     def __post_init__(self) -> None:
         self._encoder = GreyValueEncoder(self.header.dtype)
         self._written = np.zeros(self.header.shape[0], dtype=bool)
+        self._groups = SliceGroups(self.header.shape[0], self.writer.slices_together)
 
     @property
     def path(self) -> str:
@@ -132,6 +138,11 @@ class WholeVolumeSink:
     def allows_parallel_slabs(self) -> bool:
         """Whether several processes may write disjoint slabs, each through its own copy of this sink."""
         return self.writer.allows_parallel_slabs
+
+    @property
+    def slices_together(self) -> int:
+        """Slices are stored in groups of so many; what one process writes begins and ends with whole groups."""
+        return self.writer.slices_together
 
     @property
     def missing(self) -> list[range]:
@@ -165,9 +176,10 @@ class WholeVolumeSink:
         with files.explained(self.unfinished.final):
             if not self._open:
                 self._start()
-            self.writer.store(z_start, stored)
+            for start, group in self._groups.add(z_start, stored):
+                self.writer.store(start, group)
+                self._unsynced.append((start, start + len(group)))
         self._written[z_start:z_stop] = True
-        self._unsynced.append((z_start, z_stop))
         if time.monotonic() - self._synced_at > _SECONDS_PER_SYNC:
             self.flush()
 
@@ -200,7 +212,7 @@ class WholeVolumeSink:
     def __getstate__(self) -> dict[str, object]:
         # No process has the number 0: a copy is a copy also on another host where the numbers happen to agree.
         left_behind: dict[str, object] = {"_open": False, "_journal": None, "_unsynced": [], "_resources": ExitStack()}
-        return self.__dict__ | left_behind | {"_owner": 0}
+        return self.__dict__ | left_behind | {"_owner": 0, "_groups": self._groups.emptied()}
 
     def __enter__(self) -> Self:
         self._owner = os.getpid()
@@ -218,7 +230,7 @@ class WholeVolumeSink:
     def _begin(self) -> None:
         self.unfinished.clear()
         try:
-            require_space(self.unfinished.final, self.header.n_bytes)
+            require_space(self.unfinished.final, self.writer.disk_bytes)
             self.writer.create()
             self.unfinished.begin(self.all_facts)
         except BaseException:
@@ -236,6 +248,8 @@ class WholeVolumeSink:
             "first slice": numbers[0],
             "slice step": numbers.step,
             "voxel size": header.voxel_size_um,
+            "compression": header.compression,
+            "slices together": self.slices_together,
             **self.facts,
         }
 
@@ -300,6 +314,7 @@ class WholeAlready:
 
     path: str
     allows_parallel_slabs: bool = True
+    slices_together: int = 1
 
     @property
     def missing(self) -> list[range]:

@@ -85,6 +85,11 @@ class TiffFileVolume:
         """The path."""
         return str(self.path)
 
+    @property
+    def chunk_depth(self) -> int:
+        """Images are stored one by one."""
+        return 1
+
     def read(self, region: Region) -> Float32Array:
         """Values of a region as float32."""
         return self._read(region, np.dtype(np.float32))
@@ -151,6 +156,16 @@ class TiffFileWriter:
     def allows_parallel_slabs(self) -> bool:
         """Each slice has its place."""
         return True
+
+    @property
+    def slices_together(self) -> int:
+        """Each by itself."""
+        return 1
+
+    @property
+    def disk_bytes(self) -> int:
+        """The voxels."""
+        return self.header.n_bytes
 
     def create(self) -> None:
         """Make the file with all its headers, and room for the voxels."""

@@ -15,6 +15,7 @@ from typing import Any
 import tifffile
 
 from denoise.tiles import Triple
+from denoise.volumes.compression import GZIP_LEVEL
 from denoise.volumes.sink import VolumeHeader
 from denoise.volumes.units import in_micrometres
 from denoise.volumes.volume import VoxelSize, stored_numbers
@@ -83,6 +84,9 @@ def slice_tags(header: VolumeHeader) -> dict[str, Any]:
             "resolution": (1 / x, 1 / y),
             "resolutionunit": tifffile.RESUNIT.NONE,
         }
+    if header.compression == "gzip":
+        # No predictor: ImageJ does not know the one for floating point.
+        tags |= {"compression": "zlib", "compressionargs": {"level": GZIP_LEVEL}}
     return tags
 
 

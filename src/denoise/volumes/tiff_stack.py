@@ -7,8 +7,6 @@ Slices are ordered naturally (2 before 10) and known by the last number in their
 from __future__ import annotations
 
 import re
-from collections import deque
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
@@ -21,16 +19,14 @@ from numpy.typing import NDArray
 from denoise import files
 from denoise.errors import VolumeError
 from denoise.tiles import Region, Triple
+from denoise.volumes.compression import least_bytes
 from denoise.volumes.sink import VolumeHeader
+from denoise.volumes.slice_pool import SlicePool
 from denoise.volumes.tiff_metadata import slice_tags, voxel_size_um
 from denoise.volumes.tiff_page import Rectangle, image_format, in_threads, opened, page_offsets, read_rectangle
 from denoise.volumes.volume import Float32Array, VoxelSize, require_inside
 
 TIFF_SUFFIXES = (".tif", ".tiff")
-
-_WRITING_THREADS = 4
-# Slices waiting to be written: enough to keep the threads busy, few enough that memory stays that of a slab.
-_WAITING_SLICES = 16
 
 
 @dataclass(frozen=True)
@@ -71,6 +67,11 @@ class TiffStackVolume:
         """(Z, Y, X)."""
         return (len(self.file_names), *self.image_shape)
 
+    @property
+    def chunk_depth(self) -> int:
+        """Every slice is its own file."""
+        return 1
+
     def read(self, region: Region) -> Float32Array:
         """Values of a region as float32; slices are read in a few threads."""
         return self._read(region, np.dtype(np.float32))
@@ -109,13 +110,22 @@ class TiffStackWriter:
     partial: Path
     header: VolumeHeader
     stem: str
-    _pool: ThreadPoolExecutor | None = field(default=None, init=False)
-    _pending: deque[Future[None]] = field(default_factory=deque, init=False)
+    _pool: SlicePool | None = field(default=None, init=False)
 
     @property
     def allows_parallel_slabs(self) -> bool:
         """Every slice is its own file."""
         return True
+
+    @property
+    def slices_together(self) -> int:
+        """Each by itself."""
+        return 1
+
+    @property
+    def disk_bytes(self) -> int:
+        """The voxels, or what compression may leave of them."""
+        return least_bytes(self.header.n_bytes, self.header.compression)
 
     def create(self) -> None:
         """Make the folder."""
@@ -123,20 +133,17 @@ class TiffStackWriter:
 
     def attach(self) -> None:
         """Make the pool."""
-        self._pool = ThreadPoolExecutor(_WRITING_THREADS, thread_name_prefix="tiff-writer")
+        self._pool = SlicePool(self._write_slice)
 
     def store(self, z_start: int, slab: NDArray[Any]) -> None:
-        """Hand copies of the slices to the pool, at most a few ahead."""
+        """Hand copies of the slices to the pool."""
         assert self._pool is not None
-        for k, image in enumerate(slab):
-            while len(self._pending) >= _WAITING_SLICES:
-                self._pending.popleft().result()
-            self._pending.append(self._pool.submit(self._write_slice, z_start + k, image.copy()))
+        self._pool.store(z_start, slab)
 
     def sync(self, runs: list[tuple[int, int]]) -> None:
         """Wait for the pool (its first error is raised), and for the disk."""
-        while self._pending:
-            self._pending.popleft().result()
+        assert self._pool is not None
+        self._pool.wait()
         for start, stop in runs:
             for z in range(start, stop):
                 files.sync(self._slice_path(z))
@@ -148,12 +155,11 @@ class TiffStackWriter:
     def abandon(self) -> None:
         """Drop what waits and stop the pool."""
         if self._pool is not None:
-            self._pool.shutdown(wait=True, cancel_futures=True)
+            self._pool.close()
             self._pool = None
-        self._pending.clear()
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_pool": None, "_pending": deque()}
+        return self.__dict__ | {"_pool": None}
 
     def _write_slice(self, z: int, image: NDArray[Any]) -> None:
         tifffile.imwrite(self._slice_path(z), image, **slice_tags(self.header))

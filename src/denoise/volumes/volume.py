@@ -6,6 +6,7 @@ gives the result its final name only when it is whole. Files of every format hid
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from types import TracebackType
@@ -51,6 +52,11 @@ class Volume(Protocol):
         """The number that the user knows each slice by (from file names; otherwise 0, 1, 2, ...)."""
         ...
 
+    @property
+    def chunk_depth(self) -> int:
+        """So many slices are stored, and decoded, together: layers that begin at multiples of this number."""
+        ...
+
     def read(self, region: Region) -> Float32Array:
         """Values of a region that lies inside the volume, float32, in the stored units.
 
@@ -84,8 +90,16 @@ class VolumeSink(Protocol):
         ...
 
     @property
+    def slices_together(self) -> int:
+        """Slices are stored in groups of so many; what one process writes begins and ends with whole groups.
+
+        Groups begin at multiples of this number, and the volume's end is the end of one.
+        """
+        ...
+
+    @property
     def missing(self) -> list[range]:
-        """The runs of slices, counted from 0 in this output, that are still to be written."""
+        """The runs of slices, counted from 0 in this output, that are still to be written; whole groups."""
         ...
 
     def write(self, z_start: int, slab: Float32Array) -> None:
@@ -166,6 +180,11 @@ class ArrayVolume:
         """Counted from ``first_slice``."""
         return range(self.first_slice, self.first_slice + self.shape[0])
 
+    @property
+    def chunk_depth(self) -> int:
+        """Any slice is there by itself."""
+        return 1
+
     def read_stored(self, region: Region) -> NDArray[Any]:
         """A copy of a region in the array's own type."""
         require_inside(self, region)
@@ -207,6 +226,11 @@ class MeanVolume:
     def slice_numbers(self) -> range:
         """Those of the first."""
         return self.volumes[0].slice_numbers
+
+    @property
+    def chunk_depth(self) -> int:
+        """Layers of this depth are whole layers of every volume."""
+        return math.lcm(*(v.chunk_depth for v in self.volumes))
 
     def read(self, region: Region) -> Float32Array:
         """The mean over the volumes, float32."""

@@ -1,7 +1,7 @@
-"""A Zarr array or an OME-Zarr image (its finest level), formats 2 and 3: reading; and writing OME-Zarr 0.5.
+"""A Zarr array or an OME-Zarr image (its finest level), formats 2 and 3: reading.
 
-The OME metadata is a few lines of JSON, read and written here by hand. Stores are opened for each read, so that
-volumes may be pickled, forked and used from several threads.
+The OME metadata is a few lines of JSON, read here by hand. Stores are opened for each read, so that volumes may be
+pickled, forked and used from several threads. Only the chunks that a region touches are read, also inside of shards.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,18 +18,16 @@ import zarr
 from numpy.typing import NDArray
 from zarr.storage import LocalStore
 
-from denoise import files
 from denoise.errors import VolumeError
 from denoise.tiles import Region, Triple
-from denoise.volumes.sink import VolumeHeader
 from denoise.volumes.units import in_micrometres
 from denoise.volumes.volume import Float32Array, VoxelSize, require_inside, require_stored_type, stored_numbers
 
 _METADATA_NAMES = ("zarr.json", ".zarray", ".zgroup")
-# All names in a store with one array in it: metadata, the level, "c" and the chunks' coordinates.
+# All names in an image of ours: metadata, the levels, "c" and the chunks' coordinates.
 _OUR_NAMES = re.compile(r"zarr\.json|\.z(array|group|attrs|metadata)|c|\d+(\.\d+)*")
-_LEVEL = "0"
-_OUR_ATTRIBUTES = "denoise"
+#: Where a store of ours says what OME-Zarr has no words for.
+OUR_ATTRIBUTES = "denoise"
 _MOST_CANDIDATES = 20
 
 
@@ -39,7 +37,7 @@ def looks_like_zarr(folder: Path) -> bool:
 
 
 def first_foreign_entry(folder: Path) -> Path | None:
-    """Something below a folder that a store of one array would not hold; None where there is nothing else."""
+    """Something below a folder that an image of ours would not hold; None where there is nothing else."""
     return next((p for p in sorted(folder.rglob("*")) if not _OUR_NAMES.fullmatch(p.name)), None)
 
 
@@ -53,6 +51,7 @@ class ZarrVolume:
     dtype: np.dtype[Any]
     voxel_size_um: VoxelSize | None
     slice_numbers: range
+    chunk_depth: int = 1
 
     @classmethod
     def open(cls, path: Path, inner: str = "") -> ZarrVolume:
@@ -79,7 +78,7 @@ class ZarrVolume:
             ours: Mapping[str, Any] = {}
             if isinstance(node, zarr.Group):
                 attributes = node.attrs.asdict()
-                ours = _mapping(attributes.get(_OUR_ATTRIBUTES))
+                ours = _mapping(attributes.get(OUR_ATTRIBUTES))
                 level, voxel_size = _finest_level(attributes, what) or (_only_array(node, what), None)
                 inner = f"{inner}/{_safe(level, what)}".strip("/")
             array = _array(path, inner)
@@ -88,7 +87,9 @@ class ZarrVolume:
             raise VolumeError(f"{what} has shape {array.shape}; expected three axes (Z, Y, X), none empty")
         z, y, x = (int(n) for n in array.shape)
         numbers = stored_numbers(ours.get("first_slice_number"), ours.get("slice_number_step"), z)
-        return cls(path, inner, (z, y, x), require_stored_type(array.dtype, what), voxel_size, numbers)
+        dtype = require_stored_type(array.dtype, what)
+        # Of a sharded array, ``chunks`` are the inner ones, which are read and decoded one by one.
+        return cls(path, inner, (z, y, x), dtype, voxel_size, numbers, int(array.chunks[0]))
 
     @property
     def name(self) -> str:
@@ -107,83 +108,6 @@ class ZarrVolume:
             if tuple(array.shape) != self.shape:
                 raise VolumeError(f"{self.name} has changed its shape from {self.shape} to {array.shape}; start again")
             return np.asarray(array[region.slices]).astype(self.dtype, copy=False)
-
-
-@dataclass
-class ZarrWriter:
-    """Writes slabs, in any order, into level 0 of an OME-Zarr 0.5 image; chunks are one slice deep."""
-
-    partial: Path
-    header: VolumeHeader
-    title: str
-    _array: Any = field(default=None, init=False)
-
-    @property
-    def allows_parallel_slabs(self) -> bool:
-        """No two slabs share a chunk."""
-        return True
-
-    def create(self) -> None:
-        """Write the metadata of the group and of the array."""
-        header = self.header
-        attributes = {"ome": ome_metadata(header.voxel_size_um, self.title)}
-        attributes[_OUR_ATTRIBUTES] = {
-            "first_slice_number": header.slice_numbers[0],
-            "slice_number_step": header.slice_numbers.step,
-            "description": header.description,
-        }
-        group = zarr.create_group(LocalStore(self.partial), zarr_format=3, attributes=attributes)
-        group.create_array(
-            _LEVEL,
-            shape=header.shape,
-            chunks=header.chunk_shape,
-            dtype=header.dtype,
-            fill_value=0,
-            dimension_names=("z", "y", "x"),
-        )
-
-    def attach(self) -> None:
-        """Open the array; chunks of zeros are written too."""
-        array = zarr.open_array(LocalStore(self.partial), path=_LEVEL, mode="r+")
-        self._array = array.with_config({"write_empty_chunks": True})
-
-    def store(self, z_start: int, slab: NDArray[Any]) -> None:
-        """Write the slices."""
-        self._array[z_start : z_start + len(slab)] = slab
-
-    def sync(self, runs: list[tuple[int, int]]) -> None:
-        """Wait for the disk."""
-        for start, stop in runs:
-            for z in range(start, stop):
-                for chunk in (self.partial / _LEVEL / "c" / str(z)).rglob("*"):
-                    files.sync(chunk)
-
-    def finish(self) -> None:
-        """Nothing is open."""
-        self._array = None
-
-    def abandon(self) -> None:
-        """Nothing is open."""
-        self._array = None
-
-    def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_array": None}
-
-
-def ome_metadata(voxel_size_um: VoxelSize | None, title: str) -> dict[str, Any]:
-    """The ``ome`` attribute of an OME-Zarr 0.5 image with one level; scale 1 without a unit where none is known."""
-    unit = {} if voxel_size_um is None else {"unit": "micrometer"}
-    scale = {"type": "scale", "scale": list(voxel_size_um or (1.0, 1.0, 1.0))}
-    return {
-        "version": "0.5",
-        "multiscales": [
-            {
-                "name": title,
-                "axes": [{"name": axis, "type": "space", **unit} for axis in "zyx"],
-                "datasets": [{"path": _LEVEL, "coordinateTransformations": [scale]}],
-            }
-        ],
-    }
 
 
 @contextmanager
