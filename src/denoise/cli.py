@@ -224,7 +224,7 @@ def volume(
     mode: ModeOption = None,
     device: DeviceOption = None,
 ) -> None:
-    """Denoise the volume, or a range of its slices, in bounded memory; on one GPU, many, or a CPU. Resumable."""
+    """Denoise the volume, or a range of its slices. Resumable; in bounded memory; on one GPU, many, or a CPU."""
     from denoise.commands.infer import denoise_volume
 
     settings = _load(config, mode, max_memory=max_memory)
