@@ -74,6 +74,10 @@ class Spread:
             raise ClusterError(f"--rendezvous {self.rendezvous} is not HOST:PORT; expected e.g. node01:29500")
         return host.removeprefix("[").removesuffix("]"), int(port)
 
+    def leads(self, environ: Mapping[str, str]) -> bool:
+        """Whether this command is the first of those that work together: it says where the results are."""
+        return self.node_rank in (None, 0) and (self.nodes is not None or speaks(environ))
+
 
 @dataclass(frozen=True)
 class Place:

@@ -36,7 +36,8 @@ class Watch:
 
     def __init__(self, meeting: Meeting, on_loss: Callable[[str], None]) -> None:
         self._meeting, self._on_loss = meeting, on_loss
-        self._store = meeting.store.clone()  # a connection of its own: the other one may be waiting for an answer
+        # A connection of its own: the other one may be waiting for an answer.
+        self._store = meeting.store.clone()  # type: ignore[attr-defined]
         self._closing = threading.Event()
         self._lock, self._writing = threading.Lock(), threading.Lock()
         now = time.monotonic()
