@@ -327,6 +327,8 @@ def _set_up() -> None:
     # It reports damaged files on its own, besides the error that we raise for them.
     logging.getLogger("tifffile").setLevel(logging.CRITICAL)
     os.environ["PYTHONNOUSERSITE"] = "1"
+    # Where a partner was lost, torch prints pages of addresses in its libraries before we say which one it was.
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     signal.signal(signal.SIGTERM, _terminate)
 
 

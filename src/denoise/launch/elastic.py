@@ -65,8 +65,6 @@ def launch_here(
     """
     # Without this the launcher gives every process one thread, also where there are many cores for each.
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // len(devices))))
-    for noisy in ("torch.distributed.elastic", "torch.multiprocessing.spawn"):
-        logging.getLogger(noisy).setLevel(logging.CRITICAL)  # they print tracebacks that we report in our own words
     address, port = spread.meeting_point if spread.rendezvous else ("localhost", 0)
     meeting = Meeting.open(address, port, spread.node_rank or 0, spread.nodes or 1, MACHINES)
     said = {"output": name, "max_restarts": spread.max_restarts, "address": own_address(address)}
@@ -106,6 +104,7 @@ class _Launcher:
         from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
         from torch.distributed.launcher.api import elastic_launch
 
+        _silence_torch()
         with tempfile.TemporaryDirectory(prefix="denoise-") as reports:
             previous = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
             try:
@@ -184,6 +183,13 @@ class _Launcher:
                 store.add(f"heard/{attempt}", 1)
             else:
                 self._meeting.wait_for_readers(f"heard/{attempt}")
+
+
+def _silence_torch() -> None:
+    """Keep torch's launcher from printing what we report in our own words; each of its modules sets its own level."""
+    for name in list(logging.root.manager.loggerDict):
+        if name.startswith(("torch.distributed.elastic", "torch.multiprocessing.spawn")):
+            logging.getLogger(name).setLevel(logging.CRITICAL)
 
 
 def _saved_after(signal_number: int) -> Interrupted:

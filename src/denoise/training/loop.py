@@ -73,6 +73,11 @@ class TrainingRun:
         self.world, self.job, self.folder = world, job, RunFolder(job.folder)
         settings = job.settings
         begun = time.monotonic()
+        if job.batch_size < world.size:
+            raise DeviceError(
+                f"train.batch_size is {job.batch_size}, fewer than the {world.size} processes that share it; "
+                "raise it or use fewer GPUs"
+            )
         state = state_to_resume(job, self.folder, world)
         mode = mode_of(job.network)
         # Training blocks never overlap by plan; overlap and taper matter at inference only.
@@ -82,11 +87,6 @@ class TrainingRun:
         self.sampler = mode.sampler(
             self.holdout, self.window, settings.seed, settings.augment, settings.z_stride, job.patches_per_epoch
         )
-        if job.batch_size < world.size:
-            raise DeviceError(
-                f"train.batch_size is {job.batch_size}, fewer than the {world.size} processes that share it; "
-                "raise it or use fewer GPUs"
-            )
         self.steps_per_epoch = math.ceil(self.sampler.epoch_size / job.batch_size)
         self.dtype = resolve_precision(settings.precision, world.device)
         self.source = open_blocks(job.splits, world, job.non_finite, state.normalization if state else None)
