@@ -15,6 +15,8 @@ from denoise.errors import ClusterError
 #: Step ids from here on are no steps of ``srun``: the batch script, the interactive shell, the prolog.
 _FIRST_SPECIAL_STEP = 0xFFFFFFF0
 _FIRST_PORT, _PORTS = 20000, 10000
+#: One host, or several that differ in numbers; the comma within brackets does not end it.
+_HOSTS = r"(?:[^,\[\]\s]|\[[\d,-]+\])+"
 
 
 @dataclass(frozen=True)
@@ -102,7 +104,7 @@ def place_of(environ: Mapping[str, str]) -> Place | None:
     ClusterError
         Slurm's variables cannot be understood.
     """
-    if "RANK" in environ and ("TORCHELASTIC_RUN_ID" in environ or _is_one_of_many(environ)):
+    if _tells_a_rank(environ):
         return Place(
             rank=int(environ["RANK"]),
             size=int(environ["WORLD_SIZE"]),
@@ -131,7 +133,7 @@ def place_of(environ: Mapping[str, str]) -> Place | None:
 
 def spread_of(spread: Spread, environ: Mapping[str, str]) -> Spread:
     """What the user asked for, completed by Slurm where ``srun`` has started one task on each of several nodes."""
-    step = _Step.of(environ)
+    step = None if _tells_a_rank(environ) else _Step.of(environ)
     if spread.nodes is not None or step is None or not step.is_one_per_node:
         return spread
     return replace(spread, nodes=len(step.tasks), node_rank=step.node, rendezvous=f"{step.address}:{step.port}")
@@ -139,7 +141,7 @@ def spread_of(spread: Spread, environ: Mapping[str, str]) -> Spread:
 
 def speaks(environ: Mapping[str, str]) -> bool:
     """Whether this process tells people what happens: of many that were started by one command, the first."""
-    if "RANK" in environ:
+    if _tells_a_rank(environ):
         return environ["RANK"] == "0"
     return environ.get("SLURM_PROCID", "0") == "0" or _Step.of(environ) is None
 
@@ -149,9 +151,12 @@ def was_restarted(environ: Mapping[str, str]) -> bool:
     return environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"
 
 
-def _is_one_of_many(environ: Mapping[str, str]) -> bool:
-    """Whether a launcher that is not torchrun has set everything that joining needs."""
-    return {"MASTER_ADDR", "MASTER_PORT"} <= environ.keys() and environ.get("WORLD_SIZE", "1") != "1"
+def _tells_a_rank(environ: Mapping[str, str]) -> bool:
+    """Whether torchrun, or another launcher of processes, has set everything that joining needs."""
+    if "RANK" not in environ:
+        return False
+    several = {"MASTER_ADDR", "MASTER_PORT"} <= environ.keys() and environ.get("WORLD_SIZE", "1") != "1"
+    return several or "TORCHELASTIC_RUN_ID" in environ
 
 
 @dataclass(frozen=True)
@@ -211,13 +216,9 @@ def host_names(listed: str) -> list[str]:
     ClusterError
         It is not one.
     """
-    names: list[str] = []
-    # A comma within brackets does not end a host.
-    for part in re.findall(r"(?:[^,\[\]]|\[[^\]]*\])+", listed):
-        names.extend(_expanded(part, listed))
-    if not names or re.sub(r"\[[^\[\]]*\]", "", listed).strip("[]") != re.sub(r"\[[^\[\]]*\]", "", listed):
+    if not re.fullmatch(rf"{_HOSTS}(?:,{_HOSTS})*", listed):
         raise _not_understood(listed)
-    return names
+    return [name for part in re.findall(_HOSTS, listed) for name in _expanded(part, listed)]
 
 
 def _expanded(part: str, listed: str) -> list[str]:
