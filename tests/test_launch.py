@@ -35,7 +35,7 @@ def own_environment(monkeypatch):
     for name in ("PYTHONNOUSERSITE", "OMP_NUM_THREADS"):
         monkeypatch.setenv(name, "1")
     monkeypatch.delenv("PYTHONNOUSERSITE")
-    for name in ("TORCHELASTIC_RUN_ID", "RANK", "LOCAL_RANK", "WORLD_SIZE"):
+    for name in ("TORCHELASTIC_RUN_ID", "RANK", "LOCAL_RANK", "WORLD_SIZE", "SLURM_STEP_ID"):
         monkeypatch.delenv(name, raising=False)
 
 

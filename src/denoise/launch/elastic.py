@@ -165,7 +165,9 @@ class _Launcher:
         if not missing:
             return cause
         if cause.is_consequence:
-            cause = Verdict(self._watch.describe_silence(missing[0]), True, True, 1, cause.time)
+            cause = Verdict(
+                self._watch.describe_silence(max(missing, key=self._watch.silence_of)), True, True, 1, cause.time
+            )
         # There is nobody left to go on with.
         return replace(cause, sentence=str(cause.error(hint=_HINT)), is_loss=False)
 

@@ -135,9 +135,9 @@ def _told(error: Exception, watch: Watch, meeting: Meeting) -> Exception:
         return error
     time.sleep(5.0)  # the cause may not be known yet
     cause = watch.failure_of_others()
-    silent = [rank for rank in range(meeting.size) if rank != meeting.rank and watch.silence_of(rank) > 4.0]
-    if cause is None and silent:
-        cause = watch.describe_silence(silent[0])
+    quietest = max((rank for rank in range(meeting.size) if rank != meeting.rank), key=watch.silence_of)
+    if cause is None and watch.silence_of(quietest) > 4.0:
+        cause = watch.describe_silence(quietest)
     return WorkerError(f"{cause}; {_ADVICE}") if cause else error
 
 
