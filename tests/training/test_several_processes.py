@@ -83,6 +83,7 @@ class DiesOnce:
         pass
 
 
+@pytest.mark.slow
 def test_a_run_whose_process_was_killed_and_started_again_ends_as_if_nothing_had_happened(
     jobs: Callable[..., TrainJob], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
