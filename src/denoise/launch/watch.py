@@ -64,9 +64,7 @@ class Watch:
         attempt
             Failures that the others tell of an earlier attempt do not count.
         """
-        self.loss, self._attempt = None, attempt
-        with self._writing:
-            self._own_failure = None
+        self.loss, self._own_failure, self._attempt = None, None, attempt
         stopping = threading.Event()
         if self._meeting.size > 1:
             threading.Thread(target=self._keep_judging, args=(stopping,), daemon=True, name="denoise-watch").start()
@@ -80,10 +78,15 @@ class Watch:
         self._closing.set()
 
     def tell_failure(self, sentence: str) -> None:
-        """Let the others know why this participant ends, if they can be reached."""
+        """Let the others know why this participant ends, if they can be reached; waits for no answer."""
+        self._own_failure = sentence
+        # The store may not answer any more, and an earlier question to it be waiting still.
+        threading.Thread(target=self._tell, daemon=True, name="denoise-farewell").start()
+
+    def _tell(self) -> None:
         with self._writing, suppress(dist.DistError):
-            self._own_failure = sentence
-            self._store.set(self._key(self._meeting.rank), json.dumps({"failed": sentence, "attempt": self._attempt}))
+            content = {"failed": self._own_failure, "attempt": self._attempt}
+            self._store.set(self._key(self._meeting.rank), json.dumps(content))
 
     def failure_of_others(self) -> str | None:
         """What the first of the others said that failed."""
