@@ -69,6 +69,7 @@ DEFAULTS = {
         "--config": "[required]", "--output-dir": "[default: from config]", "--processes": "[default: 1]",
         "--gpus": "[default: all visible; none: the CPU]", "--mode": "[default: as the config says]",
         "--device": "[default: cuda if visible]", "--max-minutes": "[default: until it stops improving]",
+        "--nodes": "[default: as Slurm or torchrun say, else 1]", "--max-restarts": "[default: 0]",
     },
     "slice": {
         "--config": "[required]", "--slice-number": "[required]", "--dtype": "[default: float32]",
@@ -105,6 +106,8 @@ def test_the_help_of_a_verb_shows_its_defaults(denoise: Callable[..., Outcome], 
         (("slice", "--config", "x.yaml"), "--slice-number"),
         (("slice", "--config", "x.yaml", "--slice-number", "seven"), "--slice-number"),
         (("train", "--config", "x.yaml", "--processes", "0"), "--processes"),
+        (("train", "--config", "x.yaml", "--max-restarts", "-1"), "--max-restarts"),
+        (("train", "--config", "x.yaml", "--nodes", "two"), "--nodes"),
         (("train", "--config", "x.yaml", "--max-minutes", "0"), "--max-minutes"),
         (("train", "--config", "x.yaml", "--max-minutes", "long"), "--max-minutes"),
         (("train", "--config", "x.yaml", "--max-minutes", "nan"), "--max-minutes"),
@@ -133,6 +136,21 @@ def test_without_a_verb_the_verbs_are_shown(denoise: Callable[..., Outcome]) -> 
     outcome = denoise()
     for verb in VERBS:
         assert verb in outcome.out + outcome.err
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (("--nodes", 2), "--rendezvous HOST:PORT"),
+        (("--nodes", 2, "--node-rank", 2, "--rendezvous", "node01:29500"), "--node-rank is 2"),
+        (("--node-rank", 1), "--nodes"),
+    ],
+)
+def test_options_for_several_machines_that_contradict_each_other_are_one_clear_line(
+    denoise: Callable[..., Outcome], dataset: Dataset, options: tuple[object, ...], says: str
+) -> None:
+    assert says in denoise("train", "--config", dataset.config, *options).error
+    assert not dataset.run.exists()
 
 
 @pytest.mark.parametrize(
@@ -178,9 +196,11 @@ def test_a_bug_keeps_its_traceback(
 def test_every_process_started_from_here_inherits_a_clean_python(
     denoise: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.delenv("PYTHONNOUSERSITE", raising=False)
+    for name in ("PYTHONNOUSERSITE", "TORCH_CPP_LOG_LEVEL"):
+        monkeypatch.delenv(name, raising=False)
     denoise("--help")
     assert os.environ["PYTHONNOUSERSITE"] == "1"
+    assert os.environ["TORCH_CPP_LOG_LEVEL"] == "ERROR"
     assert logging.getLogger("tifffile").level == logging.CRITICAL
     assert signal.getsignal(signal.SIGTERM) is cli._terminate
 

@@ -35,7 +35,7 @@ def own_environment(monkeypatch):
     for name in ("PYTHONNOUSERSITE", "OMP_NUM_THREADS"):
         monkeypatch.setenv(name, "1")
     monkeypatch.delenv("PYTHONNOUSERSITE")
-    for name in ("TORCHELASTIC_RUN_ID", "RANK", "LOCAL_RANK", "WORLD_SIZE"):
+    for name in ("TORCHELASTIC_RUN_ID", "RANK", "LOCAL_RANK", "WORLD_SIZE", "SLURM_STEP_ID"):
         monkeypatch.delenv(name, raising=False)
 
 
@@ -246,8 +246,8 @@ def _fail(world: World, kind: str) -> None:
     ("kind", "exit_code", "message"),
     [
         ("user", 2, r"^train.patch_size is 7; expected a multiple of 8$"),
-        ("bug", 1, r"(?s)^training process 1 failed:\nTraceback .*in _fail.*ZeroDivisionError: a bug of ours$"),
-        ("killed", 1, r"^training process 1 was killed by SIGKILL .*--resume"),
+        ("bug", 1, r"(?s)^process 1 failed:\nTraceback .*in _fail.*ZeroDivisionError: a bug of ours$"),
+        ("killed", 1, r"^process 1 was killed by SIGKILL .*--resume"),
     ],
 )
 def test_a_failing_process_ends_the_run_with_its_own_words(kind, exit_code, message):

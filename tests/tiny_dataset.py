@@ -180,7 +180,8 @@ def denoise(
     """``denoise(*arguments)`` as a shell would call it, in this process; what it sets up globally is undone."""
     from denoise.cli import main
 
-    monkeypatch.setenv("PYTHONNOUSERSITE", os.environ.get("PYTHONNOUSERSITE", "1"))
+    for name, value in (("PYTHONNOUSERSITE", "1"), ("TORCH_CPP_LOG_LEVEL", "ERROR")):
+        monkeypatch.setenv(name, os.environ.get(name, value))
     monkeypatch.setattr(sys, "excepthook", sys.excepthook)
     terminate = signal.getsignal(signal.SIGTERM)
     tiff_level = logging.getLogger("tifffile").level

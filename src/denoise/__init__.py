@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from denoise.api import Compute, denoise_into, denoise_volume, load_checkpoint, train
     from denoise.checkpoint import Checkpoint
+    from denoise.cluster import Spread
     from denoise.errors import DenoiseError
     from denoise.tiles import Region
     from denoise.volumes import ArrayVolume, Volume, VolumeSink, create_sink, open_volume
@@ -25,6 +26,7 @@ __all__ = [
     "Compute",
     "DenoiseError",
     "Region",
+    "Spread",
     "Volume",
     "VolumeSink",
     "create_sink",
@@ -38,6 +40,7 @@ __all__ = [
 _HOMES = {
     "denoise.api": ("Compute", "denoise_into", "denoise_volume", "load_checkpoint", "train"),
     "denoise.checkpoint": ("Checkpoint",),
+    "denoise.cluster": ("Spread",),
     "denoise.errors": ("DenoiseError",),
     "denoise.tiles": ("Region",),
     "denoise.volumes": ("ArrayVolume", "Volume", "VolumeSink", "create_sink", "open_volume"),

@@ -6,9 +6,11 @@ are opened and created with ``open_volume`` and ``create_sink`` (``denoise.volum
 
 from __future__ import annotations
 
+import logging
 import os
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -18,11 +20,13 @@ from numpy.typing import NDArray
 
 from denoise.arithmetic import resolve_precision
 from denoise.checkpoint import Checkpoint, RunFolder, find_model
+from denoise.cluster import Spread, was_restarted
 from denoise.config import InferSection, RunConfig, render
 from denoise.errors import CheckpointError, ConfigError, OutputError
 from denoise.files import write_text
 from denoise.inference.engine import Denoiser, denoise_slices
 from denoise.launch import choose_devices, launch
+from denoise.locking import only_run
 from denoise.modes import default_tile, inference_window
 from denoise.networks.catalogue import find_network
 from denoise.networks.spec import NetworkSpec
@@ -35,16 +39,19 @@ from denoise.training.schedule import Schedule
 from denoise.volumes import ArrayVolume, MeanVolume, SplitSet, Volume, VolumeSink, open_volume, slice_range
 from denoise.volumes.volume import Float32Array
 
+_log = logging.getLogger(__name__)
+
 VolumeLike: TypeAlias = Volume | NDArray[Any] | str | os.PathLike[str]
 
 
 @dataclass(frozen=True)
 class Compute:
-    """Where to run: see ``denoise.launch.choose_devices``."""
+    """Where to run: see ``denoise.launch.choose_devices``; on several machines: see ``denoise.cluster.Spread``."""
 
     device: str | None = None
     gpus: tuple[int, ...] | None = None
     processes: int | None = None
+    spread: Spread = field(default_factory=Spread)
 
     def devices(self) -> list[torch.device]:
         """One device per process."""
@@ -76,7 +83,7 @@ def train(
     finetune
         Model file or training folder to start from.
     resume
-        Continue the run in ``output_dir``.
+        Continue the run in ``output_dir``, or begin it where there is none yet.
     compute
         Devices; None: all GPUs that are visible, else the CPU.
     observers
@@ -126,6 +133,7 @@ def run_training(
 ) -> RunFolder:
     """Check everything that can be checked, then train in one process per device; returns the folder of the run."""
     run = RunFolder(config.output_dir)
+    resume = resume or was_restarted(os.environ)
     network = NetworkSpec(config.network_name, config.network_options)
     devices = compute.devices()
     first, last = config.dataset.train_start_slice, config.dataset.train_end_slice
@@ -148,17 +156,35 @@ def run_training(
         show_progress=show_progress,
         observers=tuple(observers),
     )
-    if resume:
-        if not run.state.exists():
-            raise CheckpointError(f"there is nothing to resume in {run.path}; start without --resume")
-    else:
-        if run.holds_a_run:
+    launch(
+        run_worker,
+        job,
+        devices,
+        spread=compute.spread,
+        guard=lambda: _own_folder(run, config, resume=resume),
+        name=str(run.path),
+    )
+    return run
+
+
+@contextmanager
+def _own_folder(run: RunFolder, config: RunConfig, *, resume: bool) -> Iterator[None]:
+    """The folder of a run for this run alone, with the record of its config; what is of value in it is kept."""
+    with only_run(run.lock, f"the training in {run.path}"):
+        if not resume and run.holds_a_run:
             raise OutputError(
                 f"{run.path} holds a training run already; continue it with --resume, or choose another --output-dir"
             )
-        write_text(run.config, render(config))
-    launch(run_worker, job, devices)
-    return run
+        if not run.state.exists():
+            if run.holds_models:
+                raise CheckpointError(
+                    f"{run.path} holds models but no state to resume from ({run.state.name}); begin anew with another "
+                    f"--output-dir, from the best model with --finetune {run.path}"
+                )
+            if resume:
+                _log.info("nothing to resume in %s yet: the training starts from the beginning", run.path)
+            write_text(run.config, render(config))
+        yield
 
 
 def _initial_weights(path: Path, network: NetworkSpec) -> dict[str, torch.Tensor]:

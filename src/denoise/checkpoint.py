@@ -239,6 +239,11 @@ class RunFolder:
         return self.path / "resume_state.pth"
 
     @property
+    def lock(self) -> Path:
+        """Held while a run writes to the folder."""
+        return self.path / ".training.lock"
+
+    @property
     def config(self) -> Path:
         """The resolved config of the run; the user's own file is never touched."""
         return self.path / "config.yaml"
@@ -258,10 +263,15 @@ class RunFolder:
         return self.path / "previews" / f"epoch_{epoch:06d}.png"
 
     @property
+    def holds_models(self) -> bool:
+        """Whether there is a model of any criterion."""
+        return any(self.model(criterion).exists() for criterion in CRITERIA)
+
+    @property
     def holds_a_run(self) -> bool:
         """Whether a run has left something of worth here; one that died before its first score has not."""
         begun = self.history.exists() and self.history.stat().st_size > 0
-        return begun or any(p.exists() for p in (self.state, *(self.model(c) for c in CRITERIA)))
+        return begun or self.state.exists() or self.holds_models
 
 
 def find_model(path: Path, criterion: str) -> Path:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
+from denoise.cluster import Spread, speaks
 from denoise.errors import ConfigError, DenoiseError, Interrupted
 
 if TYPE_CHECKING:
@@ -80,6 +81,24 @@ ModeOption = Annotated[
 GpusOption = Annotated[
     str | None, typer.Option("--gpus", help="GPUs to use, e.g. 0,1.  [default: all visible; none: the CPU]")
 ]
+ProcessesOption = Annotated[int | None, typer.Option("--processes", min=1, help="Processes on a CPU.  [default: 1]")]
+NodesOption = Annotated[
+    int | None,
+    typer.Option(
+        "--nodes",
+        help="Number of machines; start the same command on each.  [default: as Slurm or torchrun say, else 1]",
+    ),
+]
+NodeRankOption = Annotated[
+    int | None, typer.Option("--node-rank", help="Which of the machines this is, from 0; with --nodes.")
+]
+RendezvousOption = Annotated[
+    str | None,
+    typer.Option("--rendezvous", help="Machine 0 and a free port on it; with --nodes.", metavar="HOST:PORT"),
+]
+RestartsOption = Annotated[
+    int, typer.Option("--max-restarts", min=0, help="Start again so often when a process was lost.")
+]
 DeviceOption = Annotated[Device | None, typer.Option("--device", help="Kind of device.  [default: cuda if visible]")]
 CheckpointOption = Annotated[
     Criterion | None,
@@ -88,7 +107,6 @@ CheckpointOption = Annotated[
 ModelOption = Annotated[
     Path | None, typer.Option("--model", help="Model file or training folder.  [default: the config's own training]")
 ]
-ProcessesOption = Annotated[int | None, typer.Option("--processes", min=1, help="Processes on a CPU.  [default: 1]")]
 MemoryOption = Annotated[
     str | None,
     typer.Option(
@@ -149,7 +167,9 @@ def prepare(
 @app.command()
 def train(
     config: ConfigOption,
-    resume: Annotated[bool, typer.Option("--resume", help="Continue where the run stopped.")] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Continue where the run stopped; begin if it has not begun.")
+    ] = False,
     finetune: Annotated[
         Path | None, typer.Option("--finetune", help="Start from this model file or training folder.")
     ] = None,
@@ -170,14 +190,18 @@ def train(
     gpus: GpusOption = None,
     mode: ModeOption = None,
     device: DeviceOption = None,
+    nodes: NodesOption = None,
+    node_rank: NodeRankOption = None,
+    rendezvous: RendezvousOption = None,
+    max_restarts: RestartsOption = 0,
 ) -> None:
-    """Train a network on the splits. Resumable; on one GPU, many, or a CPU."""
+    """Train a network on the splits. Resumable; on one GPU, many, several machines, or a CPU."""
     from denoise.commands.train import train as run
 
     changes = {"output_dir": output_dir and output_dir.absolute(), "max_minutes": max_minutes}
     run(
         _load(config, mode, changes, max_memory),
-        _compute(device, gpus, processes),
+        _compute(device, gpus, processes, Spread(nodes, node_rank, rendezvous, max_restarts)),
         resume=resume,
         finetune=finetune,
     )
@@ -223,8 +247,12 @@ def volume(
     gpus: GpusOption = None,
     mode: ModeOption = None,
     device: DeviceOption = None,
+    nodes: NodesOption = None,
+    node_rank: NodeRankOption = None,
+    rendezvous: RendezvousOption = None,
+    max_restarts: RestartsOption = 0,
 ) -> None:
-    """Denoise the volume, or a range of its slices. Resumable; in bounded memory; on one GPU, many, or a CPU."""
+    """Denoise the volume, or a range of its slices. Resumable, in bounded memory, on one GPU or many machines."""
     from denoise.commands.infer import denoise_volume
 
     settings = _load(config, mode, max_memory=max_memory)
@@ -233,7 +261,8 @@ def volume(
         resume=resume,
         compression=compression.value if compression else None,
     )
-    denoise_volume(settings, _compute(device, gpus, processes), choice, start=start_slice, end=end_slice)
+    compute = _compute(device, gpus, processes, Spread(nodes, node_rank, rendezvous, max_restarts))
+    denoise_volume(settings, compute, choice, start=start_slice, end=end_slice)
 
 
 @app.command()
@@ -303,7 +332,9 @@ def _template(path: Path | None, mode: str | None) -> dict[str, Any] | None:
     }
 
 
-def _compute(device: Device | None, gpus: str | None, processes: int | None = None) -> Compute:
+def _compute(
+    device: Device | None, gpus: str | None, processes: int | None = None, spread: Spread | None = None
+) -> Compute:
     from denoise.api import Compute
 
     numbers = None
@@ -312,7 +343,7 @@ def _compute(device: Device | None, gpus: str | None, processes: int | None = No
         if not all(part.isascii() and part.isdigit() for part in parts):
             raise ConfigError(f"--gpus {gpus!r} is not a list of GPU numbers; expected e.g. --gpus 0,1")
         numbers = tuple(int(part) for part in parts)
-    return Compute(device.value if device else None, numbers, processes)
+    return Compute(device.value if device else None, numbers, processes, spread or Spread())
 
 
 def _choice(
@@ -346,13 +377,15 @@ def main() -> NoReturn:
 
 def _set_up() -> None:
     """Logging, and what every process started from here inherits."""
-    # Under torchrun every rank runs this command; one of them speaks.
-    level = logging.INFO if os.environ.get("RANK", "0") == "0" else logging.ERROR
+    # Under torchrun and srun every rank runs this command; one of them speaks.
+    level = logging.INFO if speaks(os.environ) else logging.ERROR
     logging.basicConfig(level=level, format="%(message)s", stream=sys.stderr)
     logging.captureWarnings(capture=True)
     # It reports damaged files on its own, besides the error that we raise for them.
     logging.getLogger("tifffile").setLevel(logging.CRITICAL)
     os.environ["PYTHONNOUSERSITE"] = "1"
+    # Where a partner was lost, torch prints pages of addresses in its libraries before we say which one it was.
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     signal.signal(signal.SIGTERM, _terminate)
 
 

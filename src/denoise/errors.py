@@ -7,6 +7,7 @@
     ├── CheckpointError          a model file: missing, damaged, hostile, of another mode
     ├── OutputError              an output: exists already, cannot be written, disk full
     ├── DeviceError              the GPU that was asked for is not there; memory ran out at the smallest batch
+    ├── ClusterError             other machines: missing, not to be reached, told something else
     └── WorkerError              a training process died; carries that process's own message
     Interrupted                  SIGINT or SIGTERM was obeyed after saving; exit code 128 + signal number
 
@@ -44,6 +45,10 @@ class OutputError(DenoiseError):
 
 class DeviceError(DenoiseError):
     """The compute device is not there or its memory is too small."""
+
+
+class ClusterError(DenoiseError):
+    """The machines or processes of a run do not find each other, or were told different things."""
 
 
 class WorkerError(DenoiseError):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -10,8 +11,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from denoise.checkpoint import Checkpoint
+from denoise.checkpoint import Checkpoint, RunFolder
 from denoise.config import load_config
+from denoise.locking import only_run
 
 if TYPE_CHECKING:
     from tiny_dataset import Dataset, Outcome, Tools
@@ -89,19 +91,37 @@ def test_a_config_of_the_users_in_the_folder_of_the_run_is_not_overwritten(
     assert config.read_bytes() == text
 
 
-def test_resume_without_a_run_and_with_one(finished: Dataset, denoise: Callable[..., Outcome], tmp_path: Path) -> None:
-    arguments = ("train", "--config", finished.config, "--resume")
-    error = denoise(*arguments, "--output-dir", tmp_path / "none").error
-    assert "nothing to resume" in error
-    assert not (tmp_path / "none").exists()
+def test_resume_begins_a_run_where_there_is_none_and_continues_one_that_is_there(
+    dataset: Dataset, denoise: Callable[..., Outcome], tmp_path: Path
+) -> None:
+    """One command line for every start of a batch job that is put back into the queue."""
+    run = tmp_path / "run"
 
-    config = finished.configured("max_epochs: 2", "max_epochs: 3")
-    assert denoise("train", "--config", config, "--resume").code == 0
+    def epochs(last: int) -> list[int]:
+        config = dataset.configured("max_epochs: 2", f"max_epochs: {last}")
+        outcome = denoise("train", "--config", config, "--output-dir", run, "--resume")
+        assert outcome.code == 0, outcome.err
+        assert (f"nothing to resume in {run} yet" in outcome.log) == (last == 1)
+        return [json.loads(line)["epoch"] for line in (run / "history.jsonl").read_text().splitlines()]
+
+    assert epochs(1) == [1]
+    assert load_config(run / "config.yaml").train.max_epochs == 1
+    assert epochs(2) == [1, 2]
+
+
+def test_resume_begins_anew_where_a_run_died_before_its_first_state_with_nothing_of_worth(
+    finished: Dataset, denoise: Callable[..., Outcome]
+) -> None:
+    for name in (*MODELS, "resume_state.pth"):
+        (finished.run / name).unlink()
+    outcome = denoise("train", "--config", finished.config, "--resume")
+    assert outcome.code == 0, outcome.err
+    assert "starts from the beginning" in outcome.log
     lines = (finished.run / "history.jsonl").read_text().splitlines()
-    assert [json.loads(line)["epoch"] for line in lines] == [1, 2, 3]
+    assert [json.loads(line)["epoch"] for line in lines] == [1, 2]
 
 
-def test_a_run_that_died_before_it_saved_its_state_names_ways_that_work(
+def test_models_without_a_state_are_not_overwritten_and_ways_that_work_are_named(
     finished: Dataset, denoise: Callable[..., Outcome], tools: Tools
 ) -> None:
     (finished.run / "resume_state.pth").unlink()
@@ -111,6 +131,22 @@ def test_a_run_that_died_before_it_saved_its_state_names_ways_that_work(
     assert f"--finetune {finished.run}" in error
     assert "--output-dir" in error
     assert tools.fingerprint(finished.folder) == before
+
+
+@pytest.mark.parametrize("options", [(), ("--resume",), ("--processes", "2")], ids=" ".join)
+def test_a_folder_in_use_is_refused_with_who_uses_it_and_slices_can_be_denoised_meanwhile(
+    finished: Dataset, denoise: Callable[..., Outcome], tools: Tools, options: tuple[str, ...]
+) -> None:
+    if "--resume" not in options:
+        for name in (*MODELS, "resume_state.pth", "history.jsonl"):
+            (finished.run / name).rename(finished.folder / name)
+    with only_run(RunFolder(finished.run).lock, "it"):
+        before = tools.fingerprint(finished.run)
+        error = denoise("train", "--config", finished.config, "--device", "cpu", *options).error
+        assert error.startswith(f"the training in {finished.run} is in use by process {os.getpid()} on ")
+        assert tools.fingerprint(finished.run) == before
+        if "--resume" in options:
+            assert denoise("slice", "--config", finished.config, "--slice-number", 3).code == 0
 
 
 def test_resume_with_another_network_keeps_the_run(

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from denoise.checkpoint import RunFolder, TrainState
+from denoise.checkpoint import Checkpoint, RunFolder, TrainState
 from denoise.errors import CheckpointError, Interrupted
 from denoise.networks.spec import NetworkSpec
 from denoise.training.job import TrainJob
@@ -141,9 +141,34 @@ def test_resuming_with_other_splits_is_refused(
         train(jobs(tmp_path, splits=splits_of(noise((13, 32, 32))), resume=True))
 
 
-def test_resuming_without_a_state_says_so(train: Train, jobs: Jobs, tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match=r"resume_state\.pth"):
-        train(jobs(tmp_path, resume=True))
+def test_resuming_without_a_state_begins(train: Train, jobs: Jobs, tmp_path: Path, assert_same_run: Same) -> None:
+    train(jobs(tmp_path / "whole"))
+    train(jobs(tmp_path / "resumed", resume=True))
+    assert_same_run(tmp_path / "whole", tmp_path / "resumed")
+
+
+@pytest.mark.parametrize("settings", [{}, {"ema_decay": 0.8, "validate_every": 2}], ids=["", "averaged"])
+def test_a_run_that_is_killed_after_its_first_model_has_a_state_and_ends_as_if_it_had_not_been(
+    train: Train,
+    jobs: Jobs,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    settings: dict[str, Any],
+    assert_same_run: Same,
+) -> None:
+    def save_and_die(self: Checkpoint, path: Path) -> None:
+        save(self, path)
+        raise KeyboardInterrupt
+
+    save = Checkpoint.save
+    train(jobs(tmp_path / "whole", max_epochs=3, **settings))
+    with monkeypatch.context() as patch:
+        patch.setattr(Checkpoint, "save", save_and_die)
+        with pytest.raises(KeyboardInterrupt):
+            train(jobs(tmp_path / "parts", max_epochs=3, **settings))
+    assert RunFolder(tmp_path / "parts").holds_models
+    train(jobs(tmp_path / "parts", max_epochs=3, resume=True, **settings))
+    assert_same_run(tmp_path / "whole", tmp_path / "parts")
 
 
 def test_a_state_whose_weights_do_not_fit_is_refused(train: Train, jobs: Jobs, tmp_path: Path) -> None:

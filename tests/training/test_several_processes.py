@@ -1,6 +1,9 @@
 from __future__ import annotations
 
+import os
+import signal
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -8,11 +11,13 @@ import pytest
 import torch
 
 from denoise.checkpoint import Checkpoint, RunFolder, TrainState
+from denoise.cluster import Spread
 from denoise.launch import World, launch
 from denoise.networks.catalogue import build_network
-from denoise.training.job import TrainJob
+from denoise.training.job import Plan, Record, TrainJob
 from denoise.training.loop import run_worker
 from denoise.training.observers import read_history
+from denoise.training.validation import Preview
 
 
 def run_all(world: World, jobs: list[TrainJob]) -> None:
@@ -54,6 +59,45 @@ def test_two_processes_that_share_a_batch_do_what_one_does(
     # Two clocks that are never alike: were there two minds about the end, the processes would not be back here.
     assert read_history(RunFolder(timed.folder).history)[-1]["learning_rate"] < 0.05 * timed.schedule.peak
     assert RunFolder(timed.folder).model("val").exists()
+
+
+@dataclass(frozen=True)
+class DiesOnce:
+    """An observer that kills its process after a step, the first time."""
+
+    mark: Path
+    step: int
+
+    def started(self, plan: Plan) -> None:
+        pass
+
+    def stepped(self, step: int, epoch: int, done: float, loss: float | None) -> None:
+        if step == self.step and not self.mark.exists():
+            self.mark.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def validated(self, record: Record, preview: Preview | None) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
+@pytest.mark.slow
+def test_a_run_whose_process_was_killed_and_started_again_ends_as_if_nothing_had_happened(
+    jobs: Callable[..., TrainJob], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setenv("PYTHONNOUSERSITE", "1")
+    job = jobs(tmp_path / "killed", max_epochs=3, save_every_minutes=1e-9)
+    dying = replace(job, observers=(DiesOnce(tmp_path / "mark", 5),))
+    launch(run_worker, dying, [torch.device("cpu")] * 2, spread=Spread(max_restarts=1))
+    assert (tmp_path / "mark").exists()
+    launch(run_worker, jobs(tmp_path / "whole", max_epochs=3), [torch.device("cpu")] * 2)
+    whole, killed = (TrainState.load(RunFolder(tmp_path / name).state) for name in ("whole", "killed"))
+    assert whole.progress["step"] == killed.progress["step"] == 6
+    assert whole.progress["best"] == killed.progress["best"]
+    assert all(torch.equal(weights, killed.model[name]) for name, weights in whole.model.items())
 
 
 def assert_close(alone: RunFolder, shared: RunFolder) -> None:

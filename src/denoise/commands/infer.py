@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import os
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -142,6 +143,7 @@ def _denoise(
             f"--dtype {choice.dtype} would round the grey values, whose standard deviation is "
             f"{denoiser.normalization.std:.3g}, to whole numbers; use float32"
         )
+    leads = compute.spread.leads(os.environ)
     sink = create_sink(
         output,
         shape=(len(z_range), *grid.shape[1:]),
@@ -154,11 +156,13 @@ def _denoise(
         resumable=len(z_range) > 1,
         resume=choice.resume,
         facts=_facts(checkpoint, denoiser, inputs),
+        leads=leads,
     )
     begun = time.monotonic()
     plane = grid.shape[1] * grid.shape[2]
     progress = partial(_progress, plane * len(devices))
-    launch(run_worker, InferenceJob(inputs.views, denoiser, z_range, sink, progress, config.max_memory), devices)
+    job = InferenceJob(inputs.views, denoiser, z_range, sink, progress, config.max_memory)
+    launch(run_worker, job, devices, spread=compute.spread, guard=lambda: sink, name=sink.path)
     seconds = time.monotonic() - begun
     _log.info(
         "%s of %d x %d in %.1f s, %.2f Mvoxel/s",
@@ -167,7 +171,8 @@ def _denoise(
         seconds,
         len(z_range) * plane / seconds / 1e6,
     )
-    say(sink.path)
+    if leads:
+        say(sink.path)
     return sink.path
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from denoise.api import Compute, run_training
@@ -9,7 +10,7 @@ from denoise.checkpoint import CRITERIA, RunFolder
 from denoise.commands.display import say, say_device
 from denoise.commands.inputs import open_splits
 from denoise.config import RunConfig
-from denoise.errors import CheckpointError, ConfigError, OutputError
+from denoise.errors import ConfigError, OutputError
 from denoise.files import require_free
 
 
@@ -22,16 +23,10 @@ def train(
             f"--resume continues a run and --finetune {finetune} begins one from a model; give one of the two"
         )
     splits = open_splits(config)
-    folder = RunFolder(config.output_dir)
-    require_own_folder(folder)
-    if resume and folder.holds_a_run and not folder.state.exists():
-        raise CheckpointError(
-            f"{folder.path} holds a run that ended before it saved its state ({folder.state.name}); begin anew with "
-            f"another --output-dir, from its best model with --finetune {folder.path} where it has one"
-        )
+    require_own_folder(RunFolder(config.output_dir))
     say_device(compute.devices(), compute.device == "cpu")
     run = run_training(config, splits, compute, resume=resume, finetune=finetune, show_progress=progress)
-    for criterion in CRITERIA:
+    for criterion in CRITERIA if compute.spread.leads(os.environ) else ():
         if run.model(criterion).exists():
             say(str(run.model(criterion)))
     return run

@@ -1,13 +1,13 @@
 """Denoising into an output, in one process or many: what every process of ``denoise volume`` executes.
 
 The slices that are still missing are divided between the processes. Each streams its own through the engine into its
-own copy of the output; the first process creates the output, and publishes it when all are done.
+own copy of the output. Whoever launches them creates the output before, and publishes it after all are done.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -34,6 +34,7 @@ class InferenceJob:
     z_range: range
     """Consecutive slices of the inputs, counted from 0: slice 0 of the output is the first of them."""
     sink: VolumeSink
+    """Entered by whoever launches, in the first process or above it."""
     progress: Progress
     max_memory: int | None = None
     """Host memory of all processes of a node together, in bytes."""
@@ -48,12 +49,11 @@ def run_worker(world: World, job: InferenceJob) -> None:
         As ``denoise_slices`` and ``VolumeSink`` say.
     """
     denoiser = replace(job.denoiser, device=world.device)
-    with ExitStack() as stack:
-        sink = stack.enter_context(job.sink) if world.is_chief else job.sink
-        missing: list[range] = world.from_chief(sink.missing)
-        share = shares(missing, world.size, job.sink.slices_together)[world.rank]
-        progress = stack.enter_context(job.progress(sum(map(len, share)))) if world.is_chief else _unseen
-        done = 0
+    sink = job.sink
+    missing: list[range] = world.from_chief(sink.missing)
+    share = shares(missing, world.size, sink.slices_together)[world.rank]
+    done = 0
+    with job.progress(sum(map(len, share))) if world.is_chief else nullcontext(_unseen) as progress:
         for piece in share:
             denoise_slices(
                 job.inputs,
@@ -65,7 +65,6 @@ def run_worker(world: World, job: InferenceJob) -> None:
             )
             done += len(piece)
         sink.flush()
-        world.barrier()
 
 
 def _budget(job: InferenceJob, world: World) -> int | None:

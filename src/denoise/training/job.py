@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -34,10 +34,15 @@ class TrainJob:
     train_slices: range | None = None
     non_finite: str = "error"
     resume: bool = False
+    """Continue from the state in the folder, if there is one."""
     initial: Weights | None = None
     show_progress: bool = True
     observers: tuple[Observer, ...] = ()
     """Told what happens, besides those that write the record of the run."""
+
+    def restarted(self) -> TrainJob:
+        """The job that goes on from what this one has saved, after one of its processes was lost."""
+        return replace(self, resume=True)
 
     def fingerprint(self) -> Mapping[str, Any]:
         """What must not change between a run and its resumption; plain values."""

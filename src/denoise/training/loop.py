@@ -30,7 +30,7 @@ from denoise.training.data import open_blocks
 from denoise.training.job import Observer, Plan, Record, TrainJob
 from denoise.training.objective import paired
 from denoise.training.observers import observers_of
-from denoise.training.state import Progress, keep_stored_bests, load_state, on_cpu
+from denoise.training.state import Progress, keep_stored_bests, on_cpu, state_to_resume
 from denoise.training.validation import Scores, Validator
 
 _log = logging.getLogger(__name__)
@@ -73,7 +73,12 @@ class TrainingRun:
         self.world, self.job, self.folder = world, job, RunFolder(job.folder)
         settings = job.settings
         begun = time.monotonic()
-        state = load_state(job, self.folder) if job.resume else None
+        if job.batch_size < world.size:
+            raise DeviceError(
+                f"train.batch_size is {job.batch_size}, fewer than the {world.size} processes that share it; "
+                "raise it or use fewer GPUs"
+            )
+        state = state_to_resume(job, self.folder, world)
         mode = mode_of(job.network)
         # Training blocks never overlap by plan; overlap and taper matter at inference only.
         self.window = mode.window(job.network, job.patch_size, 0.0, "uniform")
@@ -82,11 +87,6 @@ class TrainingRun:
         self.sampler = mode.sampler(
             self.holdout, self.window, settings.seed, settings.augment, settings.z_stride, job.patches_per_epoch
         )
-        if job.batch_size < world.size:
-            raise DeviceError(
-                f"train.batch_size is {job.batch_size}, fewer than the {world.size} processes that share it; "
-                "raise it or use fewer GPUs"
-            )
         self.steps_per_epoch = math.ceil(self.sampler.epoch_size / job.batch_size)
         self.dtype = resolve_precision(settings.precision, world.device)
         self.source = open_blocks(job.splits, world, job.non_finite, state.normalization if state else None)
@@ -118,6 +118,7 @@ class TrainingRun:
         )
         self.progress = Progress()
         self._saved_at = time.monotonic()
+        self._has_saved = state is not None
         if state is not None:
             self._restore(state)
         self.parallel: nn.Module = (
@@ -184,6 +185,10 @@ class TrainingRun:
             if self.course.done >= 1.0:
                 break
         progress.loss_sum += float(losses)
+        if not self._has_saved:
+            # Before the first score: where there is a model, there is a state to resume from.
+            self._require_finite("training loss", progress.loss_sum)
+            self._save_state()
         if progress.step_in_epoch == self.steps_per_epoch:
             progress.epoch, progress.step_in_epoch = progress.epoch + 1, 0
 
@@ -286,7 +291,7 @@ class TrainingRun:
         )
 
     def _save_state(self) -> None:
-        self._saved_at = time.monotonic()
+        self._saved_at, self._has_saved = time.monotonic(), True
         self.progress.elapsed = self.course.seconds
         if not self.world.is_chief:
             return
@@ -309,6 +314,8 @@ class TrainingRun:
             self.progress = Progress(**state.progress)
             torch.set_rng_state(state.generator)
             keep_stored_bests(self.progress, self.folder)
+            self.progress.best = self.world.from_chief(self.progress.best)
+            self.progress.best_epoch = self.world.from_chief(self.progress.best_epoch)
         except (RuntimeError, ValueError, KeyError, TypeError) as error:
             raise CheckpointError(
                 f"{self.folder.state} does not fit this run ({error}); it is damaged, start a new run with another "

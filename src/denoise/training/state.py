@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import math
+import socket
+import time
 from dataclasses import dataclass, field
 
 from denoise.checkpoint import Checkpoint, RunFolder, TrainState, Weights
 from denoise.errors import CheckpointError
+from denoise.launch import World
 from denoise.training.job import TrainJob
+
+#: NFS keeps what it knows of a file, or of its absence, for up to a minute.
+_STALE_SECONDS = 120.0
 
 
 @dataclass
@@ -41,6 +47,34 @@ class Progress:
     def is_scored(self) -> bool:
         """Whether the model as it stands has been scored."""
         return bool(self.curve) and self.curve[-1][0] == self.step
+
+
+def state_to_resume(job: TrainJob, folder: RunFolder, world: World) -> TrainState | None:
+    """What the run continues from, the same on every process; None where there is nothing yet, or nothing is wanted.
+
+    A network file system may show another machine the state before the last one for a while, or none.
+
+    Raises
+    ------
+    CheckpointError
+        As ``load_state``; or a machine goes on seeing another state than the first one does.
+    """
+    state = load_state(job, folder) if world.is_chief and job.resume and folder.state.exists() else None
+    wanted = world.from_chief(None if state is None else dict(state.progress))
+    if wanted is None or world.is_chief:
+        return state
+    deadline = time.monotonic() + _STALE_SECONDS
+    while True:
+        if folder.state.exists():
+            state = load_state(job, folder)
+            if dict(state.progress) == wanted:
+                return state
+        if time.monotonic() > deadline:
+            raise CheckpointError(
+                f"{folder.state} on {socket.gethostname()} is not the file that the first machine reads (step "
+                f"{wanted['step']}); all machines must see the folder of the run under the same path"
+            )
+        time.sleep(1.0)
 
 
 def load_state(job: TrainJob, folder: RunFolder) -> TrainState:

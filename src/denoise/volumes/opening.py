@@ -18,7 +18,7 @@ from denoise import files
 from denoise.errors import OutputError, VolumeError
 from denoise.tiles import Triple
 from denoise.volumes.compression import BLOSC, COMPRESSIONS, GZIP, NONE
-from denoise.volumes.sink import SlabWriter, VolumeHeader, WholeVolumeSink, require_space
+from denoise.volumes.sink import SlabWriter, VolumeHeader, WholeVolumeSink
 from denoise.volumes.unfinished import Unfinished
 from denoise.volumes.volume import STORED_TYPES, Volume, VolumeSink, VoxelSize
 
@@ -83,6 +83,7 @@ def create_sink(
     resumable: bool = False,
     resume: bool = False,
     facts: Mapping[str, Any] | None = None,
+    leads: bool = True,
 ) -> VolumeSink:
     """A sink for a new volume; nothing is written before its ``with`` block is entered.
 
@@ -110,6 +111,9 @@ def create_sink(
         Go on with what an earlier run left, if it left something; ``missing`` says what is still to be written.
     facts
         What the result is made from, plain values: a run may only go on with what was begun from the same.
+    leads
+        Whether this process is to enter the sink, and its place must be free; or helps another one, on another machine
+        perhaps, which does.
 
     Raises
     ------
@@ -131,19 +135,13 @@ def create_sink(
     assert numbers.step >= 1, f"slice numbers must go up: {numbers}"
     header = VolumeHeader(shape, stored, voxel_size_um, numbers, description, _compression(final, kind, compression))
     unfinished = Unfinished(final)
-    unfinished.restore_replaced()
-    files.require_free(final, overwrite=overwrite)
-    if resumable and not resume and not overwrite and (done := int(unfinished.done(shape[0]).sum())):
-        raise OutputError(
-            f"an earlier run left {final} unfinished, {done} of its slices are done; continue with --resume, or begin "
-            "anew with --overwrite"
-        )
+    if leads:
+        unfinished.restore_replaced()
+        files.require_free(final, overwrite=overwrite)
     writer = _FORMATS[kind](final, unfinished.result, header, inner)
     sink = WholeVolumeSink(unfinished, header, writer, overwrite, resumable, resume, facts or {})
-    if resume and unfinished.exists:
-        unfinished.require_same(sink.all_facts)
-    else:
-        require_space(final, writer.disk_bytes)
+    if leads:
+        sink.require_place()
     return sink
 
 

@@ -146,8 +146,34 @@ class WholeVolumeSink:
 
     @property
     def missing(self) -> list[range]:
-        """The runs of slices, counted from 0 in this output, that are still to be written."""
+        """The runs of slices, counted from 0 in this output, that are still to be written.
+
+        A copy in another process goes by the journals: it may have been made before the last ones were written.
+        """
+        if os.getpid() != self._owner:
+            self._written |= self.unfinished.done(self.header.shape[0])
         return runs_of(~self._written)
+
+    def require_place(self) -> None:
+        """Refuse, before anything is computed, what entering would refuse, or a user would not want.
+
+        Raises
+        ------
+        OutputError
+            There is an unfinished result that was begun from something else, or that nobody has said what to do with;
+            the disk is too small.
+        """
+        unfinished = self.unfinished
+        done = int(unfinished.done(self.header.shape[0]).sum()) if self.resumable else 0
+        if done and not self.resume and not self.overwrite:
+            raise OutputError(
+                f"an earlier run left {self.path} unfinished, {done} of its slices are done; continue with --resume, "
+                "or begin anew with --overwrite"
+            )
+        if self.resume and unfinished.exists:
+            unfinished.require_same(self.all_facts)
+        else:
+            require_space(unfinished.final, self.writer.disk_bytes)
 
     def write(self, z_start: int, slab: NDArray[np.float32]) -> None:
         """Store slices z_start, z_start + 1, ... counted from 0 in this output.
