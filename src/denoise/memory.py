@@ -14,11 +14,12 @@ from denoise.errors import DeviceError
 #: Of the free memory, what training data may take; the rest is for the network and the page cache.
 _HOST_SHARE = 0.6
 
-#: Resident memory of a training process without data, rounded up. Measured with torch 2.13 on Linux: a process of
-#: `denoise train` on the CPU, at the end of a run on splits of 2 MB, had taken @CPU@ at most, the launcher beside
-#: several of them @LAUNCHER@. With CUDA no measurement is behind the figure: libraries and context are larger there.
-_PROCESS_BYTES = {"cpu": 500_000_000, "mps": 1_000_000_000, "cuda": 3_000_000_000}
-_LAUNCHER_BYTES = 400_000_000
+#: Resident memory of a training process without data, rounded up. Measured with torch 2.13 on Linux, on the CPU, on
+#: splits of 3 MB: a process of `denoise train` took 438 MB at most (2.5D) and 421 MB (3D), of which some 30 MB are its
+#: steps; of two processes each 421 MB, and the launcher with its helper 275 MB. The figures for other devices are
+#: guesses: there the libraries are larger.
+_PROCESS_BYTES = {"cpu": 450_000_000, "mps": 1_000_000_000, "cuda": 3_000_000_000}
+_LAUNCHER_BYTES = 300_000_000
 
 _ROOT = Path("/sys/fs/cgroup")
 _PROCESS = Path("/proc/self/cgroup")

@@ -103,7 +103,7 @@ def divide(sampler: VolumeSampler, bytes_per_voxel: int, budget: int) -> Divisio
     """The division that reads the least, among those of which enough slabs fit.
 
     Whole slices where that is possible; bands of rows of a few slices where slices are enormous; parts of the columns
-    where less than half would be read so, because most files cannot read a part of a row.
+    only where little else is left, as many files can only be read by whole rows.
 
     Parameters
     ----------
@@ -138,8 +138,8 @@ def divide(sampler: VolumeSampler, bytes_per_voxel: int, budget: int) -> Divisio
         count = sum(math.prod(cut.count for cut in axes) for axes in cuts)
         largest = max(math.prod(cut.largest for cut in axes) for axes in cuts)
         slots = min(budget // (largest * bytes_per_voxel), count)
-        cost = sum(math.prod(cut.read for cut in axes) for axes in cuts) * (1 if x == longest[2] else 2)
-        cost *= 1 + _MIXING / slots if 0 < slots < count else 1
+        read = sum(axes[0].read * axes[1].read * axes[2].whole for axes in cuts)
+        cost = read * (1 + _MIXING / slots if 0 < slots < count else 1)
         if slots >= min(FEWEST_RESIDENT + 1, count) and (best is None or cost < best[0]):
             best = cost, (z, y, x), slots if slots == count else slots - 1
     if best is None:
@@ -154,16 +154,25 @@ def divide(sampler: VolumeSampler, bytes_per_voxel: int, budget: int) -> Divisio
 
 @dataclass(frozen=True)
 class _Cut:
-    """An axis of a source in pieces: voxels that are read at most, of all together and of the largest; their number."""
+    """An axis of a source in pieces.
+
+    Attributes
+    ----------
+    read, largest
+        Voxels that are kept of all pieces together, and of the largest; reflection makes it a little less.
+    whole
+        Voxels that are read where a file cannot be read in part along this axis.
+    """
 
     read: int
     largest: int
+    whole: int
     count: int
 
     @classmethod
     def of(cls, starts: range, most: int, width: int, size: int) -> _Cut:
         extents = [min(piece[-1] - piece[0] + width, size) for piece in _pieces(starts, most)]
-        return cls(sum(extents), max(extents), len(extents))
+        return cls(sum(extents), max(extents), len(extents) * size, len(extents))
 
 
 def _slabs_of(source: Source, sampler: VolumeSampler, most: Triple) -> Iterator[Slab]:

@@ -7,6 +7,7 @@ never from how fast anything is, so that a run can be repeated and resumed. Inte
 
 from __future__ import annotations
 
+import threading
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -52,6 +53,8 @@ class Turns:
     _ends: list[int] = field(default_factory=list, init=False, repr=False, compare=False)
     """One past the last block of turn ``first + i``."""
     _shares: list[int] = field(default_factory=lambda: [0], init=False, repr=False, compare=False)
+    # Whoever draws, whoever cuts and whoever reads ask from threads of their own.
+    _growing: threading.RLock = field(default_factory=threading.RLock, init=False, repr=False, compare=False)
 
     @property
     def first(self) -> int:
@@ -75,8 +78,9 @@ class Turns:
 
     def index(self, loaded: int) -> int:
         """Its number among the slabs."""
-        while len(self._order) <= loaded:
-            self._add_round()
+        with self._growing:
+            while len(self._order) <= loaded:
+                self._add_round()
         return self._order[loaded]
 
     def residents(self, turn: int) -> range:
@@ -87,8 +91,9 @@ class Turns:
         """The turn of the block with this number (counted from 0 over the whole run), and its number in that turn."""
         if self.all_stay:
             return self.first, block
-        while not self._ends or self._ends[-1] <= block:
-            self._add_turn()
+        with self._growing:
+            while not self._ends or self._ends[-1] <= block:
+                self._add_turn()
         position = bisect_right(self._ends, block)
         return self.first + position, block - (self._ends[position - 1] if position else 0)
 

@@ -7,7 +7,7 @@ import math
 from dataclasses import dataclass
 
 from denoise.memory import data_budget
-from denoise.patches.sampler import VolumeSampler
+from denoise.patches.sampler import VolumeSampler, validation_places
 from denoise.patches.slabs import Division, divide
 from denoise.training.data import bytes_per_voxel, resident_bytes
 from denoise.training.footprint import Footprint
@@ -98,4 +98,5 @@ def _bytes_of(division: Division, splits: SplitSet, sampler: VolumeSampler) -> i
 
 def _kept_bytes(splits: SplitSet, sampler: VolumeSampler) -> int:
     """The blocks that every score looks at, float32."""
-    return MOST_BLOCKS * len(splits) * 4 * math.prod(sampler.window.read_zyx)
+    places = validation_places(sampler.holdout, sampler.window, splits.shape, MOST_BLOCKS)
+    return len(places) * len(splits) * 4 * math.prod(sampler.window.read_zyx)
