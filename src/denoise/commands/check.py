@@ -105,7 +105,7 @@ def _training(
         ),
         ("held out", part),
         ("training data", f"{_kept(memory, sampler)} ({_gigabytes(available_bytes())} free)"),
-        ("training memory", f"about {_gigabytes(memory.data_bytes + footprint.bytes)}, data included"),
+        ("host memory", f"about {_gigabytes(memory.data_bytes + footprint.bytes)} for training, data included"),
         ("models", f"{run.path} ({state})"),
     ]
 

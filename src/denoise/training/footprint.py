@@ -12,10 +12,11 @@ from denoise.networks.catalogue import build_network, find_network
 from denoise.networks.spec import NetworkSpec
 from denoise.tiles import Window
 
-#: Of what autograd keeps for the backward pass, the peak of a step. Measured on the CPU, one thread, bf16: 1.01 for
-#: unet2d (patch 256, batch 2), 0.98 for residual2d and 1.4 for residual3d at batches of 32 and 16; 1.8 and 1.9 at
-#: batches of 4 and 2, where it is tens of MB.
-_PEAK_OF_KEPT = 1.4
+#: Of what autograd keeps for the backward pass, the peak of a step, in 2D and in 3D. Measured on the CPU, one thread,
+#: bf16: 0.98 for unet2d (patch 256, batch 2), 1.08 for residual2d (batch 32), 1.41 for residual3d (batch 16).
+_PEAK_OF_KEPT = {2: 1.1, 3: 1.4}
+#: At small batches those two took 13 and 11 MB more than that.
+_STEP_BYTES = 20_000_000
 #: Weights, their gradients, two moments, an average, and buckets of gradients to send.
 _COPIES_OF_WEIGHTS = 6
 #: Batches of blocks on the host at a time, float32: trained on, ahead, being cut, normalised.
@@ -52,7 +53,8 @@ class Footprint:
         """Host memory of all processes together."""
         batches = _BATCHES * self.blocks_each * self.splits * 4 * math.prod(self.window.read_zyx)
         weights, kept = self._network_bytes if self.device_type != "cuda" else (0, 0)
-        step = _COPIES_OF_WEIGHTS * weights + int(_PEAK_OF_KEPT * kept)
+        peak = _PEAK_OF_KEPT[find_network(self.network.name).dimensions]
+        step = _STEP_BYTES + _COPIES_OF_WEIGHTS * weights + int(peak * kept)
         return processes_bytes(self.device_type, self.processes, batches + step)
 
     @property
@@ -66,7 +68,7 @@ class Footprint:
         depth = self.window.read_zyx[0] if kind.dimensions == 2 else edge
         with torch.device("meta"):  # not initialised: no time is spent on random numbers, and none are used up
             network = build_network(self.network)
-        network = network.to_empty(device="cpu").to(torch.bfloat16 if self.itemsize == 2 else torch.float32)
+        network = network.to_empty(device="cpu")
         parameters = {id(parameter) for parameter in network.parameters()}
         kept = 0
 
@@ -76,9 +78,9 @@ class Footprint:
                 kept += tensor.nbytes
             return tensor
 
-        block = torch.zeros(1, depth, edge, edge, dtype=next(network.parameters()).dtype)
+        block = torch.zeros(1, depth, edge, edge)
         with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
             network(block)
         blocks = self.splits * self.blocks_each  # every split is an input once
-        whole = kept * blocks * math.prod(self.window.read_zyx) // block.numel()
+        whole = kept * self.itemsize // 4 * blocks * math.prod(self.window.read_zyx) // block.numel()
         return 4 * sum(p.numel() for p in network.parameters()), whole

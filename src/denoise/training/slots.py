@@ -85,6 +85,11 @@ class SlabSlots:
         """Memory of all slots."""
         return self._slots.nbytes
 
+    @property
+    def is_ahead(self) -> bool:
+        """Whether nothing can be read before something more is given up."""
+        return bool(self._filled.min() - self._needed.min() + 1 >= self._count)
+
     def slab(self, loaded: int) -> tuple[NDArray[Any], Triple]:
         """The voxels (K, Z, Y, X) of the slab that was loaded at this turn, and where it starts; after ``require``."""
         slab = self._turns.slab(loaded)
