@@ -17,7 +17,8 @@ import numpy as np
 import torch
 
 from cases import open_case
-from denoise.checkpoint import RunFolder
+from denoise.arithmetic import resolve_precision
+from denoise.checkpoint import RunFolder, TrainState
 from denoise.config.recipes import RECIPES
 from denoise.config.train_section import TrainSection
 from denoise.launch import World
@@ -39,7 +40,8 @@ def trained(splits: SplitSet, folder: Path, share: float, seed: int, steps: int)
     network = NetworkSpec("residual2d", {})
     recipe = RECIPES[network.name]
     window = mode_of(network).window(network, recipe.patch_size, 0.0, "uniform")
-    taken = Footprint(network, window, "cpu", 1, recipe.batch_size, len(splits), 4).bytes
+    itemsize = resolve_precision("auto", torch.device("cpu")).itemsize
+    taken = Footprint(network, window, "cpu", 1, recipe.batch_size, len(splits), itemsize).bytes
     folder.mkdir(parents=True)
     job = TrainJob(
         splits=splits,
@@ -56,6 +58,8 @@ def trained(splits: SplitSet, folder: Path, share: float, seed: int, steps: int)
         max_memory=taken + int(share * resident_bytes(splits)),
     )
     run_worker(World(0, 1, torch.device("cpu")), job)
+    division = TrainState.load(RunFolder(folder).state).progress["division"]
+    assert (division is None) == (share >= 1), "what is compared is not what was asked for"
     last: dict[str, float] = json.loads(RunFolder(folder).history.read_text().splitlines()[-1])
     return last
 

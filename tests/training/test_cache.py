@@ -28,8 +28,9 @@ from denoise.patches.sampler import BlockPlace, VolumeSampler, validation_places
 from denoise.patches.slabs import Division, divide
 from denoise.patches.turns import SlabSampler
 from denoise.tiles import Region, Triple
-from denoise.training import slots
+from denoise.training import reading, slots
 from denoise.training.cache import CachedBlocks
+from denoise.training.reading import sampled_normalization
 from denoise.volumes import create_sink, open_volume
 from denoise.volumes.volume import ArrayVolume, SplitSet, read_reflected
 
@@ -231,6 +232,18 @@ def test_the_normalisation_comes_from_some_slices_where_all_would_take_too_long(
     assert blocks.normalization.std == pytest.approx(2, abs=0.05)
     assert [len(volume.regions) for volume in splits.volumes] == [64, 64]
     blocks.close()
+
+
+def test_slices_that_are_large_are_looked_at_in_bands(cpu: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = sampled_normalization(recorded(), cpu, "error")
+    monkeypatch.setattr(reading, "_BAND_VOXELS", 5 * 24)
+    monkeypatch.setattr(reading, "_SAMPLED_VOXELS", 1)
+    splits = recorded()
+    fewer = sampled_normalization(splits, cpu, "error")
+    assert {region.shape_zyx for region in splits.volumes[0].regions} == {(1, 5, 24), (1, 1, 24)}
+    assert len({region.start_zyx[0] for region in splits.volumes[0].regions}) == 4
+    assert fewer.mean == pytest.approx(whole.mean, abs=3)
+    assert fewer.std == pytest.approx(whole.std, rel=0.1)
 
 
 def test_a_slice_that_vanishes_during_the_run_ends_it_with_its_name(tmp_path: Path, cpu: World) -> None:

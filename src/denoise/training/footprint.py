@@ -12,10 +12,11 @@ from denoise.networks.catalogue import build_network, find_network
 from denoise.networks.spec import NetworkSpec
 from denoise.tiles import Window
 
-#: Of what autograd keeps for the backward pass, the peak of a step, in 2D and in 3D. Measured on the CPU, one thread,
-#: bf16: 0.98 for unet2d (patch 256, batch 2), 1.08 for residual2d (batch 32), 1.41 for residual3d (batch 16).
+#: Of what autograd keeps for the backward pass, the peak of a step, by the dimensions of the network. Measured on the
+#: CPU, one thread, bf16: 0.98 for unet2d (patch 256, batch 2), 1.08 for residual2d (batch 32), 1.41 for the same in
+#: three dimensions (batch 16).
 _PEAK_OF_KEPT = {2: 1.1, 3: 1.4}
-#: At small batches those two took 13 and 11 MB more than that.
+#: At small batches the last two took 13 and 11 MB more than that.
 _STEP_BYTES = 20_000_000
 #: Weights, their gradients, two moments, an average, and buckets of gradients to send.
 _COPIES_OF_WEIGHTS = 6
@@ -64,7 +65,7 @@ class Footprint:
         Counted in a small block that goes through once, and scaled: it grows with the voxels.
         """
         kind = find_network(self.network.name)
-        edge = min(self.window.read_zyx[2], max(_SMALL_EDGE, 2 * kind.divisor(self.network.options)))
+        edge = min(self.window.read_zyx[2], max(_SMALL_EDGE, kind.divisor(self.network.options)))
         depth = self.window.read_zyx[0] if kind.dimensions == 2 else edge
         with torch.device("meta"):  # not initialised: no time is spent on random numbers, and none are used up
             network = build_network(self.network)

@@ -10,7 +10,6 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -155,21 +154,26 @@ class SlabSlots:
     def _read_ahead(self) -> None:
         """Fill slots until all slabs are there or the run is over."""
         # Where a batch lies in two turns, processes begin with different ones: all must read from the earlier one on.
-        if not self._wait_until(lambda: bool(self._needed.min() >= 0)):
+        if not self._wait_until_needed(0):
             return
         turn = int(self._needed.min())
         last = len(self._turns.slabs) - 1 if self._turns.all_stay else None
         while last is None or turn <= last:
-            if not self._wait_until(lambda turn=turn: bool(self._needed.min() > turn - self._count)):  # type: ignore[misc]
-                return
-            if not self._load(turn):
+            if not (self._wait_for_slot(turn) and self._load(turn)):
                 return
             self._filled[self._world.local_rank] = turn
             turn += 1
 
-    def _wait_until(self, claim: Callable[[], bool]) -> bool:
-        """Whether it came true before the run was over. How long training takes for a turn nobody knows."""
-        while not claim():
+    def _wait_for_slot(self, turn: int) -> bool:
+        """Wait until every process has done with what was loaded into the slot before."""
+        return self._wait_until_needed(turn - self._count + 1)
+
+    def _wait_until_needed(self, loaded: int) -> bool:
+        """Whether nothing from before this turn is needed any more; False when the run is over.
+
+        How long training takes for a turn nobody knows: there is no end to patience here.
+        """
+        while self._needed.min() < loaded:
             if self._stop.wait(_LOOK_AGAIN_SECONDS):
                 return False
         return not self._stop.is_set()
