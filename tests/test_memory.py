@@ -5,7 +5,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from denoise.memory import available_bytes
+from denoise.errors import DeviceError
+from denoise.memory import available_bytes, data_budget, processes_bytes
 
 
 def group(root: Path, name: str, limit: str, usage: int) -> None:
@@ -51,3 +52,21 @@ def test_the_older_hierarchy_is_read_too(tmp_path: Path) -> None:
     (folder / "memory.limit_in_bytes").write_text("7000\n")
     (folder / "memory.usage_in_bytes").write_text("3000\n")
     assert available_bytes(process, tmp_path / "fs") == 4000
+
+
+def test_data_may_take_what_is_given_less_what_the_processes_take() -> None:
+    assert data_budget(8_000_000_000, 1_500_000_000) == 6_500_000_000
+    with pytest.raises(DeviceError, match=r"may take 1\.00 GB of memory, but needs 1\.50 GB besides"):
+        data_budget(1_000_000_000, 1_500_000_000)
+
+
+def test_without_a_limit_data_leave_some_of_what_is_free() -> None:
+    free = psutil.virtual_memory().available
+    assert 0.3 * free < data_budget(None, 0) < 0.9 * free
+
+
+def test_several_processes_have_a_launcher_beside_them() -> None:
+    one, two, three = (processes_bytes("cpu", count, 10**6) for count in (1, 2, 3))
+    assert two > 2 * one
+    assert three - two == one
+    assert processes_bytes("cpu", 4, 2 * 10**6) - processes_bytes("cpu", 4, 10**6) == 4 * 10**6

@@ -168,3 +168,18 @@ def test_nan_outside_the_field_of_view_is_counted_too():
 def test_tiny_slices_keep_their_centre(shape):
     moments = Moments.of_slice(np.full(shape, 3.0))
     assert (moments.count, moments.mean) == (math.prod(shape), 3.0)
+
+
+def test_moments_of_a_slice_can_be_taken_band_by_band():
+    """Of a slice masked outside the circle, in bands of unequal height."""
+    rng = np.random.default_rng(4)
+    y, x = np.meshgrid(np.linspace(-1, 1, 50), np.linspace(-1, 1, 40), indexing="ij")
+    image = np.where(x**2 + y**2 > 1.02, 0.0, rng.normal(50, 3, (50, 40)))
+    whole = Moments.of_slice(image)
+    assert 0 < whole.count < image.size
+    together = Moments()
+    for rows in (range(0, 7), range(7, 30), range(30, 50)):
+        together = together.merged(Moments.of_rows(image[rows.start : rows.stop], rows, 50))
+    assert together.count == whole.count
+    assert together.mean == pytest.approx(whole.mean, rel=1e-12)
+    assert together.squared_deviation == pytest.approx(whole.squared_deviation, rel=1e-10)

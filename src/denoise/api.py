@@ -154,6 +154,7 @@ def run_training(
         resume=resume,
         initial=None if finetune is None else _initial_weights(finetune, network),
         show_progress=show_progress,
+        max_memory=config.max_memory,
         observers=tuple(observers),
     )
     launch(

@@ -78,9 +78,21 @@ class Moments:
     @classmethod
     def of_slice(cls, image: NDArray[Any]) -> Moments:
         """Moments of one slice (Y, X), without exact zeros outside the inscribed ellipse, where slices are masked."""
-        outside = _outside_inscribed_ellipse(image.shape[0], image.shape[1])
-        masked = outside & (image == 0)
-        return cls.of(image[~masked] if masked.any() else image)
+        return cls.of_rows(image, range(len(image)), len(image))
+
+    @classmethod
+    def of_rows(cls, band: NDArray[Any], rows: range, height: int) -> Moments:
+        """The same of some rows (Y, X) of a slice that is too large to be looked at whole.
+
+        Parameters
+        ----------
+        rows
+            Which rows of the slice these are.
+        height
+            Of the slice.
+        """
+        masked = _outside_inscribed_ellipse(rows, height, band.shape[1]) & (band == 0)
+        return cls.of(band[~masked] if masked.any() else band)
 
     def merged(self, other: Moments) -> Moments:
         """Moments of both sets together."""
@@ -112,7 +124,7 @@ class Moments:
         return Normalization(self.mean, std)
 
 
-def _outside_inscribed_ellipse(height: int, width: int) -> NDArray[np.bool_]:
-    y = (np.arange(height) - (height - 1) / 2) / (height / 2)
+def _outside_inscribed_ellipse(rows: range, height: int, width: int) -> NDArray[np.bool_]:
+    y = (np.asarray(rows) - (height - 1) / 2) / (height / 2)
     x = (np.arange(width) - (width - 1) / 2) / (width / 2)
     return np.asarray(y[:, None] ** 2 + x[None, :] ** 2 > 1.0)

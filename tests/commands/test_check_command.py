@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+import psutil
 import pytest
 
 if TYPE_CHECKING:
@@ -41,6 +43,17 @@ def test_it_says_what_would_run_with_numbers_and_writes_nothing(
     assert said["tiles"].startswith("48 of 3 x 28 x 28 voxels, each voxel is predicted 1.36 times")
     assert "GB" in said["memory"] or "MB" in said["memory"]
     assert "0.11 MB as float32" in said["disk"]
+
+
+def test_it_says_how_much_of_the_splits_is_in_memory_where_not_all_fits(
+    dataset: Dataset, denoise: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = facts(denoise("check", "--config", dataset.config, "--device", "cpu"))
+    assert whole["host memory"].startswith("about 0.4")
+    real = psutil.virtual_memory()
+    monkeypatch.setattr("psutil.virtual_memory", lambda: real._replace(available=360_000))
+    said = facts(denoise("check", "--config", dataset.config, "--device", "cpu"))["training data"]
+    assert re.match(r"0\.[12]\d MB: \d of \d+ slabs of \d x \d+ x 48 voxels in memory, .* \(0\.36 MB free\)", said)
 
 
 def test_it_names_the_models_that_are_there(trained: Dataset, denoise: Callable[..., Outcome]) -> None:

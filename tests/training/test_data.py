@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -13,12 +12,16 @@ from numpy.typing import NDArray
 from denoise.errors import VolumeError
 from denoise.launch import World
 from denoise.normalization import Normalization
-from denoise.patches.sampler import BlockPlace
+from denoise.patches.holdout import HoldOut
+from denoise.patches.sampler import BlockPlace, SliceSampler
+from denoise.patches.slabs import Division
 from denoise.patches.symmetry import CUBE, SQUARE
-from denoise.tiles import Region, Triple
-from denoise.training import data
-from denoise.training.data import BlockSource, ResidentBlocks, StreamedBlocks, open_blocks
-from denoise.volumes.volume import ArrayVolume, SplitSet
+from denoise.patches.turns import SlabSampler
+from denoise.tiles import Region, Triple, Window
+from denoise.training.cache import CachedBlocks
+from denoise.training.data import BlockSource, ResidentBlocks, open_blocks
+from denoise.training.reading import common_dtype
+from denoise.volumes.volume import SplitSet
 
 SHAPE = (7, 9, 11)
 KNOWN = Normalization(10.0, 4.0)
@@ -36,9 +39,16 @@ def stored(dtype: str, count: int = 2, shape: Triple = SHAPE) -> list[NDArray[An
     return [rng.integers(limits.min, limits.max, shape, endpoint=True).astype(kind) for _ in range(count)]
 
 
-def both(splits: SplitSet, world: World, non_finite: str = "error") -> tuple[ResidentBlocks, StreamedBlocks]:
-    resident = ResidentBlocks.read(splits, world, data._common_dtype(splits), non_finite, None)
-    return resident, StreamedBlocks.open(splits, world, non_finite, None)
+def in_memory(splits: SplitSet, world: World, non_finite: str = "error") -> ResidentBlocks:
+    return ResidentBlocks.read(splits, world, common_dtype(splits), non_finite, None)
+
+
+def both(splits: SplitSet, world: World, non_finite: str = "error") -> tuple[BlockSource, BlockSource]:
+    """All in memory, and slabs: which keep blocks that name no slab as they are read."""
+    window = Window((3, 4, 4), (1, 4, 4), (1, 4, 4), (1, 0, 0))
+    whole = SliceSampler(HoldOut.of(splits.shape, window, 0.1), window, 0)
+    cached = SlabSampler(whole, Division((2, 1000, 1000), 2), whole.epoch_size)
+    return in_memory(splits, world, non_finite), CachedBlocks.open(splits, cached.turns, world, non_finite, None)
 
 
 def places() -> list[BlockPlace]:
@@ -74,22 +84,22 @@ def batches_of(source: BlockSource, wanted: list[BlockPlace]) -> list[torch.Tens
 
 @pytest.mark.parametrize("count", [2, 3])
 @pytest.mark.parametrize("dtype", TYPES)
-def test_splits_in_memory_and_in_files_give_the_same_blocks_as_numpy(
+def test_splits_in_memory_and_blocks_from_files_give_the_same_blocks_as_numpy(
     dtype: str, count: int, splits_of: Splits, cpu: World
 ) -> None:
     arrays = stored(dtype, count)
-    resident, streamed = both(splits_of(arrays), cpu)
-    assert resident.normalization == streamed.normalization
+    resident, cached = both(splits_of(arrays), cpu)
+    assert resident.normalization == cached.normalization
     wanted = places()
     mean, std = resident.normalization.mean, resident.normalization.std
-    for place, one, other in zip(wanted, batches_of(resident, wanted), batches_of(streamed, wanted), strict=True):
+    for place, one, other in zip(wanted, batches_of(resident, wanted), batches_of(cached, wanted), strict=True):
         assert one.dtype == other.dtype == torch.float32
         assert one.shape == (1, count, *place.region.shape_zyx)
         assert torch.equal(one, other)
         for k, array in enumerate(arrays):
             np.testing.assert_allclose(one[0, k], (expected_block(array, place) - mean) / std, rtol=0, atol=1e-5)
     resident.close()
-    streamed.close()
+    cached.close()
 
 
 def test_blocks_of_a_batch_keep_their_order_in_both_sources(splits_of: Splits, cpu: World) -> None:
@@ -108,14 +118,14 @@ def test_blocks_of_a_batch_keep_their_order_in_both_sources(splits_of: Splits, c
 
 def test_splits_of_different_types_are_kept_as_floats(splits_of: Splits, cpu: World) -> None:
     arrays = [stored("uint16")[0], stored("float32")[1]]
-    resident, streamed = both(splits_of(arrays), cpu)
+    resident, cached = both(splits_of(arrays), cpu)
     place = [BlockPlace(Region((0, 0, 0), SHAPE), Region((0, 0, 0), SHAPE))]
-    (one,), (other,) = batches_of(resident, place), batches_of(streamed, place)
+    (one,), (other,) = batches_of(resident, place), batches_of(cached, place)
     assert torch.equal(one, other)
     torch.testing.assert_close(
         resident.normalization.invert(one[0, 0]), torch.from_numpy(arrays[0].astype(np.float32)), rtol=1e-5, atol=0.1
     )
-    streamed.close()
+    cached.close()
 
 
 @pytest.mark.parametrize("dtype", TYPES)
@@ -141,40 +151,17 @@ def test_a_large_mean_does_not_drown_a_small_deviation(splits_of: Splits, cpu: W
 
 
 def test_a_normalisation_that_is_given_is_kept(splits_of: Splits, cpu: World) -> None:
-    splits = splits_of(stored("float32"))
-    resident = ResidentBlocks.read(splits, cpu, np.dtype(np.float32), "error", KNOWN)
-    streamed = StreamedBlocks.open(splits, cpu, "error", KNOWN)
-    assert resident.normalization == streamed.normalization == KNOWN
-    streamed.close()
+    assert open_blocks(splits_of(stored("float32")), cpu, "error", KNOWN).normalization == KNOWN
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
-@pytest.mark.parametrize("source", [ResidentBlocks, StreamedBlocks])
 def test_nan_and_inf_are_refused_with_the_name_of_the_split_and_the_slice(
-    source: type[Any], bad: float, splits_of: Splits, cpu: World
+    bad: float, splits_of: Splits, cpu: World
 ) -> None:
     arrays = stored("float32")
     arrays[1][4, 2, 2] = arrays[1][4, 0, 0] = bad
-    opening = {
-        ResidentBlocks: lambda: ResidentBlocks.read(splits, cpu, np.dtype(np.float32), "error", None),
-        StreamedBlocks: lambda: StreamedBlocks.open(splits, cpu, "error", None),
-    }
-    splits = splits_of(arrays, 100)
     with pytest.raises(VolumeError, match=r"recon_1 holds 2 NaN or Inf voxels in slice 104.*non_finite"):
-        opening[source]()
-
-
-def test_nan_in_a_slice_that_was_not_sampled_is_found_when_it_is_read(
-    splits_of: Splits, cpu: World, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(data, "_SAMPLED_SLICES", 2)
-    arrays = stored("float32")
-    arrays[0][3, 2, 2] = np.nan
-    streamed = StreamedBlocks.open(splits_of(arrays), cpu, "error", None)
-    whole = Region((0, 0, 0), SHAPE)
-    with pytest.raises(VolumeError, match=r"recon_0 holds 1 NaN or Inf voxels"):
-        batches_of(streamed, [BlockPlace(whole, whole)])
-    streamed.close()
+        in_memory(splits_of(arrays, 100), cpu)
 
 
 def test_nan_and_inf_are_filled_with_the_mean_of_the_others_and_counted(
@@ -207,37 +194,10 @@ def test_constant_volumes_are_refused(value: int, splits_of: Splits, cpu: World)
         open_blocks(splits_of([np.full(SHAPE, value, np.uint8)] * 2), cpu, "error", None)
 
 
-@pytest.mark.parametrize(("available", "kind"), [(10**9, ResidentBlocks), (1000, StreamedBlocks)])
-def test_splits_live_in_memory_only_where_they_fit(
-    available: int, kind: type[Any], splits_of: Splits, cpu: World, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(available=available))
-    source = open_blocks(splits_of(stored("uint8")), cpu, "error", None)
-    assert type(source) is kind
-    source.close()
-
-
 @pytest.mark.parametrize(("dtype", "bytes_each"), [("uint8", 1), ("int16", 2), ("uint16", 2), ("float64", 4)])
 def test_splits_take_no_more_memory_than_their_type_needs(
     dtype: str, bytes_each: int, splits_of: Splits, cpu: World
 ) -> None:
     splits = splits_of(stored(dtype))
-    resident = ResidentBlocks.read(splits, cpu, data._common_dtype(splits), "error", None)
+    resident = in_memory(splits, cpu)
     assert resident._data.nbytes == bytes_each * 2 * int(np.prod(SHAPE))
-
-
-def test_a_source_in_files_reads_blocks_and_never_whole_splits(cpu: World) -> None:
-    deepest: list[int] = []
-
-    class Recorded(ArrayVolume):
-        def read(self, region: Region) -> NDArray[np.float32]:
-            deepest.append(region.shape_zyx[0])
-            return super().read(region)
-
-    arrays = stored("float32", shape=(70, 9, 9))
-    splits = SplitSet.of([Recorded(array, f"recon_{k}") for k, array in enumerate(arrays)])
-    streamed = StreamedBlocks.open(splits, cpu, "error", None)
-    whole = Region((0, 0, 0), (70, 9, 9))
-    batches_of(streamed, [BlockPlace(Region((z, 0, 0), (5, 4, 4)), whole) for z in range(0, 60, 7)])
-    streamed.close()
-    assert max(deepest) <= 5

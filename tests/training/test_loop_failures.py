@@ -3,19 +3,16 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from numpy.typing import NDArray
 
 from denoise.checkpoint import CRITERIA, Checkpoint, RunFolder, TrainState
 from denoise.errors import DenoiseError, DeviceError, VolumeError
 from denoise.launch import World
 from denoise.networks.spec import NetworkSpec
-from denoise.training import data
 from denoise.training.job import TrainJob
 from denoise.training.loop import TrainingRun
 
@@ -95,30 +92,6 @@ def test_nan_in_a_split_is_refused_before_the_first_step_and_filled_on_request(
 def test_more_processes_than_blocks_in_a_batch_are_refused(jobs: Jobs, tmp_path: Path) -> None:
     with pytest.raises(DeviceError, match=r"batch_size is 4, fewer than the 5 processes"):
         TrainingRun(World(0, 5, torch.device("cpu")), jobs(tmp_path))
-
-
-# Where the data is
-
-
-@pytest.mark.parametrize("network", [FLAT, DEEP], ids=["2.5d", "3d"])
-@pytest.mark.parametrize("dtype", [np.float32, np.uint16])
-def test_splits_that_do_not_fit_into_memory_train_to_the_same_bits(
-    train: Train,
-    jobs: Jobs,
-    splits_of: Splits,
-    noise: Callable[..., list[NDArray[np.float32]]],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    network: NetworkSpec,
-    dtype: type[np.generic],
-    assert_same_run: Same,
-) -> None:
-    arrays = [(a * 1000 + 33000).astype(dtype) for a in noise((20, 24, 24))]
-    train(jobs(tmp_path / "resident", network, splits_of(arrays)))
-    monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(available=1000))
-    monkeypatch.setattr(data.ResidentBlocks, "read", None)
-    train(jobs(tmp_path / "streamed", network, splits_of(arrays)))
-    assert_same_run(tmp_path / "resident", tmp_path / "streamed")
 
 
 # What a run leaves

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from denoise.api import Compute
+from denoise.arithmetic import resolve_precision
 from denoise.checkpoint import CRITERIA, RunFolder
 from denoise.commands.display import say
 from denoise.commands.inputs import open_inference_inputs, open_splits
@@ -22,8 +23,10 @@ from denoise.modes import MODES, default_tile, inference_window
 from denoise.networks.catalogue import build_network, find_network
 from denoise.networks.spec import NetworkSpec
 from denoise.patches.holdout import HoldOut
+from denoise.patches.sampler import VolumeSampler
 from denoise.tiles import TileGrid
-from denoise.training.data import fits_in_memory, resident_bytes
+from denoise.training.footprint import Footprint
+from denoise.training.memory_plan import MemoryPlan, plan_memory
 from denoise.volumes import SplitSet, Volume, require_same_grid, slice_range
 from denoise.volumes.volume import describe_numbers
 
@@ -55,7 +58,7 @@ def check(config: RunConfig, compute: Compute) -> None:
         ("mode", f"{config.mode}; {network.name}: {find_network(network.name).description}; {weights:,} weights")
     )
     if splits is not None:
-        lines += _training(config, splits, network)
+        lines += _training(config, splits, network, devices)
     if grid is not None:
         lines += _inference(config, grid, network)
     width = max(len(name) for name, _ in lines)
@@ -63,7 +66,9 @@ def check(config: RunConfig, compute: Compute) -> None:
         say(f"{name:<{width}}  {text}")
 
 
-def _training(config: RunConfig, splits: SplitSet, network: NetworkSpec) -> list[tuple[str, str]]:
+def _training(
+    config: RunConfig, splits: SplitSet, network: NetworkSpec, devices: list[torch.device]
+) -> list[tuple[str, str]]:
     mode = MODES[config.mode]
     window = mode.window(network, config.patch, 0.0, "uniform")
     first, last = config.dataset.train_start_slice, config.dataset.train_end_slice
@@ -73,8 +78,16 @@ def _training(config: RunConfig, splits: SplitSet, network: NetworkSpec) -> list
         holdout, window, config.train.seed, config.train.augment, config.train.z_stride, config.patches_per_epoch
     )
     steps = -(-sampler.epoch_size // config.batch_size)
-    needed, free = resident_bytes(splits), available_bytes()
-    where = "in memory" if fits_in_memory(splits) else "read patch by patch, as they do not fit in memory"
+    footprint = Footprint(
+        network,
+        window,
+        device_type=devices[0].type,
+        processes=len(devices),
+        blocks_each=-(-config.batch_size // len(devices)),
+        splits=len(splits),
+        itemsize=resolve_precision(config.train.precision, devices[0]).itemsize,
+    )
+    memory = plan_memory(splits, sampler, footprint, config.max_memory)
     held = holdout.held_out
     axis = 0 if held.shape_zyx[0] < splits.shape[0] else 1
     low, high = held.start_zyx[axis], held.stop_zyx[axis] - 1
@@ -91,9 +104,22 @@ def _training(config: RunConfig, splits: SplitSet, network: NetworkSpec) -> list
             f"{steps} an epoch of {config.batch_size} patches, at most {steps * config.train.max_epochs:,} in all",
         ),
         ("held out", part),
-        ("training data", f"{_gigabytes(needed)}, {where} ({_gigabytes(free)} free)"),
+        ("training data", f"{_kept(memory, sampler)} ({_gigabytes(available_bytes())} free)"),
+        ("host memory", f"about {_gigabytes(memory.data_bytes + footprint.bytes)} for training, data included"),
         ("models", f"{run.path} ({state})"),
     ]
+
+
+def _kept(memory: MemoryPlan, sampler: VolumeSampler) -> str:
+    """What of the splits is in memory."""
+    if memory.division is None:
+        return f"{_gigabytes(memory.data_bytes)}, in memory"
+    slabs = memory.division.slabs(sampler)
+    depth, rows, columns = (max(slab.region.shape_zyx[axis] for slab in slabs) for axis in range(3))
+    return (
+        f"{_gigabytes(memory.data_bytes)}: {memory.division.slots(slabs)} of {len(slabs)} slabs of {depth} x {rows} x "
+        f"{columns} voxels in memory, read again and again from the files, as they do not all fit"
+    )
 
 
 def _inference(config: RunConfig, grid: Volume, network: NetworkSpec) -> list[tuple[str, str]]:

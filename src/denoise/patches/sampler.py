@@ -43,6 +43,35 @@ class Sampler(Protocol):
         ...
 
 
+class VolumeSampler(Sampler, Protocol):
+    """Draws from the whole training part, and says what it draws: so that others can draw the same from less of it."""
+
+    @property
+    def holdout(self) -> HoldOut:
+        """Where blocks may be read."""
+        ...
+
+    @property
+    def window(self) -> Window:
+        """What a block reads and predicts."""
+        ...
+
+    @property
+    def seed(self) -> int:
+        """Of every draw."""
+        ...
+
+    @property
+    def z_stride(self) -> int:
+        """Of the starts along z that a source offers, every so many are used."""
+        ...
+
+    @property
+    def symmetries(self) -> Sequence[Symmetry]:
+        """One of these turns each block."""
+        ...
+
+
 #: The least of an epoch in 2.5D that the user does not set.
 FEWEST_PATCHES = 256
 
@@ -66,6 +95,11 @@ class SliceSampler:
         """One block per centre slice, or the fewest that make an epoch, unless told otherwise."""
         return self.patches_per_epoch or max(len(self._centres), FEWEST_PATCHES)
 
+    @property
+    def symmetries(self) -> Sequence[Symmetry]:
+        """Those of the square, or none."""
+        return SQUARE if self.augment else (IDENTITY,)
+
     @cached_property
     def _centres(self) -> list[tuple[Source, int]]:
         return _z_starts(self.holdout, self.z_stride)
@@ -73,11 +107,10 @@ class SliceSampler:
     def places(self, epoch: int, indices: Sequence[int]) -> list[BlockPlace]:
         """See ``Sampler``."""
         order = np.random.default_rng((self.seed, epoch)).permutation(len(self._centres))
-        symmetries = SQUARE if self.augment else (IDENTITY,)
         visited = []
         for index in indices:
             source, z = self._centres[order[index % len(order)]]
-            visited.append(_place(self.window, source, z, _generator(self.seed, epoch, index), symmetries))
+            visited.append(_place(self.window, source, z, _generator(self.seed, epoch, index), self.symmetries))
         return visited
 
 
@@ -100,18 +133,22 @@ class CubeSampler:
         voxels = sum(math.prod(source.box.shape_zyx) for source in self.holdout.sources)
         return max(1, round(voxels / math.prod(self.window.predict_zyx)))
 
+    @property
+    def symmetries(self) -> Sequence[Symmetry]:
+        """Those of the cube, or none."""
+        return CUBE if self.augment else (IDENTITY,)
+
     @cached_property
     def _starts(self) -> list[tuple[Source, int]]:
         return _z_starts(self.holdout, self.z_stride)
 
     def places(self, epoch: int, indices: Sequence[int]) -> list[BlockPlace]:
         """See ``Sampler``."""
-        symmetries = CUBE if self.augment else (IDENTITY,)
         drawn = []
         for index in indices:
             generator = _generator(self.seed, epoch, index)
             source, z = self._starts[int(generator.integers(len(self._starts)))]
-            drawn.append(_place(self.window, source, z, generator, symmetries))
+            drawn.append(_place(self.window, source, z, generator, self.symmetries))
         return drawn
 
 

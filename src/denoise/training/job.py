@@ -37,6 +37,8 @@ class TrainJob:
     """Continue from the state in the folder, if there is one."""
     initial: Weights | None = None
     show_progress: bool = True
+    max_memory: int | None = None
+    """Bytes that all processes of a node may take together; None: the data take what is free, but for a part."""
     observers: tuple[Observer, ...] = ()
     """Told what happens, besides those that write the record of the run."""
 

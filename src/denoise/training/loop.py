@@ -23,11 +23,15 @@ from denoise.launch import StopRequest, World, describe_device, listening_for_si
 from denoise.modes import mode_of
 from denoise.networks.catalogue import build_network
 from denoise.patches.holdout import HoldOut
-from denoise.patches.sampler import BlockPlace
+from denoise.patches.sampler import BlockPlace, Sampler, VolumeSampler
+from denoise.patches.slabs import Division
+from denoise.patches.turns import SlabSampler
 from denoise.training.averaging import AveragedWeights
 from denoise.training.course import Course
 from denoise.training.data import open_blocks
+from denoise.training.footprint import Footprint
 from denoise.training.job import Observer, Plan, Record, TrainJob
+from denoise.training.memory_plan import plan_again, plan_memory
 from denoise.training.objective import paired
 from denoise.training.observers import observers_of
 from denoise.training.state import Progress, keep_stored_bests, on_cpu, state_to_resume
@@ -84,12 +88,15 @@ class TrainingRun:
         self.window = mode.window(job.network, job.patch_size, 0.0, "uniform")
         shape = job.splits.shape
         self.holdout = HoldOut.of(shape, self.window, settings.validation_fraction, job.train_slices)
-        self.sampler = mode.sampler(
+        whole = mode.sampler(
             self.holdout, self.window, settings.seed, settings.augment, settings.z_stride, job.patches_per_epoch
         )
-        self.steps_per_epoch = math.ceil(self.sampler.epoch_size / job.batch_size)
+        self.steps_per_epoch = math.ceil(whole.epoch_size / job.batch_size)
         self.dtype = resolve_precision(settings.precision, world.device)
-        self.source = open_blocks(job.splits, world, job.non_finite, state.normalization if state else None)
+        self.division = world.from_chief(self._divided(whole, state) if world.is_chief else None)
+        cached = SlabSampler(whole, self.division, self.steps_per_epoch * job.batch_size) if self.division else None
+        self.sampler: Sampler = cached or whole
+        self.source = open_blocks(job.splits, world, job.non_finite, state.normalization if state else None, cached)
         self.validator = Validator(
             self.holdout,
             self.window,
@@ -103,6 +110,23 @@ class TrainingRun:
         )
         self._build(state)
         self.course = Course(job, world, self.progress, self.steps_per_epoch, begun)
+
+    def _divided(self, whole: VolumeSampler, state: TrainState | None) -> Division | None:
+        """How the training part is divided where not all of it fits in memory; a resumed run keeps its division."""
+        job, world = self.job, self.world
+        footprint = Footprint(
+            job.network,
+            self.window,
+            device_type=world.device.type,
+            processes=world.local_size,
+            blocks_each=math.ceil(job.batch_size / world.size),
+            splits=len(job.splits),
+            itemsize=self.dtype.itemsize,
+        )
+        if state is None:
+            return plan_memory(job.splits, whole, footprint, job.max_memory).division
+        stored = state.progress.get("division")
+        return plan_again(job.splits, whole, footprint, job.max_memory, Division.of_plain(stored)).division
 
     def _build(self, state: TrainState | None) -> None:
         settings, world = self.job.settings, self.world
@@ -121,6 +145,7 @@ class TrainingRun:
         self._has_saved = state is not None
         if state is not None:
             self._restore(state)
+        self.progress.division = self.division.as_plain() if self.division else None
         self.parallel: nn.Module = (
             DistributedDataParallel(self.network, gradient_as_bucket_view=True) if world.size > 1 else self.network
         )

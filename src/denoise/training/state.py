@@ -37,6 +37,9 @@ class Progress:
     """(step, held-out error) of every score."""
     flat_since: int = 0
     """The step at which the run was found to improve no longer; 0: not yet."""
+    division: list[int] | None = None
+    """How the training part is divided into slabs and how many are in memory (starts along z, y and x, slabs), as
+    blocks are drawn accordingly; None where all of it is in memory."""
 
     @property
     def epochs_begun(self) -> int:

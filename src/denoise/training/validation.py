@@ -18,7 +18,7 @@ from denoise.training.data import BlockSource
 from denoise.training.objective import centre_slice, paired, target_noise
 
 #: Enough blocks for a score that does not jump, few enough to cost little.
-_MOST_BLOCKS = 32
+MOST_BLOCKS = 32
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class Validator:
     def __init__(
         self, holdout: HoldOut, window: Window, shape: Triple, *, strategy: str, batch_size: int, world: World
     ) -> None:
-        self._places = validation_places(holdout, window, shape, _MOST_BLOCKS)
+        self._places = validation_places(holdout, window, shape, MOST_BLOCKS)
         self._holdout = holdout
         self._window = window
         self._strategy = strategy

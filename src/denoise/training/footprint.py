@@ -1,0 +1,87 @@
+"""How much host memory a training run takes, before it takes it: its processes, and the part that is for data."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+
+from denoise.memory import processes_bytes
+from denoise.networks.catalogue import build_network, find_network
+from denoise.networks.spec import NetworkSpec
+from denoise.tiles import Window
+
+#: Of what autograd keeps for the backward pass, the peak of a step, by the dimensions of the network. Measured on the
+#: CPU, one thread, bf16: 0.98 for unet2d (patch 256, batch 2), 1.08 for residual2d (batch 32), 1.41 for the same in
+#: three dimensions (batch 16).
+_PEAK_OF_KEPT = {2: 1.1, 3: 1.4}
+#: At small batches the last two took 13 and 11 MB more than that.
+_STEP_BYTES = 20_000_000
+#: Weights, their gradients, two moments, an average, and buckets of gradients to send.
+_COPIES_OF_WEIGHTS = 6
+#: Batches of blocks on the host at a time, float32: trained on, ahead, being cut, normalised.
+_BATCHES = 4
+_SMALL_EDGE = 16
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """What a run takes on one node besides its training data.
+
+    Attributes
+    ----------
+    processes
+        On this node.
+    blocks_each
+        Per process and step.
+    splits
+        How many there are.
+    itemsize
+        Bytes per element that convolutions compute in.
+    """
+
+    network: NetworkSpec
+    window: Window
+    device_type: str
+    processes: int
+    blocks_each: int
+    splits: int
+    itemsize: int
+
+    @property
+    def bytes(self) -> int:
+        """Host memory of all processes together."""
+        batches = _BATCHES * self.blocks_each * self.splits * 4 * math.prod(self.window.read_zyx)
+        weights, kept = self._network_bytes if self.device_type != "cuda" else (0, 0)
+        peak = _PEAK_OF_KEPT[find_network(self.network.name).dimensions]
+        step = _STEP_BYTES + _COPIES_OF_WEIGHTS * weights + int(peak * kept)
+        return processes_bytes(self.device_type, self.processes, batches + step)
+
+    @property
+    def _network_bytes(self) -> tuple[int, int]:
+        """Bytes of the weights (float32), and of what autograd keeps of the forward pass of a step.
+
+        Counted in a small block that goes through once, and scaled: it grows with the voxels.
+        """
+        kind = find_network(self.network.name)
+        edge = min(self.window.read_zyx[2], max(_SMALL_EDGE, kind.divisor(self.network.options)))
+        depth = self.window.read_zyx[0] if kind.dimensions == 2 else edge
+        with torch.device("meta"):  # not initialised: no time is spent on random numbers, and none are used up
+            network = build_network(self.network)
+        network = network.to_empty(device="cpu")
+        parameters = {id(parameter) for parameter in network.parameters()}
+        kept = 0
+
+        def count(tensor: torch.Tensor) -> torch.Tensor:
+            nonlocal kept
+            if id(tensor) not in parameters:
+                kept += tensor.nbytes
+            return tensor
+
+        block = torch.zeros(1, depth, edge, edge)
+        with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
+            network(block)
+        blocks = self.splits * self.blocks_each  # every split is an input once
+        whole = kept * self.itemsize // 4 * blocks * math.prod(self.window.read_zyx) // block.numel()
+        return 4 * sum(p.numel() for p in network.parameters()), whole

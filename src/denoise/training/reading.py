@@ -1,0 +1,126 @@
+"""What reading the splits into memory needs, whichever part of them is kept there: types, sharing, statistics, NaN."""
+
+from __future__ import annotations
+
+import logging
+import mmap
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from denoise.errors import VolumeError
+from denoise.launch import World
+from denoise.normalization import Moments, Normalization
+from denoise.tiles import Region
+from denoise.volumes.volume import SplitSet, Volume
+
+_log = logging.getLogger(__name__)
+
+#: Slices per split that the mean and deviation are taken from where the splits are too large to read whole.
+_SAMPLED_SLICES = 64
+#: And of enormous slices only so many that the run can begin within minutes: 64 of 2048^2, 16 of 4096^2.
+_SAMPLED_VOXELS = 2**28
+_FEWEST_SAMPLED = 4
+#: Of a slice that is looked at for its moments, which takes six times as much memory.
+_BAND_VOXELS = 2**22
+
+
+def common_dtype(splits: SplitSet) -> np.dtype[Any]:
+    """The type that all splits are kept in: their own where it is small and shared, float32 otherwise."""
+    kinds = {volume.dtype for volume in splits.volumes}
+    kind = kinds.pop() if len(kinds) == 1 else np.dtype(np.float32)
+    return kind if kind in (np.uint8, np.int16, np.uint16) else np.dtype(np.float32)
+
+
+def shared_array(shape: tuple[int, ...], dtype: np.dtype[Any], world: World) -> tuple[NDArray[Any], object]:
+    """An array that all processes of this node share, and what keeps it alive.
+
+    On Linux it is an anonymous memory file of the node's first process, opened by the others through /proc: it needs
+    no room in /dev/shm and leaves nothing behind, however the processes die.
+    """
+    if world.local_size == 1:
+        return np.empty(shape, dtype), None
+    size = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
+    path, descriptor = "", -1
+    if world.local_rank == 0:
+        if hasattr(os, "memfd_create"):
+            descriptor = os.memfd_create("denoise-splits")
+            path = f"/proc/{os.getpid()}/fd/{descriptor}"
+        else:
+            descriptor, path = tempfile.mkstemp(prefix="denoise-splits-")
+        os.ftruncate(descriptor, size)
+    shared = Path(world.from_local_chief(path))
+    with shared.open("r+b") as file:
+        memory = mmap.mmap(file.fileno(), size)
+    world.barrier()
+    if descriptor >= 0:
+        os.close(descriptor)
+        if not path.startswith("/proc/"):
+            shared.unlink()
+    return np.frombuffer(memory, dtype).reshape(shape), memory
+
+
+def sampled_normalization(splits: SplitSet, world: World, non_finite: str) -> Normalization:
+    """Mean and deviation from slices spread evenly over the splits, each process its share of them.
+
+    Raises
+    ------
+    VolumeError
+        NaN or Inf in one of these slices, unless they are to be filled; constant volumes; unreadable files.
+    """
+    depth, *image = splits.shape
+    at_most = max(_FEWEST_SAMPLED, min(_SAMPLED_SLICES, _SAMPLED_VOXELS // int(np.prod(image, dtype=np.int64))))
+    chosen = np.unique(np.linspace(0, depth - 1, at_most).round().astype(int))
+    rows = np.zeros((len(splits) * len(chosen), 4))
+    for i in world.share(len(rows)):
+        volume, z = splits.volumes[i // len(chosen)], int(chosen[i % len(chosen)])
+        found = _moments(volume, z)
+        refuse_non_finite(found, volume, z, non_finite)
+        rows[i] = as_row(found)
+    return merged(world.sum(torch.from_numpy(rows)).numpy()).normalization()
+
+
+def _moments(volume: Volume, z: int) -> Moments:
+    """Of one slice, band by band."""
+    _, height, width = volume.shape
+    step = max(1, _BAND_VOXELS // width)
+    found = Moments()
+    for y in range(0, height, step):
+        rows = range(y, min(y + step, height))
+        band = volume.read_stored(Region((z, rows.start, 0), (1, len(rows), width)))[0]
+        found = found.merged(Moments.of_rows(band, rows, height))
+    return found
+
+
+def as_row(moments: Moments) -> NDArray[np.float64]:
+    """Moments as numbers that can be added up over processes."""
+    return np.array([moments.count, moments.mean, moments.squared_deviation, moments.non_finite], dtype=np.float64)
+
+
+def merged(rows: NDArray[np.float64]) -> Moments:
+    """Rows of moments together, in their order; tells of voxels that are not finite."""
+    total = Moments()
+    for count, mean, squared, non_finite in rows:
+        total = total.merged(Moments(int(count), float(mean), float(squared), int(non_finite)))
+    if total.non_finite:
+        _log.warning("%d NaN or Inf voxels in the splits are replaced by their mean for training", total.non_finite)
+    return total
+
+
+def refuse_non_finite(moments: Moments, volume: Volume, z: int, non_finite: str) -> None:
+    """Raise a VolumeError that names split and slice, unless non-finite voxels are to be filled."""
+    if moments.non_finite and non_finite == "error":
+        raise non_finite_voxels(moments.non_finite, volume, f"in slice {volume.slice_numbers[z]}")
+
+
+def non_finite_voxels(count: int, volume: Volume, where: str) -> VolumeError:
+    """The error for voxels that are NaN or Inf and may not be filled."""
+    return VolumeError(
+        f"{volume.name} holds {count} NaN or Inf voxels {where}; reconstruct again without them, or set "
+        "dataset.non_finite: fill to replace them by the mean"
+    )
