@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
-from denoise.errors import ConfigError, DenoiseError, Interrupted
+from denoise.errors import ConfigError, DenoiseError, DeviceError, Interrupted, damage_reason, printable
+from denoise.streams import lasting_streams
 
 if TYPE_CHECKING:
     from denoise.api import Compute
@@ -281,16 +282,34 @@ def _choice(
 
 def main() -> NoReturn:
     """Run a command and end the process with its exit code."""
-    _set_up()
+    with lasting_streams():
+        _set_up()
+        code = _run()
+    sys.exit(code)
+
+
+def _run() -> int:
     try:
         app(prog_name="denoise")  # reports wrong arguments itself, with exit code 2, and ends with 130 after SIGINT
+    except SystemExit as exit_:
+        return exit_.code if isinstance(exit_.code, int) else int(exit_.code is not None)
     except DenoiseError as error:
-        sys.stderr.write(f"error: {error}\n")
-        sys.exit(error.exit_code)
+        sys.stderr.write(f"error: {printable(str(error))}\n")
+        return error.exit_code
     except Interrupted as interruption:
         sys.stderr.write(f"{interruption}\n")
-        sys.exit(interruption.exit_code)
-    sys.exit(0)
+        return interruption.exit_code
+    except (MemoryError, RuntimeError, OSError) as error:
+        from denoise.memory import is_out_of_memory
+
+        if not is_out_of_memory(error):
+            raise
+        sys.stderr.write(
+            f"error: memory ran out ({damage_reason(error)}); lower train.batch_size, train.patch_size or "
+            "infer.tile_size, or use a machine that allows this process more memory\n"
+        )
+        return DeviceError.exit_code
+    return 0
 
 
 def _set_up() -> None:

@@ -30,6 +30,7 @@ import torch.distributed as dist
 from denoise import errors
 from denoise.errors import DenoiseError, DeviceError, Interrupted, WorkerError
 from denoise.files import write_text
+from denoise.streams import lasting_streams
 
 Job = TypeVar("Job")
 
@@ -223,6 +224,13 @@ def _run_rank(
     function: Callable[[World, Job], None], job: Job, devices: Sequence[torch.device], reports: str | None = None
 ) -> None:
     """What every process runs."""
+    with lasting_streams():
+        _run_rank_in_group(function, job, devices, reports)
+
+
+def _run_rank_in_group(
+    function: Callable[[World, Job], None], job: Job, devices: Sequence[torch.device], reports: str | None
+) -> None:
     # A worker is a fresh interpreter: this is where its logging is set up. Only the chief tells of its progress.
     level = logging.INFO if os.environ.get("RANK", "0") == "0" else logging.WARNING
     logging.basicConfig(level=level, format="%(message)s")

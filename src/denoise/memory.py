@@ -1,7 +1,8 @@
-"""How much memory this process may still take: the machine's, or what a batch system allows it."""
+"""How much memory this process may still take: the machine's, or what a batch system allows it; and when it ran out."""
 
 from __future__ import annotations
 
+import errno
 from pathlib import Path
 
 import psutil
@@ -29,6 +30,20 @@ def available_bytes(process: Path = _PROCESS, root: Path = _ROOT) -> int:
             elif "memory" in controllers.split(","):
                 limits += _left_in(root / "memory", group, "memory.limit_in_bytes", "memory.usage_in_bytes")
     return max(0, min(limits))
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory ran out, on the host or on an accelerator.
+
+    numpy raises a MemoryError; torch an OutOfMemoryError of its own on GPUs and a RuntimeError on the CPU; threads that
+    cannot have a stack a RuntimeError; the operating system ENOMEM.
+    """
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    if isinstance(error, OSError):
+        return error.errno == errno.ENOMEM
+    said = ("can't allocate memory", "not enough memory", "can't start new thread", "bad_alloc", "bad allocation")
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in said)
 
 
 def _left_in(root: Path, group: str, limit_name: str, usage_name: str) -> list[int]:

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from denoise.errors import VolumeError
 from denoise.tiles import Region, Triple
+from denoise.volumes.limits import require_volume_shape
 from denoise.volumes.sink import VolumeHeader
 from denoise.volumes.tiff_metadata import slice_tags, voxel_size_um
 from denoise.volumes.tiff_page import Rectangle, image_format, in_threads, opened, page_offsets, read_rectangle
@@ -58,6 +59,7 @@ class TiffStackVolume:
         with opened(folder / names[0], what) as tif:
             _require_single_page(tif, what)
             shape, dtype = image_format(tif.pages.first, what)
+            require_volume_shape((len(names), *shape), what)
             return cls(folder, names, numbers, shape, dtype, voxel_size_um(tif))
 
     @property
