@@ -146,4 +146,10 @@ def save_archive(content: dict[str, Any], path: Path) -> None:
     """Write an archive whole; readers see the old file or the new one, never half of one."""
     # Given a path, torch opens the file itself and reports a full disk as a RuntimeError without a reason.
     with whole_file(path) as partial, partial.open("wb") as file:
-        torch.save(content, file)
+        try:
+            torch.save(content, file)
+        except RuntimeError as error:  # of its archive writer, which closes after the disk refused a part
+            refusal = error.__context__
+            if isinstance(refusal, OSError):
+                raise refusal from error
+            raise

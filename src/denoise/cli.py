@@ -5,6 +5,7 @@ Exit codes: 0 done, 2 the user's mistake (one line on stderr), 1 a bug (tracebac
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import signal
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
-from denoise.errors import ConfigError, DenoiseError, DeviceError, Interrupted, damage_reason, printable
+from denoise.errors import ConfigError, DenoiseError, Interrupted, damage_reason, printable
 from denoise.streams import lasting_streams
 
 if TYPE_CHECKING:
@@ -32,6 +33,13 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,  # rich takes "[default: ...]" for markup and drops it
     context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+#: What is never the fault of this program: permissions, limits, disks and networks that fail while they are used.
+_OF_THE_MACHINE = frozenset(
+    {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ESTALE, errno.ETIMEDOUT}
+    | {errno.ENAMETOOLONG, errno.ELOOP, errno.EMFILE, errno.ENFILE, errno.ENXIO, errno.ENODEV, errno.EHOSTDOWN}
 )
 
 
@@ -302,13 +310,17 @@ def _run() -> int:
     except (MemoryError, RuntimeError, OSError) as error:
         from denoise.memory import is_out_of_memory
 
-        if not is_out_of_memory(error):
+        if is_out_of_memory(error):
+            sys.stderr.write(
+                f"error: memory ran out ({damage_reason(error)}); lower train.batch_size, train.patch_size or "
+                "infer.tile_size, or use a machine that allows this process more memory\n"
+            )
+        elif isinstance(error, OSError) and error.errno in _OF_THE_MACHINE:
+            where = f"{printable(str(error.filename))[:500]}: " if error.filename else ""
+            sys.stderr.write(f"error: {where}{damage_reason(error)}; a file or a disk cannot be used as it is\n")
+        else:
             raise
-        sys.stderr.write(
-            f"error: memory ran out ({damage_reason(error)}); lower train.batch_size, train.patch_size or "
-            "infer.tile_size, or use a machine that allows this process more memory\n"
-        )
-        return DeviceError.exit_code
+        return DenoiseError.exit_code
     return 0
 
 

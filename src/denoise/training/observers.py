@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from denoise.checkpoint import RunFolder
-from denoise.errors import CheckpointError, ConfigError
+from denoise.errors import CheckpointError, ConfigError, damage_reason
 from denoise.files import explained, whole_file, write_text
 from denoise.training.job import Observer, Plan, Record, TrainJob
 from denoise.training.validation import Preview
@@ -81,11 +81,14 @@ def read_history(path: Path) -> list[dict[str, Any]]:
     Raises
     ------
     CheckpointError
-        A line is no record; names it.
+        It may not be read, or a line is no record; names it.
     """
     if not path.exists():
         return []
-    lines = path.read_bytes().split(b"\n")
+    try:
+        lines = path.read_bytes().split(b"\n")
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {damage_reason(error)}; move it elsewhere") from error
     records = []
     for number, line in enumerate(lines[:-1], start=1):
         if not line:

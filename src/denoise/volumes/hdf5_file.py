@@ -109,6 +109,10 @@ class Hdf5Writer:
         All blocks are taken from the disk now: where it fills up while HDF5 writes, HDF5 loses chunks of its cache
         without an error that reaches us, and crashes at exit.
         """
+        with _system_errors():
+            self._create()
+
+    def _create(self) -> None:
         header = self.header
         self._file = h5py.File(self.partial, "w")
         room = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
