@@ -84,7 +84,8 @@ class Campaign:
         self.number = number
         self.findings = findings
         self.place = scratch / "input"
-        self.corpus = target.seeds()
+        self.valid = target.seeds()
+        self.corpus = list(self.valid)
         self.coverage = LineCoverage(target.traced)
         self.outcomes: Counter[str] = Counter()
         self.kinds: Counter[str] = Counter()
@@ -166,7 +167,9 @@ def _as_child(campaign: Campaign, pipe: Connection, name: str, structured: bool,
             examples()
         else:
             for _ in range(count):
-                tree = mutated(rng.choice(campaign.corpus), rng, campaign.corpus)
+                # What has reached new lines is seldom valid: by itself it would lead away from all that is.
+                seeds = campaign.valid if rng.random() < 0.5 else campaign.corpus
+                tree = mutated(rng.choice(seeds), rng, campaign.corpus)
                 _one(campaign, pipe, tree, traced=rng.random() < _TRACED_SHARE)
         status = 0
     except BaseException:  # noqa: BLE001 - told to the parent by the exit code

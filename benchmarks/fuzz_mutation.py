@@ -11,6 +11,7 @@ from __future__ import annotations
 import io
 import json
 import random
+import re
 import sys
 import zipfile
 from collections.abc import Iterator
@@ -47,6 +48,14 @@ _JSON_VALUES: tuple[Any, ...] = (
     "../../etc", "\x1b[2J", "NaN", "Infinity", "<f4", "|O", "float32", "pickle", [], {}, [1], [0, 0, 0], [2**40] * 3,
     [[]],
     {"id": "pickle"}, {"id": "zlib", "level": 99}, {"name": "numcodecs.pickle"}, {"name": "gzip"},
+)  # fmt: skip
+_TEXT_PIECES = (
+    b"", b"0", b"1", b"-1", b"1e-4", b"1e999", b".nan", b"null", b"true", b"'", b'"', b"{", b"}", b"[", b"]", b": ",
+    b"- ", b"\n",
+    b"#", b"&a ", b"*a", b"!!python/name:os.system ", b"<<: ", b"~", b"..", b"3d", b"2.5d", b"unet", b"residual",
+    b"9" * 5000, b"%YAML 1.1\n",
+    b"---\n", b"|", b">", b"\t", b"0x1F", b"1_000", b"2026-01-01", b"x" * 300, b"a.h5::/b", b"16", b"64", b"0.5",
+    b"auto",
 )  # fmt: skip
 _MOST_BYTES = 200_000
 
@@ -91,7 +100,26 @@ def _member(data: bytes, rng: random.Random, other: bytes) -> bytes:
             return _zip(data, rng, other)
         except (zipfile.BadZipFile, ValueError, EOFError, OSError, NotImplementedError, RuntimeError, UnicodeError):
             pass  # an earlier change broke the container
+    if data.isascii() and b"\0" not in data and rng.random() < 0.8:
+        return _text(data, rng)
     return _bytes(data, rng, other)
+
+
+def _text(data: bytes, rng: random.Random) -> bytes:
+    """Change words and lines; it stays text."""
+    pieces = re.split(rb"(\s+|[:,{}\[\]])", data)
+    k = rng.randrange(len(pieces))
+    kind = rng.randrange(4)
+    if kind == 0:
+        pieces[k] = rng.choice(_TEXT_PIECES)
+    elif kind == 1:
+        del pieces[k : k + rng.choice((1, 1, 2, 8))]
+    elif kind == 2:
+        begin = rng.randrange(len(pieces))
+        pieces[k:k] = pieces[begin : begin + rng.choice((1, 2, 8))]
+    else:
+        pieces[k] = pieces[rng.randrange(len(pieces))]
+    return b"".join(pieces)[:_MOST_BYTES]
 
 
 def _json(value: Any, rng: random.Random) -> Any:
