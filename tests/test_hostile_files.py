@@ -85,7 +85,7 @@ def test_codecs_that_grey_values_do_not_need_are_named(tmp_path: Path) -> None:
 def test_zarr_metadata_that_no_array_can_have_is_refused(
     tmp_path: Path, changes: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(limits_module, "available_bytes", lambda: 2**34)
+    monkeypatch.setattr(limits_module, "total_bytes", lambda: 2**34)
     path = _array_v2(tmp_path / "v.zarr", b"\x1f\x8b\x08" + bytes(40), **changes)
     with pytest.raises(VolumeError, match=str(path)):
         open_volume(path).read(Region((0, 0, 0), (1, 1, 1)))
@@ -109,7 +109,7 @@ def test_ome_metadata_of_another_kind_is_refused(tmp_path: Path, attributes: dic
 def test_sizes_in_an_hdf5_header_are_checked(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shape: Any, chunks: Any, says: str
 ) -> None:
-    monkeypatch.setattr(limits_module, "available_bytes", lambda: 2**40)
+    monkeypatch.setattr(limits_module, "total_bytes", lambda: 2**40)
     with h5py.File(tmp_path / "v.h5", "w", libver="v200" if chunks[1] > 2**15 else "earliest") as file:
         file.create_dataset("d", shape, np.float32, chunks=chunks)
     with pytest.raises(VolumeError, match=says):

@@ -46,9 +46,8 @@ def damage_reason(error: BaseException) -> str:
     """What a library says of a file that it cannot read: one short printable line."""
     if isinstance(error, MemoryError):
         return "it asks for more memory than there is"
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror if len(error.strerror) <= 300 else f"{error.strerror[:297]}..."
-    text = " ".join(str(error).split()) or type(error).__name__
+    said = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    text = " ".join(said.split()) or type(error).__name__
     return printable(text if len(text) <= 300 else f"{text[:297]}...")
 
 

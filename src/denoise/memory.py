@@ -32,6 +32,11 @@ def available_bytes(process: Path = _PROCESS, root: Path = _ROOT) -> int:
     return max(0, min(limits))
 
 
+def total_bytes() -> int:
+    """What the machine has."""
+    return int(psutil.virtual_memory().total)
+
+
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error says that memory ran out, on the host or on an accelerator.
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from denoise.errors import DenoiseError, VolumeError
-from denoise.memory import available_bytes
+from denoise.memory import total_bytes
 from denoise.tiles import Triple
 
 #: Detectors have a few thousand rows and columns. Beyond this a header is wrong, or made to fill the memory.
@@ -24,10 +24,17 @@ _LARGEST_PIECE = 2**31
 def require_volume_shape(shape: Sequence[Any], what: str, kind: type[DenoiseError] = VolumeError) -> Triple:
     """The shape, if a volume can have it and the memory holds one of its slices.
 
+    Parameters
+    ----------
+    what
+        Names the file, or the place in it, in an error.
+    kind
+        Of the error.
+
     Raises
     ------
     VolumeError
-        Not three axes; an empty one, or one of more than 2^20 voxels; a slice larger than the memory that is free.
+        Not three axes; an empty one, or one of more than 2^20 voxels; a slice larger than the machine's memory.
     """
     if len(shape) != 3 or not all(isinstance(n, int | np.integer) and n > 0 for n in shape):
         raise kind(f"{what} has shape {tuple(shape)}; expected three axes (Z, Y, X), none empty")
@@ -36,11 +43,12 @@ def require_volume_shape(shape: Sequence[Any], what: str, kind: type[DenoiseErro
         raise kind(
             f"{what} has shape {(z, y, x)}; expected at most {_LONGEST_AXIS} voxels along an axis: its header is wrong"
         )
-    needed, free = 4 * y * x, available_bytes()
-    if needed > free:
+    # Not what is free: a batch job's figure counts the cache of the files that it has read as taken.
+    needed, total = 4 * y * x, total_bytes()
+    if needed > total:
         raise kind(
-            f"{what} has slices of {y} x {x} voxels, {needed / 1e9:.3g} GB each, but {free / 1e9:.3g} GB of memory are "
-            "free; use a machine with more memory, unless the header is damaged"
+            f"{what} has slices of {y} x {x} voxels, {needed / 1e9:.3g} GB each, but this machine has "
+            f"{total / 1e9:.3g} GB of memory; use a machine with more memory, unless the header is damaged"
         )
     return z, y, x
 
