@@ -16,8 +16,8 @@ from typing import Any, TypeAlias
 
 import torch
 
-from denoise.archive import as_plain, first_line, listed_keys, load_archive, save_archive, software_versions
-from denoise.errors import CheckpointError, ConfigError
+from denoise.archive import as_plain, first_line, listed_keys, load_archive, save_archive, shown, software_versions
+from denoise.errors import CheckpointError, ConfigError, printable
 from denoise.networks.catalogue import build_network
 from denoise.networks.spec import NetworkSpec
 from denoise.networks.stored import recognise, without_prefix
@@ -113,7 +113,7 @@ class Checkpoint:
         found = content.get("format_version")
         if type(found) is not int or found != _FORMAT_VERSION:
             raise CheckpointError(
-                f"{path} has format version {found!r:.80}, this release of denoise reads "
+                f"{path} has format version {shown(found)}, this release of denoise reads "
                 f"{_FORMAT_VERSION}; install a newer release"
             )
         return _parsed(content, weights, path)
@@ -132,26 +132,31 @@ def _parsed(content: Mapping[str, Any], weights: Weights, path: Path) -> Checkpo
     def take(key: str, kind: type | tuple[type, ...], default: Any = None) -> Any:
         value = content.get(key, default)
         if not isinstance(value, kind) or isinstance(value, bool):
-            raise CheckpointError(f"{path}: {key} is {value!r:.80}; the file is damaged or was changed")
+            raise CheckpointError(f"{path}: {key} is {shown(value)}; the file is damaged or was changed")
+        if isinstance(value, int) and not 0 <= value < 2**63:
+            raise CheckpointError(f"{path}: {key} is {shown(value)}; expected a count; the file was changed")
         return value
 
     network, patch_size = take("network", dict), take("patch_size", (int, type(None)))
     name, options = network.get("name"), network.get("options")
     plain = isinstance(options, dict) and all(type(k) is str and type(v) is int for k, v in options.items())
     if not isinstance(name, str) or not plain:
-        raise CheckpointError(f"{path}: network is {network!r:.80}; the file is damaged or was changed")
+        raise CheckpointError(f"{path}: network is {shown(network)}; the file is damaged or was changed")
     spec = NetworkSpec(name, options)
     normalization = take("normalization", (dict, type(None)), "missing")
     if patch_size is not None and not 1 <= patch_size <= 8192:
         raise CheckpointError(f"{path}: patch_size is {patch_size}; expected 1 to 8192; the file was changed")
-    scores = {str(k): float(v) for k, v in take("scores", dict).items() if isinstance(v, int | float)}
-    versions = {str(k): str(v) for k, v in take("versions", dict).items()}
+    strategy = take("strategy", str, "X:1")
+    if strategy not in ("X:1", "1:X"):
+        raise CheckpointError(f"{path}: strategy is {shown(strategy)}; expected X:1 or 1:X; the file was changed")
+    scores = {k: v for k, v in take("scores", dict).items() if type(k) is str and type(v) is float}
+    versions = {k: v for k, v in take("versions", dict).items() if type(k) is type(v) is str}
     checkpoint = Checkpoint(
         network=spec,
         weights=weights,
         normalization=_parsed_normalization(normalization, path) if normalization is not None else None,
         patch_size=patch_size,
-        strategy=take("strategy", str, "X:1"),
+        strategy=strategy,
         criterion=take("criterion", str),
         epoch=take("epoch", int),
         step=take("step", int),
@@ -167,7 +172,7 @@ def _parsed(content: Mapping[str, Any], weights: Weights, path: Path) -> Checkpo
 def _parsed_normalization(stored: Any, path: Path) -> Normalization:
     mean, std = (stored.get("mean"), stored.get("std")) if isinstance(stored, dict) else (None, None)
     if not (type(mean) is type(std) is float and math.isfinite(mean) and math.isfinite(std) and std > 0):
-        raise CheckpointError(f"{path}: normalization is {stored!r:.80}; the file is damaged or was changed")
+        raise CheckpointError(f"{path}: normalization is {shown(stored)}; the file is damaged or was changed")
     return Normalization(mean, std)
 
 
@@ -183,8 +188,9 @@ def _require_fit(checkpoint: Checkpoint, path: Path) -> None:
     if expected != found:
         differing = sorted({n for n in expected.keys() | found.keys() if expected.get(n) != found.get(n)})[0]
         raise CheckpointError(
-            f"{path}: network {checkpoint.network.name} {dict(checkpoint.network.options)} has {differing} of shape "
-            f"{expected.get(differing)} but the file holds {found.get(differing)}; the file is damaged or was changed"
+            f"{path}: network {checkpoint.network.name} {dict(checkpoint.network.options)} has "
+            f"{printable(differing)[:80]} of shape {expected.get(differing)} but the file holds "
+            f"{found.get(differing)}; it is damaged or was changed"
         )
 
 
@@ -219,7 +225,15 @@ class TrainState:
         content = load_archive(path)
         if set(content) != set(cls.__dataclass_fields__):
             raise CheckpointError(f"{path} holds {listed_keys(content)}; expected the state of a training run")
+        for name in ("fingerprint", "optimizer", "progress"):
+            if not isinstance(content[name], dict):
+                raise CheckpointError(f"{path}: {name} is {shown(content[name])}; the file is damaged or was changed")
+        generator = content["generator"]
+        if not isinstance(generator, torch.Tensor) or generator.dtype != torch.uint8 or generator.device.type != "cpu":
+            raise CheckpointError(f"{path}: generator is {shown(generator)}; the file is damaged or was changed")
         content["normalization"] = _parsed_normalization(content["normalization"], path)
+        content["model"] = _checked_weights(content["model"], path)
+        content["ema"] = _checked_weights(content["ema"], path) if content["ema"] is not None else None
         return cls(**content)
 
 
@@ -304,9 +318,13 @@ def _checked_weights(weights: Any, path: Path) -> Weights:
     checked = {}
     for name, tensor in weights.items():
         if not isinstance(name, str) or not _is_plain(tensor):
-            raise CheckpointError(f"{path}: {name!r:.60} is not a tensor of floats; the file is damaged or was changed")
+            raise CheckpointError(
+                f"{path}: {shown(name)} is not a tensor of floats; the file is damaged or was changed"
+            )
         if not bool(torch.isfinite(tensor).all()):
-            raise CheckpointError(f"{path}: the weight {name} holds NaN or Inf; take another checkpoint of the run")
+            raise CheckpointError(
+                f"{path}: the weight {printable(name)[:80]} holds NaN or Inf; take another checkpoint of the run"
+            )
         checked[name] = tensor.float()
     return checked
 

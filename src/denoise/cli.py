@@ -5,6 +5,7 @@ Exit codes: 0 done, 2 the user's mistake (one line on stderr), 1 a bug (tracebac
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import signal
@@ -18,7 +19,8 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 
 from denoise.cluster import Spread, speaks
-from denoise.errors import ConfigError, DenoiseError, Interrupted
+from denoise.errors import ConfigError, DenoiseError, Interrupted, damage_reason, printable
+from denoise.streams import lasting_streams
 
 if TYPE_CHECKING:
     from denoise.api import Compute
@@ -33,6 +35,13 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,  # rich takes "[default: ...]" for markup and drops it
     context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+#: What is never the fault of this program: permissions, limits, disks and networks that fail while they are used.
+_OF_THE_MACHINE = frozenset(
+    {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ESTALE, errno.ETIMEDOUT}
+    | {errno.ENAMETOOLONG, errno.ELOOP, errno.EMFILE, errno.ENFILE, errno.ENXIO, errno.ENODEV, errno.EHOSTDOWN}
 )
 
 
@@ -363,16 +372,38 @@ def _choice(
 
 def main() -> NoReturn:
     """Run a command and end the process with its exit code."""
-    _set_up()
+    with lasting_streams():
+        _set_up()
+        code = _run()
+    sys.exit(code)
+
+
+def _run() -> int:
     try:
         app(prog_name="denoise")  # reports wrong arguments itself, with exit code 2, and ends with 130 after SIGINT
+    except SystemExit as exit_:
+        return exit_.code if isinstance(exit_.code, int) else int(exit_.code is not None)
     except DenoiseError as error:
-        sys.stderr.write(f"error: {error}\n")
-        sys.exit(error.exit_code)
+        sys.stderr.write(f"error: {printable(str(error))}\n")
+        return error.exit_code
     except Interrupted as interruption:
         sys.stderr.write(f"{interruption}\n")
-        sys.exit(interruption.exit_code)
-    sys.exit(0)
+        return interruption.exit_code
+    except (MemoryError, RuntimeError, OSError) as error:
+        from denoise.memory import is_out_of_memory
+
+        if is_out_of_memory(error):
+            sys.stderr.write(
+                f"error: memory ran out ({damage_reason(error)}); lower train.batch_size, train.patch_size or "
+                "infer.tile_size, or use a machine that allows this process more memory\n"
+            )
+        elif isinstance(error, OSError) and error.errno in _OF_THE_MACHINE:
+            where = f"{printable(str(error.filename))[:500]}: " if error.filename else ""
+            sys.stderr.write(f"error: {where}{damage_reason(error)}; a file or a disk cannot be used as it is\n")
+        else:
+            raise
+        return DenoiseError.exit_code
+    return 0
 
 
 def _set_up() -> None:

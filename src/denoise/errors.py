@@ -12,9 +12,49 @@
     Interrupted                  SIGINT or SIGTERM was obeyed after saving; exit code 128 + signal number
 
 Messages say what was expected, what was found, where, and what to do, with values.
+
+Also here: what libraries raise for files that are damaged or made to do harm, so that every reader names the same.
 """
 
 from __future__ import annotations
+
+import struct
+import zlib
+from lzma import LZMAError
+from typing import Final
+
+#: What tifffile, h5py, zarr and their codecs were seen to raise for damaged files (see docs/reliability.md, "Fuzzing").
+DAMAGE: Final = (
+    OSError,
+    ValueError,
+    TypeError,
+    LookupError,
+    ArithmeticError,
+    AttributeError,
+    AssertionError,
+    RuntimeError,
+    EOFError,
+    SystemError,
+    MemoryError,
+    BufferError,
+    struct.error,
+    zlib.error,
+    LZMAError,
+)
+
+
+def damage_reason(error: BaseException) -> str:
+    """What a library says of a file that it cannot read: one short printable line."""
+    if isinstance(error, MemoryError):
+        return "it asks for more memory than there is"
+    said = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    text = " ".join(said.split()) or type(error).__name__
+    return printable(text if len(text) <= 300 else f"{text[:297]}...")
+
+
+def printable(text: str) -> str:
+    """The text with everything escaped that a terminal could take for a command; line breaks are kept."""
+    return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)
 
 
 class DenoiseError(Exception):

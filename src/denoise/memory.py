@@ -1,10 +1,11 @@
 """How much memory this process may still take (the machine's, or what a batch system allows), and what processes take.
 
-Figures are in bytes, per node.
+Figures are in bytes, per node. And whether an error says that it ran out.
 """
 
 from __future__ import annotations
 
+import errno
 from pathlib import Path
 
 import psutil
@@ -89,6 +90,25 @@ def data_budget(max_memory: int | None, taken: int) -> int:
             "allow more, or lower train.batch_size, the patch size or the number of processes"
         )
     return max_memory - taken
+
+
+def total_bytes() -> int:
+    """What the machine has."""
+    return int(psutil.virtual_memory().total)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory ran out, on the host or on an accelerator.
+
+    numpy raises a MemoryError; torch an OutOfMemoryError of its own on GPUs and a RuntimeError on the CPU; threads that
+    cannot have a stack a RuntimeError; the operating system ENOMEM.
+    """
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    if isinstance(error, OSError):
+        return error.errno == errno.ENOMEM
+    said = ("can't allocate memory", "not enough memory", "can't start new thread", "bad_alloc", "bad allocation")
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in said)
 
 
 def _left_in(root: Path, group: str, limit_name: str, usage_name: str) -> list[int]:

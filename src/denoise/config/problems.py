@@ -11,6 +11,7 @@ from denoise.errors import ConfigError
 Place: TypeAlias = tuple[str | int, ...]
 
 _LONGEST_VALUE = 80
+_MOST_MISTAKES = 20
 
 
 @dataclass(frozen=True)
@@ -47,8 +48,10 @@ def error_listing(problems: Iterable[Problem], source: Source) -> ConfigError:
     if len(placed) == 1:
         line, message = placed[0]
         return ConfigError(f"{source.name}{f', line {line}' if line else ''}: {message}")
-    listed = "".join(f"\n  {f'line {line}: ' if line else ''}{message}" for line, message in placed)
-    return ConfigError(f"{source.name} has {len(placed)} mistakes:{listed}")
+    shown_ones = placed[:_MOST_MISTAKES]
+    listed = "".join(f"\n  {f'line {line}: ' if line else ''}{message}" for line, message in shown_ones)
+    more = f"\n  and {len(placed) - _MOST_MISTAKES} more" if len(placed) > _MOST_MISTAKES else ""
+    return ConfigError(f"{source.name} has {len(placed)} mistakes:{listed}{more}")
 
 
 def shown(value: Any) -> str:

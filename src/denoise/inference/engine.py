@@ -22,6 +22,7 @@ from denoise.inference.blend import SlabAccumulator
 from denoise.inference.reader import SlabReader
 from denoise.inference.slabs import WRITES_WAITING, SlabPlan, plan_slabs
 from denoise.inference.transfer import DeviceLink
+from denoise.memory import is_out_of_memory
 from denoise.normalization import Normalization
 from denoise.patches.symmetry import SQUARE
 from denoise.tiles import TileGrid, Triple, Window
@@ -97,7 +98,9 @@ def denoise_slices(
     plan = plan_slabs(TileGrid(inputs[0].shape, denoiser.window), len(inputs), budget)
     try:
         _stream(inputs, denoiser.prepared(), z_range, write, progress, plan)
-    except torch.OutOfMemoryError as error:
+    except (MemoryError, RuntimeError, OSError) as error:
+        if not is_out_of_memory(error):
+            raise
         raise DeviceError(
             f"the memory of {denoiser.device} is too small for a slab of this volume (about "
             f"{plan.n_bytes / 1e9:.1f} GB); use a smaller infer.tile_size, or --device cpu"
@@ -174,8 +177,8 @@ class _BatchedNetwork:
             ]
             try:
                 predictions = _forward(self._denoiser, torch.stack(tiles))
-            except (torch.OutOfMemoryError, RuntimeError) as error:
-                if not _is_out_of_memory(error):
+            except (MemoryError, RuntimeError) as error:
+                if not is_out_of_memory(error):
                     raise
                 self._halve(error)
                 continue
@@ -200,10 +203,6 @@ def _forward(denoiser: Denoiser, blocks: Tensor) -> Tensor:
         for symmetry in SQUARE[1 : denoiser.turns]:
             predictions = predictions.float() + symmetry.inverse.turn(denoiser.network(symmetry.turn(blocks)))
     return predictions / denoiser.turns if denoiser.turns > 1 else predictions
-
-
-def _is_out_of_memory(error: Exception) -> bool:
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
 def _found_batch_size(denoiser: Denoiser) -> int:

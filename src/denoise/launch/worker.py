@@ -22,6 +22,7 @@ from denoise.launch.meeting import PROCESSES, Guard, Meeting, interface_between,
 from denoise.launch.verdict import follows_from_a_loss, write_report
 from denoise.launch.watch import Watch
 from denoise.launch.world import World
+from denoise.streams import lasting_streams
 
 Job = TypeVar("Job")
 
@@ -51,6 +52,11 @@ class Start:
 
 def run_started(function: Callable[[World, Job], None], job: Job, devices: list[torch.device], start: Start) -> None:
     """Run in a process that our launcher has started."""
+    with lasting_streams():
+        _run_started(function, job, devices, start)
+
+
+def _run_started(function: Callable[[World, Job], None], job: Job, devices: list[torch.device], start: Start) -> None:
     # A fresh interpreter: this is where its logging is set up. Only the chief tells of its progress.
     rank, local_rank = int(os.environ["RANK"]), int(os.environ["LOCAL_RANK"])
     logging.basicConfig(level=logging.INFO if rank == 0 else logging.WARNING, format="%(message)s")

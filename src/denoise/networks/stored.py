@@ -60,8 +60,8 @@ def recognise(state_dict: Mapping[str, Tensor]) -> NetworkSpec:
         found = _describe(weights[name]) if name in weights else "none"
         if wanted != found:
             raise CheckpointError(
-                f"the stored weights look like {spec.name} with {dict(spec.options)}, but tensor {name!r} does not "
-                f"fit: expected {wanted}, found {found}; the file is damaged or was made by another network"
+                f"the stored weights look like {spec.name} with {dict(spec.options)}, but tensor {name[:80]!r} does "
+                f"not fit: expected {wanted}, found {found}; the file is damaged or was made by another network"
             )
     return spec
 
@@ -73,7 +73,7 @@ def _guess(weights: Mapping[str, Tensor]) -> NetworkSpec:
     if _has_axes(weights, _3D_MARK, 5):
         blocks = {name.split(".")[1] for name in weights if name.startswith("down_convs.")}
         return NetworkSpec("unet3d", {"n_blocks": len(blocks), "start_filters": weights[_3D_MARK].shape[0]})
-    first = ", ".join(repr(name) for name in list(weights)[:3]) or "nothing"
+    first = ", ".join(repr(name[:80]) for name in list(weights)[:3]) or "nothing"
     raise CheckpointError(
         f"the stored weights belong to no published network: expected {_2D_MARK!r} with 4 axes (2.5D) or {_3D_MARK!r} "
         f"with 5 (3D), found {len(weights)} tensors beginning with {first}; choose a model file of one of the two"

@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from denoise.errors import ScanError
+from denoise.errors import DAMAGE, ScanError, damage_reason
 from denoise.files import whole_file
+from denoise.volumes.limits import require_small_pieces, require_volume_shape
 from denoise.volumes.volume import Float32Array
 
 if TYPE_CHECKING:
@@ -95,18 +96,22 @@ class Scan:
         path = Path(path)
         with _opened(path) as file:
             data, white, dark, theta = (_dataset(file, name, path) for name in _DATASETS)
-            if data.ndim != 3 or 0 in data.shape or data.shape[2] < 2:
+            if len(data.shape or ()) != 3 or 0 in data.shape or data.shape[2] < 2:
                 raise ScanError(
                     f"exchange/data in {path} has shape {data.shape}; expected (angles, rows, columns), "
                     "none of them 0 and at least 2 columns"
                 )
             angles, rows, columns = (int(n) for n in data.shape)
+            require_volume_shape((rows, angles, columns), f"exchange/data in {path}, taken row by row,", ScanError)
             for frames in (white, dark):
-                if frames.ndim not in (2, 3) or 0 in frames.shape or frames.shape[-2:] != (rows, columns):
+                if len(frames.shape or ()) not in (2, 3) or 0 in frames.shape or frames.shape[-2:] != (rows, columns):
                     raise ScanError(
                         f"{frames.name.lstrip('/')} in {path} has shape {frames.shape}, but exchange/data has shape "
                         f"{data.shape}; expected (frames, {rows}, {columns}), from the same region of the detector"
                     )
+                require_volume_shape(
+                    (rows, frames.size // (rows * columns), columns), f"{frames.name} in {path}", ScanError
+                )
             return cls(
                 path=path,
                 shape=(angles, rows, columns),
@@ -196,9 +201,14 @@ def _opened(path: Path) -> Iterator[h5py.File]:
     try:
         file = h5py.File(path, "r")
     except OSError as error:
-        raise ScanError(f"{path} cannot be opened as HDF5: {error}; expected a DXchange scan") from error
-    with file:
-        yield file
+        raise ScanError(f"{path} cannot be opened as HDF5: {damage_reason(error)}; expected a DXchange scan") from error
+    try:
+        with file:
+            yield file
+    except DAMAGE as error:
+        raise ScanError(
+            f"{path} cannot be read, it may be damaged or cut short: {damage_reason(error)}; copy the file again"
+        ) from error
 
 
 def _dataset(file: h5py.File, name: str, path: Path) -> h5py.Dataset:
@@ -214,6 +224,7 @@ def _dataset(file: h5py.File, name: str, path: Path) -> h5py.Dataset:
         raise ScanError(f"{name} in {path} is stored in other files; copy the scan into one file, with its pixels")
     if not (np.issubdtype(found.dtype, np.integer) or np.issubdtype(found.dtype, np.floating)):
         raise ScanError(f"{name} in {path} holds values of type {found.dtype}; expected integers or floats")
+    require_small_pieces(found.chunks or (), found.dtype, f"{name} in {path}", ScanError)
     return found
 
 
@@ -312,7 +323,10 @@ def _micrometres(file: h5py.File, name: str) -> float | None:
     value = _positive(_metadata(file, name))
     if value is None:
         return None
-    unit = _text(file[name].attrs.get("units", "")).strip().lower()
+    try:
+        unit = _text(file[name].attrs.get("units", "")).strip().lower()
+    except DAMAGE:
+        return None
     return value * _MICROMETRES[unit] if unit in _MICROMETRES else None
 
 
@@ -320,11 +334,11 @@ def _metadata(file: h5py.File, name: str) -> Any:
     """Give a single value, or None: what only describes a scan never keeps it from being read."""
     try:
         found = _inside(file, name, Path(file.filename))
-    except ScanError:
+        if not _is_dataset(found) or found.size != 1 or found.is_virtual or found.external:
+            return None
+        return np.asarray(found[()]).reshape(-1)[0]
+    except (ScanError, *DAMAGE):
         return None
-    if not _is_dataset(found) or found.size != 1 or found.is_virtual or found.external:
-        return None
-    return np.asarray(found[()]).reshape(-1)[0]
 
 
 def _positive(value: Any) -> float | None:

@@ -16,10 +16,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from denoise.archive import first_line
 from denoise.arithmetic import autocast, fast_layout, resolve_precision, summing_device
 from denoise.checkpoint import Checkpoint, RunFolder, TrainState
 from denoise.errors import CheckpointError, DeviceError, Interrupted
 from denoise.launch import StopRequest, World, describe_device, listening_for_signals
+from denoise.memory import is_out_of_memory
 from denoise.modes import mode_of
 from denoise.networks.catalogue import build_network
 from denoise.patches.holdout import HoldOut
@@ -34,7 +36,7 @@ from denoise.training.job import Observer, Plan, Record, TrainJob
 from denoise.training.memory_plan import plan_again, plan_memory
 from denoise.training.objective import paired
 from denoise.training.observers import observers_of
-from denoise.training.state import Progress, keep_stored_bests, on_cpu, state_to_resume
+from denoise.training.state import Progress, keep_stored_bests, on_cpu, restore_optimizer, state_to_resume
 from denoise.training.validation import Scores, Validator
 
 _log = logging.getLogger(__name__)
@@ -63,7 +65,9 @@ def run_worker(world: World, job: TrainJob) -> None:
                 run.train(stop)
         finally:
             run.close()
-    except torch.OutOfMemoryError as error:
+    except (MemoryError, RuntimeError, OSError) as error:
+        if not is_out_of_memory(error):
+            raise
         raise DeviceError(
             f"the memory of {describe_device(world.device)} is too small for {job.batch_size} blocks of "
             f"{job.patch_size} voxels a side; lower train.batch_size or the patch size"
@@ -335,16 +339,16 @@ class TrainingRun:
             self.network.load_state_dict(state.model)
             if self.averaged is not None and state.ema is not None:
                 self.averaged.model.load_state_dict(state.ema)
-            self.optimizer.load_state_dict(state.optimizer)
-            self.progress = Progress(**state.progress)
+            restore_optimizer(self.optimizer, state.optimizer)
+            self.progress = Progress.stored(state.progress)
             torch.set_rng_state(state.generator)
             keep_stored_bests(self.progress, self.folder)
             self.progress.best = self.world.from_chief(self.progress.best)
             self.progress.best_epoch = self.world.from_chief(self.progress.best_epoch)
-        except (RuntimeError, ValueError, KeyError, TypeError) as error:
+        except (RuntimeError, ValueError, LookupError, TypeError, AttributeError) as error:
             raise CheckpointError(
-                f"{self.folder.state} does not fit this run ({error}); it is damaged, start a new run with another "
-                "--output-dir"
+                f"{self.folder.state} does not fit this run ({first_line(error)}); it is damaged, start a new run with "
+                "another --output-dir"
             ) from error
 
     def close(self) -> None:

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from denoise.checkpoint import RunFolder
-from denoise.errors import ConfigError
+from denoise.errors import CheckpointError, ConfigError, damage_reason
 from denoise.files import explained, whole_file, write_text
 from denoise.training.job import Observer, Plan, Record, TrainJob
 from denoise.training.validation import Preview
@@ -26,6 +26,8 @@ _log = logging.getLogger(__name__)
 #: Pictures take longer than a validation of a small network: at most one set in so many seconds.
 _SECONDS_PER_PICTURE = 20.0
 _SECONDS_PER_LINE = 30.0
+#: What curves are drawn from.
+_DRAWN = ("epoch", "train_loss", "val_l1", "val_lcl", "val_edge")
 
 
 def observers_of(job: TrainJob, folder: RunFolder) -> list[Observer]:
@@ -74,11 +76,38 @@ class History(_Silent):
 
 
 def read_history(path: Path) -> list[dict[str, Any]]:
-    """The records of a history file; a last line that was cut short by a kill is left out."""
+    """The records of a history file; a last line that was cut short by a kill is left out.
+
+    Raises
+    ------
+    CheckpointError
+        It may not be read, or a line is no record; names it.
+    """
     if not path.exists():
         return []
-    lines = path.read_text(encoding="utf-8").split("\n")
-    return [json.loads(line) for line in lines[:-1] if line]
+    try:
+        lines = path.read_bytes().split(b"\n")
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {damage_reason(error)}; move it elsewhere") from error
+    records = []
+    for number, line in enumerate(lines[:-1], start=1):
+        if not line:
+            continue
+        try:
+            record = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise _damaged_history(path, number) from error
+        if not isinstance(record, dict) or not all(type(record.get(n)) in (int, float) for n in ("step", *_DRAWN)):
+            raise _damaged_history(path, number)
+        records.append(record)
+    return records
+
+
+def _damaged_history(path: Path, line: int) -> CheckpointError:
+    return CheckpointError(
+        f"{path}, line {line} is no record of a validation; the file is damaged: remove that line, or move the file "
+        "elsewhere to go on without it"
+    )
 
 
 class Pictures(_Silent):

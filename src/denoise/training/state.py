@@ -5,8 +5,13 @@ from __future__ import annotations
 import math
 import socket
 import time
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
 
+import torch
+
+from denoise.archive import shown
 from denoise.checkpoint import Checkpoint, RunFolder, TrainState, Weights
 from denoise.errors import CheckpointError
 from denoise.launch import World
@@ -40,6 +45,31 @@ class Progress:
     division: list[int] | None = None
     """How the training part is divided into slabs and how many are in memory (starts along z, y and x, slabs), as
     blocks are drawn accordingly; None where all of it is in memory."""
+
+    @classmethod
+    def stored(cls, values: Mapping[str, Any]) -> Progress:
+        """As it was saved.
+
+        Raises
+        ------
+        ValueError
+            A value is missing, superfluous or of another kind; names it.
+        """
+        progress = cls(**values)
+        for name, default in asdict(cls()).items():
+            value = getattr(progress, name)
+            if name == "division" and isinstance(value, list) and {type(number) for number in value} == {int}:
+                continue
+            kinds = (int, float) if type(default) is float else (type(default),)
+            if type(value) not in kinds:
+                raise ValueError(f"{name} is no {type(default).__name__}")
+        if not all(type(k) is str and type(v) in (int, float) for k, v in progress.best.items()):
+            raise ValueError("best is no list of scores")
+        if not all(
+            isinstance(point, list | tuple) and [type(n) for n in point] == [int, float] for point in progress.curve
+        ):
+            raise ValueError("curve is no list of steps and scores")
+        return progress
 
     @property
     def epochs_begun(self) -> int:
@@ -94,10 +124,30 @@ def load_state(job: TrainJob, folder: RunFolder) -> TrainState:
     if changed:
         name = changed[0]
         raise CheckpointError(
-            f"{folder.state} was saved with {name} = {then.get(name)!r}, the config now has {now[name]!r}; "
+            f"{folder.state} was saved with {name} = {shown(then.get(name))}, the config now has {now[name]!r}; "
             "set it back to resume, or start a new run with another --output-dir (--finetune begins from a model)"
         )
     return state
+
+
+def restore_optimizer(optimizer: torch.optim.Optimizer, stored: Mapping[str, Any]) -> None:
+    """Give an optimiser what it knew of its parameters; its settings are the run's own, the same as then.
+
+    Raises
+    ------
+    ValueError
+        Something stored fits no parameter.
+    """
+    fresh = optimizer.state_dict()["param_groups"]
+    for group, known in zip(fresh, stored["param_groups"], strict=True):
+        if type(known["lr"]) is not float:
+            raise ValueError("the learning rate is no number")
+        group["lr"] = known["lr"]
+    optimizer.load_state_dict({"state": stored["state"], "param_groups": fresh})
+    for parameter, known in optimizer.state.items():
+        for name, value in known.items():
+            if not isinstance(value, torch.Tensor) or value.shape not in (parameter.shape, torch.Size([])):
+                raise ValueError(f"{name} of the optimiser does not fit its parameter")
 
 
 def keep_stored_bests(progress: Progress, folder: RunFolder) -> None:

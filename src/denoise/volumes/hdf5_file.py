@@ -7,6 +7,7 @@ pickled, forked and used from several threads.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,8 +20,9 @@ import hdf5plugin  # noqa: F401 - registers the compression filters that detecto
 import numpy as np
 from numpy.typing import NDArray
 
-from denoise.errors import OutputError, VolumeError
+from denoise.errors import DAMAGE, OutputError, VolumeError, damage_reason
 from denoise.tiles import Region, Triple
+from denoise.volumes.limits import require_small_pieces, require_volume_shape
 from denoise.volumes.raw_voxels import RawVoxels, take_room
 from denoise.volumes.sink import VolumeHeader
 from denoise.volumes.volume import Float32Array, VoxelSize, require_inside, require_stored_type, stored_numbers
@@ -61,14 +63,13 @@ class Hdf5Volume:
             place = _resolve(file, dataset) if dataset.strip("/") else _only_candidate(file, path)
             what = f"{path}::{place}"
             found = _dataset(file, place, what)
-            if found.ndim != 3 or 0 in found.shape:
-                raise VolumeError(f"{what} has shape {found.shape}; expected three axes (Z, Y, X), none empty")
-            z, y, x = (int(n) for n in found.shape)
+            shape = require_volume_shape(found.shape or (), what)
             attributes = found.attrs
-            numbers = stored_numbers(attributes.get(_FIRST), attributes.get(_STEP), z)
+            numbers = stored_numbers(_attribute(attributes, _FIRST), _attribute(attributes, _STEP), shape[0])
             dtype = require_stored_type(found.dtype, what)
+            require_small_pieces(found.chunks or (), dtype, what)
             chunk_depth = int(found.chunks[0]) if found.chunks else 1
-            return cls(path, place, (z, y, x), dtype, _voxel_size(attributes), numbers, chunk_depth)
+            return cls(path, place, shape, dtype, _voxel_size(attributes), numbers, chunk_depth)
 
     @property
     def name(self) -> str:
@@ -219,8 +220,10 @@ def _opened(path: Path) -> Iterator[Any]:
             yield file
     except FileNotFoundError as error:
         raise VolumeError(f"{path} does not exist (any more); put it back, or correct the path") from error
-    except (OSError, RuntimeError, KeyError) as error:
-        raise VolumeError(f"{path} cannot be read as HDF5, it may be damaged or cut short: {error}") from error
+    except DAMAGE as error:
+        raise VolumeError(
+            f"{path} cannot be read as HDF5, it may be damaged or cut short: {damage_reason(error)}"
+        ) from error
 
 
 def _resolve(file: Any, dataset: str) -> str:
@@ -299,9 +302,22 @@ def _describe(candidates: dict[str, str]) -> str:
     return ", ".join(lines[:_MOST_CANDIDATES] + more) or "none"
 
 
+def _attribute(attributes: Any, name: str) -> Any:
+    """One number or three, None where it is missing or something else: what only describes a volume may be damaged.
+
+    Text and the like is not read: it lies in a heap of the file, in which HDF5 2.0 loses its way where that is damaged.
+    """
+    if name not in attributes:
+        return None
+    stored = attributes.get_id(name)
+    if stored.dtype.kind not in "iuf" or math.prod(stored.shape or ()) > 3:
+        return None
+    return attributes[name]
+
+
 def _voxel_size(attributes: Any) -> VoxelSize | None:
     """The attribute as (z, y, x), None where it is missing or makes no sense."""
-    size = np.asarray(attributes.get(_VOXEL_SIZE))
+    size = np.asarray(_attribute(attributes, _VOXEL_SIZE))
     if size.shape != (3,) or size.dtype.kind not in "iuf" or not np.all(np.isfinite(size)) or not np.all(size > 0):
         return None
     z, y, x = (float(n) for n in size)

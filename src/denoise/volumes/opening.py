@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import DTypeLike
 
 from denoise import files
-from denoise.errors import OutputError, VolumeError
+from denoise.errors import OutputError, VolumeError, damage_reason, printable
 from denoise.tiles import Triple
 from denoise.volumes.compression import BLOSC, COMPRESSIONS, GZIP, NONE
 from denoise.volumes.sink import SlabWriter, VolumeHeader, WholeVolumeSink
@@ -46,7 +46,14 @@ def open_volume(path: str | os.PathLike[str]) -> Volume:
     VolumeError
         Nothing there, a format or type that is not supported, not three axes, damaged; says what was found.
     """
-    place, inner = _split(os.fspath(path))
+    try:
+        return _opened(os.fspath(path))
+    except (OSError, ValueError) as error:  # no permission for a folder, a name that is too long or holds a NUL
+        raise VolumeError(f"{printable(os.fspath(path))[:500]} cannot be read: {damage_reason(error)}") from error
+
+
+def _opened(path: str) -> Volume:
+    place, inner = _split(path)
     if not place.exists():
         raise VolumeError(f"{place} does not exist; expected {_KNOWN}")
     suffix = place.suffix.lower()
@@ -67,7 +74,7 @@ def open_volume(path: str | os.PathLike[str]) -> Volume:
         from denoise.volumes.tiff_file import TiffFileVolume
 
         return TiffFileVolume.open(resolved)
-    raise VolumeError(f"{os.fspath(path)} is of no known format; expected {_KNOWN}")
+    raise VolumeError(f"{path} is of no known format; expected {_KNOWN}")
 
 
 def create_sink(

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from denoise.errors import VolumeError
 from denoise.tiles import Region, Triple
+from denoise.volumes.limits import require_volume_shape
 from denoise.volumes.raw_voxels import RawVoxels, take_room
 from denoise.volumes.sink import VolumeHeader
 from denoise.volumes.tiff_metadata import slice_numbers, stack_tags, stacked_axes, voxel_size_um
@@ -78,7 +79,8 @@ class TiffFileVolume:
             if said > len(offsets):
                 _require_following_images(first, len(offsets), depth, what)
                 offsets = offsets[:1]
-            return cls(path, offsets, (depth, *shape), dtype, voxel_size_um(tif), slice_numbers(first, depth))
+            whole = require_volume_shape((depth, *shape), what)
+            return cls(path, offsets, whole, dtype, voxel_size_um(tif), slice_numbers(first, depth))
 
     @property
     def name(self) -> str:

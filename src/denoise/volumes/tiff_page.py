@@ -18,11 +18,10 @@ import numpy as np
 import tifffile
 from numpy.typing import NDArray
 
-from denoise.errors import VolumeError
+from denoise.errors import DAMAGE, VolumeError, damage_reason
+from denoise.volumes.limits import require_small_pieces
 from denoise.volumes.volume import require_stored_type
 
-# What tifffile and imagecodecs (whose errors are RuntimeErrors) raise for damaged files.
-_DAMAGE = (tifffile.TiffFileError, ValueError, KeyError, IndexError, TypeError, RuntimeError, struct.error)
 _JPEG_COMPRESSIONS = {6, 7, 34892, 33007}
 _MOST_PAGES = 1_000_000
 
@@ -62,9 +61,11 @@ def opened(path: Path, what: str) -> Iterator[tifffile.TiffFile]:
     except FileNotFoundError as error:
         raise VolumeError(f"{what} does not exist (any more); put it back, or correct the path") from error
     except OSError as error:
-        raise VolumeError(f"{what} cannot be read: {error.strerror or error}") from error
-    except _DAMAGE as error:
-        raise VolumeError(f"{what} is not a TIFF, damaged or cut short ({error}); write or copy it again") from error
+        raise VolumeError(f"{what} cannot be read: {error.strerror or damage_reason(error)}") from error
+    except (tifffile.TiffFileError, *DAMAGE) as error:
+        raise VolumeError(
+            f"{what} is not a TIFF, damaged or cut short ({damage_reason(error)}); write or copy it again"
+        ) from error
 
 
 def page_offsets(tif: tifffile.TiffFile, what: str) -> tuple[int, ...]:
@@ -107,7 +108,8 @@ def image_format(page: tifffile.TiffPage, what: str) -> tuple[tuple[int, int], n
     VolumeError
         Colour, several samples, a depth of its own, or a type that volumes cannot have.
     """
-    if len(page.shape) != 2 or 0 in page.shape:
+    # A damaged tag gives several numbers where one is expected.
+    if len(page.shape) != 2 or not all(isinstance(n, int) and n > 0 for n in page.shape):
         raise VolumeError(
             f"{what} holds an image of shape {page.shape} (axes {page.axes or 'unknown'}: S are the colour samples); "
             "expected one grey image (Y, X): convert it to grey values first"
@@ -135,6 +137,7 @@ def read_rectangle(page: tifffile.TiffPage, rectangle: Rectangle, out: NDArray[A
     rows_each, columns_each = (
         (page.tilelength, page.tilewidth) if page.is_tiled else (min(page.rowsperstrip, height), width)
     )
+    require_small_pieces((rows_each, columns_each), dtype, what)
     per_row = -(-width // columns_each)
     for j in range(r.y // rows_each, -(-r.y_stop // rows_each)):
         for i in range(r.x // columns_each, -(-r.x_stop // columns_each)):
@@ -171,11 +174,13 @@ def _decoded(page: tifffile.TiffPage, index: int, what: str) -> NDArray[Any]:
         raise VolumeError(f"{what} is incomplete: strip or tile {index} was never written; write or copy it again")
     _require_bytes(page, offset, n_bytes, what)
     handle = page.parent.filehandle
-    handle.seek(offset)
+    # Both may read tags, which moves the file's position: before the seek.
+    decode = page.decode
     tables = (
         {"jpegtables": page.jpegtables, "jpegheader": page.jpegheader} if page.compression in _JPEG_COMPRESSIONS else {}
     )
-    segment, _, shape = page.decode(handle.read(n_bytes), index, **tables)
+    handle.seek(offset)
+    segment, _, shape = decode(handle.read(n_bytes), index, **tables)
     assert segment is not None
     return np.asarray(segment)[0, : shape[1], : shape[2], 0]
 

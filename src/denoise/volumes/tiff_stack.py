@@ -20,6 +20,7 @@ from denoise import files
 from denoise.errors import VolumeError
 from denoise.tiles import Region, Triple
 from denoise.volumes.compression import least_bytes
+from denoise.volumes.limits import require_volume_shape
 from denoise.volumes.sink import VolumeHeader
 from denoise.volumes.slice_pool import SlicePool
 from denoise.volumes.tiff_metadata import slice_tags, voxel_size_um
@@ -55,6 +56,7 @@ class TiffStackVolume:
         with opened(folder / names[0], what) as tif:
             _require_single_page(tif, what)
             shape, dtype = image_format(tif.pages.first, what)
+            require_volume_shape((len(names), *shape), what)
             return cls(folder, names, numbers, shape, dtype, voxel_size_um(tif))
 
     @property

@@ -18,8 +18,9 @@ import zarr
 from numpy.typing import NDArray
 from zarr.storage import LocalStore
 
-from denoise.errors import VolumeError
+from denoise.errors import DAMAGE, VolumeError, damage_reason
 from denoise.tiles import Region, Triple
+from denoise.volumes.limits import require_small_pieces, require_volume_shape
 from denoise.volumes.units import in_micrometres
 from denoise.volumes.volume import Float32Array, VoxelSize, require_inside, require_stored_type, stored_numbers
 
@@ -29,6 +30,12 @@ _OUR_NAMES = re.compile(r"zarr\.json|\.z(array|group|attrs|metadata)|c|\d+(\.\d+
 #: Where a store of ours says what OME-Zarr has no words for.
 OUR_ATTRIBUTES = "denoise"
 _MOST_CANDIDATES = 20
+#: What grey values are compressed with. A store names the codecs that its reader is to call, and there are some that
+#: run code (numcodecs' pickle) or that others may have installed.
+_CODECS = frozenset(
+    {"blosc", "zlib", "gzip", "zstd", "lz4", "lzma", "bz2", "shuffle", "bitround", "delta", "fixedscaleoffset"}
+    | {"bytes", "transpose", "crc32c", "crc32", "adler32", "fletcher32", "sharding_indexed", "packbits"}
+)
 
 
 def looks_like_zarr(folder: Path) -> bool:
@@ -83,13 +90,11 @@ class ZarrVolume:
                 inner = f"{inner}/{_safe(level, what)}".strip("/")
             array = _array(path, inner)
         what = f"{path}::{inner}"
-        if len(array.shape) != 3 or 0 in array.shape:
-            raise VolumeError(f"{what} has shape {array.shape}; expected three axes (Z, Y, X), none empty")
-        z, y, x = (int(n) for n in array.shape)
-        numbers = stored_numbers(ours.get("first_slice_number"), ours.get("slice_number_step"), z)
+        shape = require_volume_shape(array.shape, what)
+        numbers = stored_numbers(ours.get("first_slice_number"), ours.get("slice_number_step"), shape[0])
         dtype = require_stored_type(array.dtype, what)
         # Of a sharded array, ``chunks`` are the inner ones, which are read and decoded one by one.
-        return cls(path, inner, (z, y, x), dtype, voxel_size, numbers, int(array.chunks[0]))
+        return cls(path, inner, shape, dtype, voxel_size, numbers, int(array.chunks[0]))
 
     @property
     def name(self) -> str:
@@ -114,9 +119,10 @@ class ZarrVolume:
 def _explained(what: str) -> Iterator[None]:
     try:
         yield
-    # zarr and numcodecs raise these for missing nodes, damaged metadata and damaged chunks.
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
-        raise VolumeError(f"{what} cannot be read as Zarr, it may be damaged or incomplete: {error}") from error
+    except DAMAGE as error:
+        raise VolumeError(
+            f"{what} cannot be read as Zarr, it may be damaged or incomplete: {damage_reason(error)}"
+        ) from error
 
 
 def _array(path: Path, inner: str) -> Any:
@@ -124,7 +130,25 @@ def _array(path: Path, inner: str) -> Any:
     array = zarr.open(LocalStore(path, read_only=True), path=inner, mode="r")
     if not isinstance(array, zarr.Array):
         raise VolumeError(f"{what} is a group, expected an array; name the array after {path.name}::")
+    require_stored_type(array.dtype, what)
+    require_small_pieces(array.shards or array.chunks, array.dtype, what)
+    for codec in _codecs(array.metadata.to_dict()):
+        if codec.removeprefix("numcodecs.") not in _CODECS:
+            raise VolumeError(
+                f"{what} is compressed with {codec!r:.60}, which is not read; store it again with one of "
+                "blosc, zstd, gzip or none"
+            )
     return array
+
+
+def _codecs(metadata: Mapping[str, Any]) -> Iterator[str]:
+    """The names of everything that chunks go through, those inside of shards too."""
+    named = [*(metadata.get("codecs") or ()), *(metadata.get("filters") or ()), metadata.get("compressor")]
+    for codec in filter(None, named):
+        described = codec if isinstance(codec, Mapping) else codec.get_config()
+        yield str(described.get("name") or described.get("id"))
+        inside = _mapping(described.get("configuration"))
+        yield from _codecs({"codecs": [*inside.get("codecs", ()), *inside.get("index_codecs", ())]})
 
 
 def _finest_level(attributes: Mapping[str, Any], what: str) -> tuple[str, VoxelSize | None] | None:
