@@ -45,7 +45,8 @@ class Unfinished:
     @property
     def exists(self) -> bool:
         """Whether a run began a result here that can be continued."""
-        return (self.folder / _RUN).is_file()
+        # A run may die after it has given the result its final name, and before it has removed this folder.
+        return (self.folder / _RUN).is_file() and os.path.lexists(self.result)
 
     @contextmanager
     def locked(self) -> Iterator[None]:
