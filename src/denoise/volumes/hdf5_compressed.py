@@ -7,7 +7,6 @@ file is made of them at the end, without compressing again. For that moment the 
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -153,7 +152,8 @@ def _encoded(chunk: NDArray[Any], name: str) -> bytes:
             values, level=ZSTD_LEVEL, compressor="zstd", shuffle="shuffle", blocksize=chunk.nbytes, numthreads=1
         )
         return bytes(packed)
-    return zlib.compress(chunk.reshape(-1).view(np.uint8).reshape(-1, chunk.itemsize).T.tobytes(), GZIP_LEVEL)
+    shuffled = chunk.reshape(-1).view(np.uint8).reshape(-1, chunk.itemsize).T.tobytes()
+    return bytes(imagecodecs.deflate_encode(shuffled, level=GZIP_LEVEL))
 
 
 def _filters(name: str) -> dict[str, Any]:
