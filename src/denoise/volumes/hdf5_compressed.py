@@ -76,7 +76,7 @@ class CompressedHdf5Writer:
         files.sync(self._folder)
 
     def finish(self) -> None:
-        """Make the HDF5 file of the slices."""
+        """Make the HDF5 file of the slices, which stay: until it has its final name, it may have to be made again."""
         self.abandon()
         header = self.header
         with system_errors(), h5py.File(self.partial, "w") as file:
@@ -91,7 +91,6 @@ class CompressedHdf5Writer:
             for z in range(header.shape[0]):
                 for (y, x), chunk in zip(self._corners(), self._read_slice(z), strict=True):
                     made.id.write_direct_chunk((z, y, x), chunk)
-        files.discard(self._folder)
 
     def abandon(self) -> None:
         """Drop what waits and stop the pool."""
