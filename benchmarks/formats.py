@@ -5,9 +5,9 @@
 Prints a Markdown table for noisy voxels and one for denoised ones: a foam (a smooth random field, cut at a threshold)
 with white noise, and with the same noise smoothed, float32. *Write* includes all levels of a pyramid, *read* goes front
 to back in runs of 16 slices, *one slice* reads a whole slice, *patch* a block of 32 x 256 x 256 voxels, both at random
-places. Rates are megabytes of voxels per second of one core: the processor time of all threads is counted, so that
-other work on the machine matters little, and so do the disk and its cache. All are medians over rounds in which every
-format has a turn.
+places. Rates are megabytes of voxels per second of one core: the processor time of all
+threads is counted, so that other work on the machine matters little, and so do the disk and its cache. All are medians
+over rounds in which every format has a turn.
 """
 
 from __future__ import annotations
