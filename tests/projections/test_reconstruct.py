@@ -30,6 +30,7 @@ class ArraySink:
 
     path = "memory"
     allows_parallel_slabs = False
+    slices_together = 1
 
     def __init__(self, shape: tuple[int, int, int]) -> None:
         self.array = np.full(shape, np.nan, np.float32)

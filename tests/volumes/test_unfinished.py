@@ -101,6 +101,27 @@ def test_an_exception_keeps_what_is_done(tmp_path, name, compression):
     np.testing.assert_array_equal(_whole(tmp_path / name), _numbered())
 
 
+@pytest.mark.parametrize(("name", "compression"), FORMATS)
+def test_a_death_between_finishing_and_naming_the_result_costs_nothing(tmp_path, monkeypatch, name, compression):
+    class Dead(BaseException):
+        pass
+
+    def die(*_args: object, **_how: object) -> None:
+        raise Dead
+
+    def dies() -> None:
+        with _sink(tmp_path / name, compression=compression) as sink:
+            _write(sink, (0, 22))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Unfinished, "publish", die)
+        with pytest.raises(Dead):
+            dies()
+    with _sink(tmp_path / name, resume=True, compression=compression) as sink:
+        assert sink.missing == []
+    np.testing.assert_array_equal(_whole(tmp_path / name), _numbered())
+
+
 def test_an_exception_before_anything_is_done_leaves_nothing(tmp_path):
     with pytest.raises(RuntimeError, match="early"), _sink(tmp_path / "out"):
         raise RuntimeError("early")

@@ -7,12 +7,13 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import zarr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from denoise.errors import VolumeError
 from denoise.tiles import Region
-from denoise.volumes import ArrayVolume, MeanVolume, SplitSet, describe_numbers, read_reflected
+from denoise.volumes import ArrayVolume, MeanVolume, SplitSet, describe_numbers, open_volume, read_reflected
 from denoise.volumes.volume import require_stored_type, stored_numbers
 
 
@@ -163,3 +164,13 @@ def test_volumes_in_memory_survive_pickling():
     copy = pickle.loads(pickle.dumps(volume))
     region = Region((0, 0, 0), (4, 5, 6))
     np.testing.assert_array_equal(copy.read(region), volume.read(region))
+
+
+def test_layers_of_a_mean_are_whole_layers_of_every_volume(tmp_path):
+    array = _volume((24, 5, 6)).array
+    volumes = [ArrayVolume(array)]
+    for depth in (4, 6):
+        zarr.create_array(str(tmp_path / f"{depth}.zarr"), data=array, chunks=(depth, 5, 6))
+        volumes.append(open_volume(tmp_path / f"{depth}.zarr"))
+    assert [volume.chunk_depth for volume in volumes] == [1, 4, 6]
+    assert MeanVolume(tuple(volumes)).chunk_depth == 12

@@ -7,7 +7,6 @@ file is made of them at the end, without compressing again. For that moment the 
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -77,7 +76,7 @@ class CompressedHdf5Writer:
         files.sync(self._folder)
 
     def finish(self) -> None:
-        """Make the HDF5 file of the slices."""
+        """Make the HDF5 file of the slices, which stay: until it has its final name, it may have to be made again."""
         self.abandon()
         header = self.header
         with system_errors(), h5py.File(self.partial, "w") as file:
@@ -92,7 +91,6 @@ class CompressedHdf5Writer:
             for z in range(header.shape[0]):
                 for (y, x), chunk in zip(self._corners(), self._read_slice(z), strict=True):
                     made.id.write_direct_chunk((z, y, x), chunk)
-        files.discard(self._folder)
 
     def abandon(self) -> None:
         """Drop what waits and stop the pool."""
@@ -153,7 +151,8 @@ def _encoded(chunk: NDArray[Any], name: str) -> bytes:
             values, level=ZSTD_LEVEL, compressor="zstd", shuffle="shuffle", blocksize=chunk.nbytes, numthreads=1
         )
         return bytes(packed)
-    return zlib.compress(chunk.reshape(-1).view(np.uint8).reshape(-1, chunk.itemsize).T.tobytes(), GZIP_LEVEL)
+    shuffled = chunk.reshape(-1).view(np.uint8).reshape(-1, chunk.itemsize).T.tobytes()
+    return bytes(imagecodecs.deflate_encode(shuffled, level=GZIP_LEVEL))
 
 
 def _filters(name: str) -> dict[str, Any]:

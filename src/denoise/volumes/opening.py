@@ -110,7 +110,7 @@ def create_sink(
     overwrite
         Whether a result of an earlier run may be replaced; what does not look like one is refused all the same.
     compression
-        ``none``, ``gzip`` (which every program reads) or ``blosc`` (ten times as fast; HDF5 and Zarr only); without
+        ``none``, ``gzip`` (which every program reads) or ``blosc`` (faster by far; HDF5 and Zarr only); without
         loss. By default ``blosc`` for Zarr and ``none`` for the others.
     resumable
         Whether slices that are done are kept when the ``with`` block ends by an exception.

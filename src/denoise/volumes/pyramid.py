@@ -25,8 +25,10 @@ _MOST_TOGETHER = 16
 # A group is collected in memory before it is stored: 16 slices of 2048 x 2048 float32 values, one of 8192 x 8192.
 # Smaller types count as float32: their means are computed in larger ones.
 _GROUP_BYTES, _LEAST_ITEMSIZE = 2**28, 4
-# 128 x 128 x 8 float32 values are 512 KiB: a patch reads little that it does not need, a single slice 8 times itself.
+# 8 x 128 x 128 float32 values are 512 KiB: a patch reads little that it does not need, a single slice 8 times itself.
+# Chunks of one or two slices are twice as wide, or zarr would spend more time on each than its compression takes.
 _CHUNK_YX, _CHUNK_Z = 128, 8
+_SHALLOW = 2
 # 64 MiB of float32: few files, and a shard of 1024 x 1024 where the group is 16 slices deep.
 _SHARD_VOXELS = 2**24
 # Shards of levels that are made at the end; what is read for one is 8 times that, or up to 8 times that along z.
@@ -142,10 +144,11 @@ def _level(shape: Triple, factors: Triple, depth: int, *, inline: bool) -> Level
     z, y, x = (-(-n // f) for n, f in zip(shape, factors, strict=True))
     depth = depth if inline else min(depth, z)
     most = _SHARD_VOXELS if inline else _LATE_SHARD_VOXELS
-    edge = _CHUNK_YX
+    chunk_yx = 2 * _CHUNK_YX if depth <= _SHALLOW else _CHUNK_YX
+    edge = chunk_yx
     while depth * (2 * edge) ** 2 <= most:
         edge *= 2
-    chunks = (min(depth, _CHUNK_Z), min(y, _CHUNK_YX), min(x, _CHUNK_YX))
+    chunks = (min(depth, _CHUNK_Z), min(y, chunk_yx), min(x, chunk_yx))
     # A shard is made of whole chunks, also where they reach past the level.
     height, width = (min(edge, -(-n // c) * c) for n, c in zip((y, x), chunks[1:], strict=True))
     return Level(factors, (z, y, x), chunks, (depth, height, width), inline)
