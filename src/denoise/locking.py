@@ -64,7 +64,8 @@ def _locked(path: Path, what: str) -> int | None:
                 os.close(descriptor)
                 continue
             os.ftruncate(descriptor, 0)
-            os.pwrite(descriptor, _about_this_process(), 0)
+            with _although_the_disk_is_full():
+                os.pwrite(descriptor, _about_this_process(), 0)
         except BlockingIOError as error:
             holder = _holder(descriptor)
             os.close(descriptor)
@@ -84,6 +85,16 @@ def _locked(path: Path, what: str) -> int | None:
             )
             return None
         return descriptor
+
+
+@contextmanager
+def _although_the_disk_is_full() -> Iterator[None]:
+    """The lock holds without the note of who holds it; who writes the result says better what the disk lacks."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
 
 
 def _is_still(path: Path, descriptor: int) -> bool:
