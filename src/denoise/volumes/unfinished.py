@@ -63,7 +63,11 @@ class Unfinished:
 
     def begin(self, facts: Mapping[str, Any]) -> None:
         """Note that the partial result has its final form and size, and what it is made from."""
-        files.write_text(self.folder / _RUN, json.dumps(facts, indent=1, sort_keys=True) + "\n")
+        partial = self.folder / f"{_RUN}.partial"
+        partial.write_text(json.dumps(facts, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+        files.sync(partial)
+        partial.replace(self.folder / _RUN)
+        files.sync(self.folder)
 
     def require_same(self, facts: Mapping[str, Any]) -> None:
         """Refuse to continue what was begun from something else.
