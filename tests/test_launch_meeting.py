@@ -8,14 +8,16 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from datetime import timedelta
 from typing import Any
 
 import pytest
+from torch.distributed import TCPStore
 
 from denoise.errors import ClusterError, DenoiseError, OutputError
 from denoise.launch import elastic, meeting, watch
 from denoise.launch.elastic import _Launcher
-from denoise.launch.meeting import MACHINES, Meeting, interface_between, own_address
+from denoise.launch.meeting import MACHINES, PROCESSES, Meeting, interface_between, own_address
 from denoise.launch.verdict import Verdict
 from denoise.launch.watch import Watch
 
@@ -141,6 +143,23 @@ def test_those_who_were_told_different_things_part_again(port: int, said: dict[s
         assert isinstance(error, ClusterError)
         assert words in str(error)
         assert "--nodes 1" in str(error)
+
+
+def test_a_store_that_has_seen_an_earlier_attempt_does_not_confuse_the_next(port: int) -> None:
+    """torchrun keeps its store when it starts processes again, and these come in any order."""
+
+    def come_again(rank: int, word: str, after: float) -> list[str]:
+        time.sleep(after)
+        found = Meeting.open("localhost", port, rank, 2, PROCESSES, port_is_open=True)
+        words = [each["mine"] for each in found.roll_call({"mine": word})]
+        found.store.set(f"of {rank}", word)
+        return words
+
+    launcher = TCPStore("localhost", port, None, True, timedelta(seconds=30), wait_for_workers=False)
+    assert each(lambda: come_again(0, "a", 0.0), lambda: come_again(1, "b", 0.0)) == [["a", "b"]] * 2
+    assert each(lambda: come_again(0, "c", 0.5), lambda: come_again(1, "d", 0.0)) == [["c", "d"]] * 2
+    assert launcher.get("round1/of 0") == b"a"
+    assert launcher.get("round2/of 0") == b"c"
 
 
 # The guard. ----------------------------------------------------------------------------------------------------------
