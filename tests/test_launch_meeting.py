@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import socket
 import threading
 import time
@@ -265,6 +266,24 @@ def test_without_a_word_from_a_machine_it_is_what_was_lost_and_there_is_no_other
     assert "--resume" in verdict.sentence
     assert not verdict.is_loss
     assert time.monotonic() - begun < 30
+    launchers[0].close()
+
+
+def test_a_store_that_went_away_with_the_first_machine_is_waited_for_until_the_watch_has_noticed_too(
+    port: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    launchers = [_Launcher(found) for found in met(port)]
+    second = launchers[1]
+    second.close()
+    monkeypatch.setattr(_Launcher, "_exchange", lambda *_: None)  # as after an error of the connection
+
+    def notice() -> None:
+        second._watch._round = -math.inf
+
+    threading.Timer(0.5, notice).start()
+    verdict = second._agreed(0, Verdict("connection lost", True, True, 1, 4.0))
+    assert verdict.sentence.startswith("machine 0 on")
+    assert "its connection broke" in verdict.sentence
     launchers[0].close()
 
 

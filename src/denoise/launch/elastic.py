@@ -157,14 +157,19 @@ class _Launcher:
         enough = threading.Event()
         exchange = threading.Thread(target=self._exchange, args=(attempt, mine, found, enough), daemon=True)
         exchange.start()  # a thread: the store does not answer where its machine has no power any more
-        silent: list[int] = []
-        while exchange.is_alive() and not silent:
-            exchange.join(0.1)
-            silent = [rank for rank in range(self._meeting.size) if self._watch.silence_of(rank) > _SILENT_SECONDS]
-        enough.set()
-        exchange.join(1.0)
+        missing: list[int] = []
+        while len(found) < self._meeting.size and not missing:
+            time.sleep(0.1)
+            # The store may have ended before the watch has noticed: no answer is no reason to go on without.
+            missing = [
+                rank
+                for rank in range(self._meeting.size)
+                if rank not in found and self._watch.silence_of(rank) > _SILENT_SECONDS
+            ]
+        if missing:
+            enough.set()
+        exchange.join(1.0 if missing else _SILENT_SECONDS)
         cause = root_cause(list(found.values()))
-        missing = [rank for rank in silent if rank not in found]
         if not missing:
             return cause
         if cause.is_consequence:
