@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import math
 import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from datetime import timedelta
 from typing import Any
 
 import pytest
+from torch.distributed import TCPStore
 
 from denoise.errors import ClusterError, DenoiseError, OutputError
 from denoise.launch import elastic, meeting, watch
 from denoise.launch.elastic import _Launcher
-from denoise.launch.meeting import MACHINES, Meeting, interface_between, own_address
+from denoise.launch.meeting import MACHINES, PROCESSES, Meeting, interface_between, own_address
 from denoise.launch.verdict import Verdict
 from denoise.launch.watch import Watch
 
@@ -28,11 +31,15 @@ def port() -> int:
 
 
 @pytest.fixture(autouse=True)
+def brisk(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(meeting, "PATIENCE_SECONDS", 30.0)
+    monkeypatch.setattr(watch, "_BEAT_SECONDS", 0.05)
+
+
+@pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(meeting, "PATIENCE_SECONDS", 1.0)
     monkeypatch.setattr(meeting, "_SILENT_SECONDS", 0.2)
-    monkeypatch.setattr(meeting, "_FAREWELL_SECONDS", 2.0)
-    monkeypatch.setattr(watch, "_BEAT_SECONDS", 0.05)
 
 
 def each(*works: Callable[[], Any]) -> list[Any]:
@@ -76,6 +83,7 @@ def test_all_hear_what_each_has_said(port: int) -> None:
     first.join()
 
 
+@pytest.mark.usefixtures("impatient")
 def test_a_machine_that_does_not_come_is_named_with_how_long_and_what_to_do(
     port: int, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -87,6 +95,7 @@ def test_a_machine_that_does_not_come_is_named_with_how_long_and_what_to_do(
     assert f"waiting up to 0 minutes for machine 1, 3 of 0 to 3 at localhost:{port}" in caplog.text
 
 
+@pytest.mark.usefixtures("impatient")
 def test_a_first_machine_that_is_not_there_is_named(port: int) -> None:
     with pytest.raises(
         ClusterError, match=rf"machine 0 could not be reached at localhost:{port} \(.*refused; tried for"
@@ -123,6 +132,7 @@ def test_the_first_machine_under_the_name_of_another_is_refused(port: int, monke
         Meeting.open("192.0.2.1", port, 0, 2, MACHINES)
 
 
+@pytest.mark.usefixtures("impatient")
 def test_two_machines_with_one_number_are_refused(port: int) -> None:
     outcomes = each(*(lambda rank=rank: come(port, rank, 3) for rank in (0, 1, 1)))
     assert any("there is a machine 1 at" in str(error) and "--node-rank" in str(error) for error in outcomes), outcomes
@@ -141,6 +151,23 @@ def test_those_who_were_told_different_things_part_again(port: int, said: dict[s
         assert isinstance(error, ClusterError)
         assert words in str(error)
         assert "--nodes 1" in str(error)
+
+
+def test_a_store_that_has_seen_an_earlier_attempt_does_not_confuse_the_next(port: int) -> None:
+    """torchrun keeps its store when it starts processes again, and these come in any order."""
+
+    def come_again(rank: int, word: str, after: float) -> list[str]:
+        time.sleep(after)
+        found = Meeting.open("localhost", port, rank, 2, PROCESSES, port_is_open=True)
+        words = [each["mine"] for each in found.roll_call({"mine": word})]
+        found.store.set(f"of {rank}", word)
+        return words
+
+    launcher = TCPStore("localhost", port, None, True, timedelta(seconds=30), wait_for_workers=False)
+    assert each(lambda: come_again(0, "a", 0.0), lambda: come_again(1, "b", 0.0)) == [["a", "b"]] * 2
+    assert each(lambda: come_again(0, "c", 0.5), lambda: come_again(1, "d", 0.0)) == [["c", "d"]] * 2
+    assert launcher.get("round1/of 0") == b"a"
+    assert launcher.get("round2/of 0") == b"c"
 
 
 # The guard. ----------------------------------------------------------------------------------------------------------
@@ -182,15 +209,15 @@ def test_what_the_guard_refuses_is_refused_to_all_in_its_words(port: int) -> Non
 def test_a_partner_that_falls_silent_is_a_loss_and_one_that_beats_is_none(
     port: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(watch, "LONGEST_SILENCE_SECONDS", 0.6)
+    monkeypatch.setattr(watch, "LONGEST_SILENCE_SECONDS", 2.0)
     lost = threading.Event()
     watches = [Watch(found, lambda _: lost.set()) for found in met(port)]
     for each_watch in watches:
         each_watch.start()
     with watches[0].judging():
-        assert not lost.wait(1.5), watches[0].loss
+        assert not lost.wait(0.5), watches[0].loss
         watches[1].close()
-        assert lost.wait(5.0)
+        assert lost.wait(30.0)
         assert "machine 1 on" in str(watches[0].loss)
         assert "was lost (nothing was heard of it for" in str(watches[0].loss)
     watches[0].close()
@@ -209,7 +236,7 @@ def test_what_a_partner_says_of_its_failure_ends_the_same_attempt_only(
         assert not lost.wait(1.0), "that was an attempt ago"
     with watches[1].judging(attempt=1), watches[0].judging(attempt=1):
         watches[1].tell_failure("process 1 was killed again")
-        assert lost.wait(5.0)
+        assert lost.wait(30.0)
         assert watches[0].loss == watches[0].failure_of_others() == "process 1 was killed again"
     for each_watch in watches:
         each_watch.close()
@@ -239,6 +266,24 @@ def test_without_a_word_from_a_machine_it_is_what_was_lost_and_there_is_no_other
     assert "--resume" in verdict.sentence
     assert not verdict.is_loss
     assert time.monotonic() - begun < 30
+    launchers[0].close()
+
+
+def test_a_store_that_went_away_with_the_first_machine_is_waited_for_until_the_watch_has_noticed_too(
+    port: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    launchers = [_Launcher(found) for found in met(port)]
+    second = launchers[1]
+    second.close()
+    monkeypatch.setattr(_Launcher, "_exchange", lambda *_: None)  # as after an error of the connection
+
+    def notice() -> None:
+        second._watch._round = -math.inf
+
+    threading.Timer(0.5, notice).start()
+    verdict = second._agreed(0, Verdict("connection lost", True, True, 1, 4.0))
+    assert verdict.sentence.startswith("machine 0 on")
+    assert "its connection broke" in verdict.sentence
     launchers[0].close()
 
 

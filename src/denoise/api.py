@@ -6,6 +6,7 @@ are opened and created with ``open_volume`` and ``create_sink`` (``denoise.volum
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -163,7 +164,7 @@ def run_training(
         devices,
         spread=compute.spread,
         guard=lambda: _own_folder(run, config, resume=resume),
-        name=str(run.path),
+        name=f"{run.path} (settings {hashlib.sha256(render(config).encode()).hexdigest()[:8]})",
     )
     return run
 

@@ -64,7 +64,7 @@ def launch_here(
         SIGINT or SIGTERM ended the run after the processes had saved.
     """
     # Without this the launcher gives every process one thread, also where there are many cores for each.
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // len(devices))))
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, _cores() // len(devices))))
     address, port = spread.meeting_point if spread.rendezvous else ("localhost", 0)
     meeting = Meeting.open(address, port, spread.node_rank or 0, spread.nodes or 1, MACHINES)
     said = {"output": name, "max_restarts": spread.max_restarts, "address": own_address(address)}
@@ -154,14 +154,22 @@ class _Launcher:
         """The same verdict on all machines: each tells its own, and waits for those that are still alive."""
         self._watch.tell_failure(mine.sentence)
         found = {self._meeting.rank: mine}
-        exchange = threading.Thread(target=self._exchange, args=(attempt, mine, found), daemon=True)
+        enough = threading.Event()
+        exchange = threading.Thread(target=self._exchange, args=(attempt, mine, found, enough), daemon=True)
         exchange.start()  # a thread: the store does not answer where its machine has no power any more
-        silent: list[int] = []
-        while exchange.is_alive() and not silent:
-            exchange.join(0.1)
-            silent = [rank for rank in range(self._meeting.size) if self._watch.silence_of(rank) > _SILENT_SECONDS]
+        missing: list[int] = []
+        while len(found) < self._meeting.size and not missing:
+            time.sleep(0.1)
+            # The store may have ended before the watch has noticed: no answer is no reason to go on without.
+            missing = [
+                rank
+                for rank in range(self._meeting.size)
+                if rank not in found and self._watch.silence_of(rank) > _SILENT_SECONDS
+            ]
+        if missing:
+            enough.set()
+        exchange.join(1.0 if missing else _SILENT_SECONDS)
         cause = root_cause(list(found.values()))
-        missing = [rank for rank in silent if rank not in found]
         if not missing:
             return cause
         if cause.is_consequence:
@@ -171,11 +179,11 @@ class _Launcher:
         # There is nobody left to go on with.
         return replace(cause, sentence=str(cause.error(hint=_HINT)), is_loss=False)
 
-    def _exchange(self, attempt: int, mine: Verdict, found: dict[int, Verdict]) -> None:
+    def _exchange(self, attempt: int, mine: Verdict, found: dict[int, Verdict], enough: threading.Event) -> None:
         store = self._meeting.store
         with suppress(dist.DistError):  # the first machine is gone, which the watch tells too
             store.set(f"verdict/{attempt}/{self._meeting.rank}", mine.to_json())
-            while len(found) < self._meeting.size:
+            while len(found) < self._meeting.size and not enough.is_set():
                 for rank in range(self._meeting.size):
                     key = f"verdict/{attempt}/{rank}"
                     if rank not in found and store.check([key]):
@@ -183,8 +191,13 @@ class _Launcher:
                 time.sleep(0.1)
             if self._meeting.rank:
                 store.add(f"heard/{attempt}", 1)
-            else:
+            elif not enough.is_set():
                 self._meeting.wait_for_readers(f"heard/{attempt}")
+
+
+def _cores() -> int:
+    """How many cores this process may use: in a batch job, not all that the machine has."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _silence_torch() -> None:

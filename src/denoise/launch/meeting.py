@@ -10,8 +10,9 @@ import json
 import logging
 import socket
 import time
+import uuid
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -19,7 +20,7 @@ from typing import Any
 import psutil
 import torch
 import torch.distributed as dist
-from torch.distributed import Store, TCPStore  # type: ignore[attr-defined]
+from torch.distributed import PrefixStore, Store, TCPStore  # type: ignore[attr-defined]
 
 from denoise import errors
 from denoise.errors import ClusterError, DenoiseError
@@ -58,11 +59,14 @@ PROCESSES = Party(
 class Meeting:
     """A store that all participants are connected to, ``rank`` of ``size`` being this one."""
 
-    def __init__(self, store: Store, rank: int, size: int, where: tuple[str, int], party: Party) -> None:
+    def __init__(
+        self, store: Store, rank: int, size: int, where: tuple[str, int], party: Party, *, port_is_open: bool
+    ) -> None:
         self.store, self.rank, self.size, self.party = store, rank, size, party
         self.address, self.port = where
         self.hosts: list[str] = [socket.gethostname()] * size
-        self._begun = time.monotonic()
+        self._begun, self._has_told = time.monotonic(), False
+        self._port_is_open = port_is_open
 
     @classmethod
     def open(
@@ -83,7 +87,7 @@ class Meeting:
         else:
             _reach(address, port, party)
             store = _connected(address, port)
-        return cls(store, rank, size, (address, port), party)
+        return cls(store, rank, size, (address, port), party, port_is_open=port_is_open)
 
     def roll_call(self, said: dict[str, Any]) -> list[dict[str, Any]]:
         """Wait for everybody; what each has said.
@@ -96,14 +100,13 @@ class Meeting:
         name = self.party.name
         mine = {**said, "host": socket.gethostname(), "size": self.size, "torch": torch.__version__}
         with self._connection("the others came"):
-            if self.store.add(f"claimed/{self.rank}", 1) > 1:
+            # torchrun's store has seen earlier attempts, with the same numbers.
+            if not self._port_is_open and self.store.add(f"claimed/{self.rank}", 1) > 1:
                 raise ClusterError(
                     f"there is a {name} {self.rank} at {self.address}:{self.port} already; each {name} needs a number "
                     "of its own" + (" (--node-rank)" if self.party is MACHINES else "")
                 )
-            self.store.set(f"here/{self.rank}", json.dumps(mine))
-            self._wait([f"here/{rank}" for rank in range(self.size)], name)
-            everybody = [json.loads(self.store.get(f"here/{rank}")) for rank in range(self.size)]
+            everybody = self._gathered({**mine, "nonce": uuid.uuid4().hex})
             self.store.add("counted", int(self.rank > 0))
         self.hosts = [each["host"] for each in everybody]
         for rank, each in enumerate(everybody):
@@ -119,6 +122,31 @@ class Meeting:
                 )
         return everybody
 
+    def _gathered(self, mine: dict[str, Any]) -> list[dict[str, Any]]:
+        """What all have said, in a part of the store that belongs to this call alone.
+
+        The first participant opens a round and closes it with what it has heard. The others may find the round of an
+        earlier attempt: they wait for one that was closed with their own words in it.
+        """
+        registered = 0
+        while True:
+            number = self.store.add("round", int(self.rank == 0 and not registered))
+            if number > registered:
+                registered = number
+                here = [f"round{number}/here/{rank}" for rank in range(self.size)]
+                self.store.set(here[self.rank], json.dumps(mine))
+            if registered and self.rank == 0 and self.store.check(here):
+                self.store.set(f"round{number}/all", json.dumps([json.loads(self.store.get(key)) for key in here]))
+            if registered and self.store.check([f"round{number}/all"]):
+                everybody: list[dict[str, Any]] = json.loads(self.store.get(f"round{number}/all"))
+                if any(each["nonce"] == mine["nonce"] for each in everybody) or self.rank >= len(everybody):
+                    self.store = PrefixStore(f"round{number}", self.store)
+                    return everybody
+            if registered:
+                self._be_patient([rank for rank, key in enumerate(here) if not self.store.check([key])] or [0])
+            else:
+                self._be_patient([0])
+
     @contextmanager
     def guarded(self, guard: Guard) -> Iterator[None]:
         """Hold the guard on the first participant while the block runs; what it refuses, it refuses to all.
@@ -130,25 +158,23 @@ class Meeting:
         """
         if self.rank > 0:
             with self._connection("the run began"):
-                self._wait(["opened"], self.party.name, only_first=True)
+                while not self.store.check(["opened"]):
+                    self._be_patient([0])
                 refusal = json.loads(self.store.get("opened"))
                 self.store.add("read", 1)
             if refusal:
                 raise getattr(errors, refusal["kind"])(refusal["message"])
             yield
             return
-        try:
-            held = guard()
-            held.__enter__()
-        except DenoiseError as error:
-            self.store.set("opened", json.dumps({"kind": type(error).__name__, "message": str(error)}))
-            self.wait_for_readers("read")
-            raise
-        self.store.set("opened", "null")
-        try:
+        with ExitStack() as held:
+            try:
+                held.enter_context(guard())
+            except DenoiseError as error:
+                self.store.set("opened", json.dumps({"kind": type(error).__name__, "message": str(error)}))
+                self.wait_for_readers("read")
+                raise
+            self.store.set("opened", "null")
             yield
-        finally:
-            held.__exit__(None, None, None)
 
     def wait_for_readers(self, key: str) -> None:
         """On the first participant, whose end is the end of the store: give the others time to read what it says."""
@@ -156,24 +182,19 @@ class Meeting:
         while self.store.add(key, 0) < self.size - 1 and time.monotonic() < deadline:
             time.sleep(0.05)
 
-    def _wait(self, keys: list[str], name: str, *, only_first: bool = False) -> None:
-        """Until all keys are set, each by one participant."""
-        told = False
-        while not self.store.check(keys):
-            waited = time.monotonic() - self._begun
-            if waited > PATIENCE_SECONDS or (waited > _SILENT_SECONDS and not told):
-                missing = [0] if only_first else [r for r, key in enumerate(keys) if not self.store.check([key])]
-                who = f"{name} {', '.join(map(str, missing))} of 0 to {self.size - 1}"
-                if waited > PATIENCE_SECONDS:
-                    raise ClusterError(
-                        f"{who} did not come to {self.address}:{self.port} within {PATIENCE_SECONDS / 60:.0f} minutes; "
-                        + self.party.advice
-                    )
-                _log.info(
-                    "waiting up to %.0f minutes for %s at %s:%d", PATIENCE_SECONDS / 60, who, self.address, self.port
-                )
-                told = True
-            time.sleep(0.1)
+    def _be_patient(self, missing: list[int]) -> None:
+        """Wait a little for somebody, but not for ever."""
+        waited = time.monotonic() - self._begun
+        who = f"{self.party.name} {', '.join(map(str, missing))} of 0 to {self.size - 1}"
+        if waited > PATIENCE_SECONDS:
+            raise ClusterError(
+                f"{who} did not come to {self.address}:{self.port} within {PATIENCE_SECONDS / 60:.0f} minutes; "
+                + self.party.advice
+            )
+        if waited > _SILENT_SECONDS and not self._has_told:
+            _log.info("waiting up to %.0f minutes for %s at %s:%d", PATIENCE_SECONDS / 60, who, self.address, self.port)
+            self._has_told = True
+        time.sleep(0.1)
 
     @contextmanager
     def _connection(self, until: str) -> Iterator[None]:

@@ -23,6 +23,7 @@ _BEAT_SECONDS = 2.0
 LONGEST_SILENCE_SECONDS = 60.0
 #: Time for the work to notice itself that a partner is gone: it then has the better message.
 _GRACE_SECONDS = 15.0
+_CLOSING_SECONDS = 2.0
 
 
 class Watch:
@@ -39,6 +40,7 @@ class Watch:
         # A connection of its own: the other one may be waiting for an answer.
         self._store = meeting.store.clone()  # type: ignore[attr-defined]
         self._closing = threading.Event()
+        self._threads: list[threading.Thread] = []
         self._lock, self._writing = threading.Lock(), threading.Lock()
         now = time.monotonic()
         self._beats: list[tuple[str, float]] = [("", now)] * meeting.size
@@ -53,7 +55,7 @@ class Watch:
     def start(self) -> None:
         """Begin to beat; everybody must be there already. Nothing is done where there are no partners."""
         if self._meeting.size > 1:
-            threading.Thread(target=self._keep_beating, daemon=True, name="denoise-beats").start()
+            self._run(self._keep_beating)
 
     @contextmanager
     def judging(self, attempt: int = 0) -> Iterator[None]:
@@ -67,21 +69,31 @@ class Watch:
         self.loss, self._own_failure, self._attempt = None, None, attempt
         stopping = threading.Event()
         if self._meeting.size > 1:
-            threading.Thread(target=self._keep_judging, args=(stopping,), daemon=True, name="denoise-watch").start()
+            self._run(self._keep_judging, stopping)
         try:
             yield
         finally:
             stopping.set()
 
     def close(self) -> None:
-        """End."""
+        """End, also the threads: torch aborts a process that ends while one of them returns from its store.
+
+        One that waits for a store which does not answer any more is left: it never returns.
+        """
         self._closing.set()
+        for thread in self._threads:
+            thread.join(_CLOSING_SECONDS)
 
     def tell_failure(self, sentence: str) -> None:
         """Let the others know why this participant ends, if they can be reached; waits for no answer."""
         self._own_failure = sentence
         # The store may not answer any more, and an earlier question to it be waiting still.
-        threading.Thread(target=self._tell, daemon=True, name="denoise-farewell").start()
+        self._run(self._tell)
+
+    def _run(self, work: Callable[..., None], *arguments: object) -> None:
+        thread = threading.Thread(target=work, args=arguments, daemon=True, name=f"denoise{work.__name__}")
+        self._threads.append(thread)
+        thread.start()
 
     def _tell(self) -> None:
         with self._writing, suppress(dist.DistError):
