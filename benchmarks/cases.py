@@ -73,7 +73,8 @@ class Case:
 
 
 def foam(size: int, slices: int, seed: int) -> Phantom:
-    pores = round(1500 * slices / 48 * (size / 256) ** 2)  # as many in the same number of voxels
+    """Foam, as many pores in as many voxels whatever the size."""
+    pores = round(1500 * slices / 48 * (size / 256) ** 2)
     return FoamPhantom.create(size=size, slices=slices, seed=seed, n_pores=pores)
 
 

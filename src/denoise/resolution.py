@@ -106,7 +106,7 @@ class Rings:
     modes: Tensor
     _ring: Tensor
     _weight: Tensor
-    _window: Tensor
+    window: Tensor
 
     @classmethod
     def of(cls, y: int, x: int, device: torch.device | None = None) -> Rings:
@@ -133,10 +133,11 @@ class Rings:
     def transform(self, image: Tensor) -> Tensor:
         """Windowed half-plane transform of one image (Y, X) without its mean, flat."""
         v = image.double()
-        return torch.fft.rfft2((v - v.mean()) * self._window, norm="ortho").flatten()
+        transformed: Tensor = torch.fft.rfft2((v - v.mean()) * self.window, norm="ortho").flatten()
+        return transformed
 
     def sums(self, one: Tensor, other: Tensor) -> Tensor:
-        """Re(F G*) of two transforms, summed over each ring, (rings,): grey values squared, both half-planes counted."""
+        """Re(F G*) of two transforms, summed over each ring, (rings,); both half-planes are counted."""
         power = (one * other.conj()).real * self._weight
         return torch.bincount(self._ring, weights=power)[1 : len(self.frequencies) + 1]
 
@@ -153,7 +154,7 @@ def _ring_correlation(one: Tensor, other: Tensor) -> tuple[Tensor, Tensor, Tenso
     require_images(one, 8)
     if one.shape != other.shape:
         raise ValueError(f"expected two stacks of one shape, found {tuple(one.shape)} and {tuple(other.shape)}")
-    rings = Rings.of(*one.shape[2:], device=one.device)
+    rings = Rings.of(one.shape[2], one.shape[3], one.device)
     sums = torch.zeros(3, len(rings.frequencies), dtype=torch.float64, device=one.device)
     for a, b in zip(one.flatten(0, 1), other.flatten(0, 1), strict=True):
         f, g = rings.transform(a), rings.transform(b)

@@ -1,4 +1,7 @@
-"""``denoise check``: reads the config and every header, and says what would run. Trains nothing, writes nothing."""
+"""``denoise check``: reads the config and every header, and says what would run. Trains nothing, writes nothing.
+
+With ``--data`` it also reads some slices of the splits and tests them (``denoise.trust.before``).
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,7 @@ import torch
 
 from denoise.api import Compute
 from denoise.checkpoint import CRITERIA, RunFolder
-from denoise.commands.display import say
+from denoise.commands.display import say, say_verdict
 from denoise.commands.inputs import open_inference_inputs, open_splits
 from denoise.commands.train import require_own_folder
 from denoise.config import RunConfig
@@ -24,12 +27,18 @@ from denoise.networks.spec import NetworkSpec
 from denoise.patches.holdout import HoldOut
 from denoise.tiles import TileGrid
 from denoise.training.data import fits_in_memory, resident_bytes
+from denoise.trust.before import check_splits
 from denoise.volumes import SplitSet, Volume, require_same_grid, slice_range
 from denoise.volumes.volume import describe_numbers
 
 
-def check(config: RunConfig, compute: Compute) -> None:
+def check(config: RunConfig, compute: Compute, *, data: bool = False) -> None:
     """Print what training and denoising would do with this config.
+
+    Parameters
+    ----------
+    data
+        Read some slices of the splits too, and say whether the method's assumptions hold.
 
     Raises
     ------
@@ -61,6 +70,9 @@ def check(config: RunConfig, compute: Compute) -> None:
     width = max(len(name) for name, _ in lines)
     for name, text in lines:
         say(f"{name:<{width}}  {text}")
+    if data:
+        say("")
+        say_verdict(check_splits(open_splits(config).volumes))
 
 
 def _training(config: RunConfig, splits: SplitSet, network: NetworkSpec) -> list[tuple[str, str]]:

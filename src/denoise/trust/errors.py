@@ -16,8 +16,9 @@ from denoise.trust.evidence import Evidence
 
 Float64Array = NDArray[np.float64]
 
-#: Edge of a block in the plane, voxels: longer than noise and the errors of a network are correlated.
-BLOCK = 32
+#: Edge of a block in the plane, voxels: longer than noise and the errors of a network are correlated. Small images have
+#: smaller ones, or there would be too few to draw from.
+BLOCK, _SMALLEST_BLOCK, _BLOCKS_ACROSS = 32, 8, 6
 #: Neighbouring slices of one block, which share their errors (a network sees five or more slices at once).
 _SLICES_PER_BLOCK = 4
 
@@ -85,7 +86,7 @@ def error_maps(part: Evidence) -> ErrorMaps:
 
 
 def error_sums(evidence: Evidence) -> ErrorSums:
-    """Sums over blocks of some slices by ``BLOCK`` x ``BLOCK`` voxels."""
+    """Sums over blocks of some slices by at most ``BLOCK`` x ``BLOCK`` voxels."""
     rows: list[list[Float64Array]] = []
     counted = evidence.mask.astype(np.float64)
     for part in evidence.slices():
@@ -104,8 +105,9 @@ def error_sums(evidence: Evidence) -> ErrorSums:
 
 
 def _blocks(plane: Float64Array) -> Float64Array:
-    """Sums of (1, Y, X) over blocks, flat; blocks at the far ends may be smaller."""
-    starts = [np.arange(0, max(n - BLOCK // 2, 1), BLOCK) for n in plane.shape[1:]]
+    """Sums of (1, Y, X) over blocks, flat; those at the far ends are up to half an edge larger or smaller."""
+    edge = int(np.clip(min(plane.shape[1:]) // _BLOCKS_ACROSS, _SMALLEST_BLOCK, BLOCK))
+    starts = [np.arange(0, max(n - edge // 2, 1), edge) for n in plane.shape[1:]]
     return np.add.reduceat(np.add.reduceat(plane[0], starts[0], axis=0), starts[1], axis=1).ravel()
 
 

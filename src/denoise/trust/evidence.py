@@ -105,7 +105,7 @@ class Evidence:
     @property
     def full(self) -> Float32Array:
         """The mean of the splits: the noisy image."""
-        return np.mean(self.splits, axis=0, dtype=np.float32)
+        return np.asarray(np.mean(self.splits, axis=0, dtype=np.float32), np.float32)
 
     @property
     def shape(self) -> Triple:
@@ -135,7 +135,7 @@ class Evidence:
 
 
 def probe_weights(count: int) -> tuple[float, ...]:
-    """Weights c of the splits with sum 0 and sum of squares 1/K: c.x has the noise of their mean, and none of the object.
+    """Weights c of the splits with sum 0 and sum of squares 1/K: c.x has the noise of their mean and no object.
 
     For equal noise its covariance with the mean is zero, so that for Gaussian noise it is an independent sample.
     """

@@ -7,6 +7,7 @@ noise, is averaged. A result with the least squared error equals that average, w
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -84,7 +85,8 @@ def grey_shift(evidence: Evidence, errors: ErrorSums) -> GreyShift:
         sums = [np.bincount(place, weights=w, minlength=_CLASSES) for w in (value, unseen, np.square(value - unseen))]
         columns.append((*(s / count for s in sums), count))
     grey, unseen, square, count = (np.mean([c[i] for c in columns], axis=0) for i in range(4))
-    # The mean square holds the noise of the other split, and neighbours may share some of it: three voxels count as one.
+    # The mean square holds the noise of the other split, and neighbours may share some of it: three voxels count as
+    # one.
     error = np.sqrt(3 * square / np.maximum(count, 1))
     difference = grey - unseen
     worst = int(np.argmax(np.abs(difference) / np.maximum(error, 1e-300)))
@@ -114,9 +116,9 @@ def materials(evidence: Evidence) -> tuple[Material, ...]:
     # Padded with zeros, so that a peak at an end of the range is one.
     counts = np.pad(gaussian_filter1d(np.histogram(after, edges)[0].astype(float), _SMOOTHED_BINS), 1)
     peaks = find_peaks(counts, prominence=_PROMINENCE * counts.max())[0]
-    valleys = [int(a + np.argmin(counts[a:b])) - 1 for a, b in zip(peaks[:-1], peaks[1:], strict=True)]
+    valleys = [int(a + np.argmin(counts[a:b])) - 1 for a, b in pairwise(peaks)]
     bounds = [-np.inf, *(float(edges[v] + edges[v + 1]) / 2 for v in valleys), np.inf]
-    return tuple(_material(evidence, a, b) for a, b in zip(bounds[:-1], bounds[1:], strict=True))
+    return tuple(_material(evidence, a, b) for a, b in pairwise(bounds))
 
 
 def _material(evidence: Evidence, low: float, high: float) -> Material:

@@ -7,6 +7,7 @@ resampling those sums gives (Efron 1979, Ann. Stat. 7:1, doi 10.1214/aos/1176344
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,6 +24,7 @@ from denoise.trust.verdict import finite
 RANGE_PERCENTILES = (0.1, 99.9)
 #: Correlation with the truth at which detail counts as resolved.
 RESOLVED = 0.5
+_FEWEST_SLICES = 4
 
 
 @dataclass(frozen=True)
@@ -106,13 +108,14 @@ def crossing(rings: RingSums, correlation: NDArray[np.float64]) -> float:
     return math.inf if found is None else found
 
 
-def _resolution(rings: RingSums, curve: object) -> Interval:
-    assert callable(curve)
+def _resolution(rings: RingSums, curve: Callable[[RingSums], NDArray[np.float64]]) -> Interval:
 
     def statistic(slices: NDArray[np.int64]) -> float:
         return crossing(rings.of(slices), curve(rings.of(slices)))
 
     everything = np.arange(len(rings.noise))
+    if len(everything) < _FEWEST_SLICES:
+        return Interval(statistic(everything), math.nan, math.nan)
     low, high = bootstrap(statistic, len(everything), draws=100)
     return Interval(statistic(everything), low, high)
 
@@ -123,10 +126,9 @@ def _is_bound(rings: RingSums) -> bool:
     return bool(len(below) and np.isnan(correlation[below[0]]))
 
 
-def _over_blocks(errors: ErrorSums, statistic: object) -> Interval:
-    assert callable(statistic)
-    low, high = bootstrap(lambda blocks: float(statistic(errors.of(blocks))), len(errors.voxels))
-    return Interval(float(statistic(errors)), low, high)
+def _over_blocks(errors: ErrorSums, statistic: Callable[[ErrorSums], float]) -> Interval:
+    low, high = bootstrap(lambda blocks: statistic(errors.of(blocks)), len(errors.voxels))
+    return Interval(statistic(errors), low, high)
 
 
 def _decibels(power: float, error: float) -> float:

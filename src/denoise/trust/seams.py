@@ -37,7 +37,7 @@ class Seams:
 
 
 def tile_borders(grid: TileGrid) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Rows, and columns, at which a tile starts or ends: the step from the voxel before to this one crosses a border."""
+    """Rows, and columns, where a tile starts or ends: the step from the voxel before to this one crosses a border."""
     found = []
     for axis in (1, 2):
         size, predicted = grid.shape_zyx[axis], grid.window.predict_zyx[axis]
@@ -82,7 +82,7 @@ def find_seams(
 
 
 def _relative_steps(image: Float32Array, axis: int, mask: NDArray[np.bool_]) -> Float64Array:
-    """Log of the mean step into each line over that of lines beside it, (lines,); NaN where there are too few voxels."""
+    """Log of the mean step into each line over that of lines beside it, (lines,); NaN where voxels are few."""
     lines_first = np.moveaxis(image.astype(np.float64), axis, 0)
     seen = np.moveaxis(np.broadcast_to(mask, image.shape), axis, 0)
     both = seen[1:] & seen[:-1]

@@ -24,6 +24,7 @@ CERTAINTY = 3.0
 _COLUMNS = ("noise", "signal", "delivered", "delivered_signal", "view", "view_signal", "passed")
 #: Rings are joined over this share of their frequency: the curves of small images would be ragged.
 _JOINED = 0.08
+_FEWEST_SLICES = 4
 
 
 @dataclass(frozen=True)
@@ -96,6 +97,20 @@ class RingSums:
         """As ``correlation_after``, of the output of one view: cross-FRC."""
         return self._correlation(self.view_signal, self.view)
 
+    def error_after(self, draws: int = 100) -> Float64Array:
+        """Standard error of ``correlation_after``, from slices drawn with repetition; NaN where slices are few."""
+        count = len(self.noise)
+        if count < _FEWEST_SLICES:
+            return np.full(len(self.frequencies), np.nan)
+        rng = np.random.default_rng(0)
+        curves = [self._curve_of(rng.integers(0, count, count)) for _ in range(draws)]
+        return np.where(self.known, np.std(curves, axis=0), np.nan)
+
+    def _curve_of(self, slices: NDArray[np.int64]) -> Float64Array:
+        drawn = self.of(slices)
+        signal = np.maximum(drawn.signal.sum(0), 1e-300)
+        return np.asarray(drawn.delivered_signal.sum(0) / np.sqrt(np.maximum(drawn.delivered.sum(0), 1e-300) * signal))
+
     def _correlation(self, cross: Float64Array, power: Float64Array) -> Float64Array:
         signal = np.clip(self.signal.sum(0), 1e-300, None)
         norm = np.sqrt(np.maximum(power.sum(0), 1e-300) * signal)
@@ -150,11 +165,17 @@ def ring_sums(evidence: Evidence) -> RingSums:
 
 def joined(sums: RingSums) -> RingSums:
     """The same with neighbouring rings joined, the more the higher their frequency; the first ones stay single."""
-    starts, ring = [], 0
-    while ring < len(sums.frequencies):
-        starts.append(ring)
-        ring += max(1, round(_JOINED * (ring + 1)))
+    starts = ring_starts(len(sums.frequencies))
     modes = np.add.reduceat(sums.modes, starts)
     frequencies = np.add.reduceat(sums.frequencies * sums.modes, starts) / modes
-    columns = {name: np.add.reduceat(getattr(sums, name), starts, axis=1) for name in _COLUMNS}
-    return replace(sums, frequencies=frequencies, modes=modes, **columns)
+    columns = [np.add.reduceat(getattr(sums, name), starts, axis=1) for name in _COLUMNS]
+    return RingSums(sums.count, frequencies, modes, *columns)
+
+
+def ring_starts(count: int) -> list[int]:
+    """The first ring of each group of ``joined``."""
+    starts, ring = [], 0
+    while ring < count:
+        starts.append(ring)
+        ring += max(1, round(_JOINED * (ring + 1)))
+    return starts

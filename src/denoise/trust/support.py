@@ -15,6 +15,7 @@ S / (S + N), with the power S of the object and N of the noise (Wiener 1949).
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -99,9 +100,9 @@ def _band(evidence: Evidence, band: tuple[float, float]) -> BandSupport:
     def local(stack: Float64Array, sigma: float = width) -> Float64Array:
         return np.asarray(gaussian_filter(stack * inside, (_SLICES, sigma, sigma)) / seen)
 
-    result = sum(np.square(f) for f in outputs) / count
-    cross = sum(f * t for f, t in zip(outputs, others, strict=True)) / count
-    signal = sum(v * t for v, t in zip(views, others, strict=True)) / count
+    result = _mean([np.square(f) for f in outputs])
+    cross = _mean([f * t for f, t in zip(outputs, others, strict=True)])
+    signal = _mean([v * t for v, t in zip(views, others, strict=True)])
     strength = _strength(others, signal, local, 3 * width)
     strength_of_view = _strength(views, signal, local, 3 * width)
     alike = _alike(outputs[0], noise, width, inside)
@@ -118,7 +119,7 @@ def _band(evidence: Evidence, band: tuple[float, float]) -> BandSupport:
     unsupported[excess < CERTAIN * deviation(np.sqrt(result))] = 0
     signal_there = local(signal)
     linear = np.clip(signal_there / np.maximum(signal_there + strength_of_view, 1e-300), 0, 1)
-    blend = sum(outputs) / count - HALF * linear * sum(views) / count
+    blend = _mean(outputs) - HALF * linear * _mean(views)
     missing = (HALF * linear * signal_there - local(cross)) / deviation(blend)
     missing[signal_there < _CLEAR * strength_of_view] = 0
     by_chance = np.sqrt(float((result * strength * inside).sum()) * _modes_alike(evidence.shape[1:], band) / count)
@@ -151,18 +152,19 @@ def _filtered(evidence: Evidence, band: tuple[float, float]) -> tuple[list[Float
 
 
 def _octave(shape: tuple[int, int], band: tuple[float, float]) -> Float64Array:
-    """Weights of a half-plane transform: 1 at the geometric middle of the band, falling as a cosine to 0 an octave off."""
+    """Weights of a half-plane transform: 1 in the (geometric) middle of the band, a cosine down to 0 an octave off."""
     y, x = np.fft.fftfreq(shape[0])[:, None], np.fft.rfftfreq(shape[1])[None, :]
     radius = np.maximum(np.hypot(y, x), 1e-9)
     octaves = np.abs(np.log2(radius / np.sqrt(band[0] * band[1])))
-    return np.where(octaves < 1, np.cos(0.5 * np.pi * np.minimum(octaves, 1)), 0.0)
+    return np.asarray(np.where(octaves < 1, np.cos(0.5 * np.pi * np.minimum(octaves, 1)), 0.0))
 
 
-def _strength(stacks: list[Float64Array], signal: Float64Array, local: object, width: float) -> Float64Array:
+def _strength(
+    stacks: list[Float64Array], signal: Float64Array, local: Callable[[Float64Array, float], Float64Array], width: float
+) -> Float64Array:
     """Noise power around each voxel: what of the square of a stack is not signal."""
-    assert callable(local)
-    square = sum(np.square(v) for v in stacks) / len(stacks)
-    return np.maximum(local(square - signal, width), 0)
+    square = _mean([np.square(v) for v in stacks])
+    return np.asarray(np.maximum(local(square - signal, width), 0))
 
 
 def _alike(result: Float64Array, noise: list[Float64Array], width: float, inside: Float64Array) -> float:
@@ -181,6 +183,10 @@ def _modes_alike(shape: tuple[int, int], band: tuple[float, float]) -> float:
     """Voxels per independent value of noise in this band: white noise keeps the mean square of the weights."""
     weight = _octave(shape, band)
     return float(1 / np.square(weight).mean())
+
+
+def _mean(stacks: list[Float64Array]) -> Float64Array:
+    return np.asarray(np.mean(stacks, axis=0))
 
 
 def _worst(stack: Float64Array) -> Place:
