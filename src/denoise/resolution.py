@@ -105,7 +105,7 @@ class Rings:
     frequencies: Tensor
     modes: Tensor
     _ring: Tensor
-    _weight: Tensor
+    _twice: Tensor
     window: Tensor
 
     @classmethod
@@ -136,9 +136,18 @@ class Rings:
         transformed: Tensor = torch.fft.rfft2((v - v.mean()) * self.window, norm="ortho").flatten()
         return transformed
 
+    def weight(self, mask: Tensor) -> Tensor:
+        """Coefficients in each ring times the mean square of the taper, (rings,), in the part (Y, X) that is not zero.
+
+        ``sums`` over it is the power of white noise in that part: its variance.
+        """
+        tapered = (self.window.square() * mask).mean()
+        count = torch.bincount(self._ring, weights=self._twice)[1 : len(self.frequencies) + 1]
+        return count * tapered
+
     def sums(self, one: Tensor, other: Tensor) -> Tensor:
         """Re(F G*) of two transforms, summed over each ring, (rings,); both half-planes are counted."""
-        power = (one * other.conj()).real * self._weight
+        power = (one * other.conj()).real * self._twice
         return torch.bincount(self._ring, weights=power)[1 : len(self.frequencies) + 1]
 
 

@@ -22,7 +22,8 @@ from denoise.volumes.volume import Float32Array
 
 Float64Array = NDArray[np.float64]
 
-#: Standard deviation of the average in the plane, voxels: two outputs alone say little of one voxel. Not along z, so that
+#: Standard deviation of the average in the plane, voxels: two outputs alone say little of one voxel. Not along z, so
+#: that
 #: any range of slices gives the same.
 _SMOOTHED = 2.0
 #: Classes of disagreement, as shares of the voxels below; the rarest ones have the largest errors.

@@ -111,7 +111,7 @@ class Report:
 
     def as_plain(self) -> dict[str, Any]:
         """For JSON: numbers, text, lists and objects; what is not known is null."""
-        rings, modes = self.rings, self.rings.modes * len(self.rings.noise)
+        rings, weight = self.rings, self.rings.weight * len(self.rings.noise)
         return {
             "headline": list(self.headline),
             **self.verdict.as_plain(),
@@ -127,10 +127,10 @@ class Report:
             },
             "power_spectra": {
                 "frequency_per_voxel": _plain(rings.frequencies),
-                "noise_before": _plain(rings.noise.sum(0) / modes / 2),
-                "noise_after": _plain(rings.passed.sum(0) / modes / 2),
-                "object": _plain(rings.signal.sum(0) / modes / 2),
-                "result": _plain(rings.delivered.sum(0) / modes / 2),
+                "noise_before": _plain(rings.noise.sum(0) / weight),
+                "noise_after": _plain(rings.passed.sum(0) / weight),
+                "object": _plain(rings.signal.sum(0) / weight),
+                "result": _plain(rings.delivered.sum(0) / weight),
             },
             "histograms": {
                 "edges": _plain(self.histograms.edges),

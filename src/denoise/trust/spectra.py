@@ -37,8 +37,9 @@ class RingSums:
     ----------
     count
         K, the number of splits.
-    frequencies, modes
-        (rings,): cycles per voxel; independent modes of one slice.
+    frequencies, modes, weight
+        (rings,): cycles per voxel; independent modes of one slice; and what to divide sums by for the power per voxel
+        and mode, in squared grey values: a white spectrum has the variance everywhere.
     noise
         |N|^2 of the full reconstruction.
     signal
@@ -55,6 +56,7 @@ class RingSums:
     count: int
     frequencies: Float64Array
     modes: Float64Array
+    weight: Float64Array
     noise: Float64Array
     signal: Float64Array
     delivered: Float64Array
@@ -158,6 +160,7 @@ def ring_sums(evidence: Evidence) -> RingSums:
         len(evidence.splits),
         rings.frequencies.numpy(),
         rings.modes.numpy(),
+        rings.weight(torch.from_numpy(evidence.mask)).numpy(),
         *(np.array(column) for column in columns),
     )
     return joined(sums)
@@ -169,7 +172,7 @@ def joined(sums: RingSums) -> RingSums:
     modes = np.add.reduceat(sums.modes, starts)
     frequencies = np.add.reduceat(sums.frequencies * sums.modes, starts) / modes
     columns = [np.add.reduceat(getattr(sums, name), starts, axis=1) for name in _COLUMNS]
-    return RingSums(sums.count, frequencies, modes, *columns)
+    return RingSums(sums.count, frequencies, modes, np.add.reduceat(sums.weight, starts), *columns)
 
 
 def ring_starts(count: int) -> list[int]:

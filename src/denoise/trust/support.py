@@ -15,12 +15,11 @@ S / (S + N), with the power S of the object and N of the noise (Wiener 1949).
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.ndimage import gaussian_filter
+from scipy.ndimage import gaussian_filter, uniform_filter
 
 from denoise.trust.evidence import Evidence
 
@@ -94,17 +93,17 @@ def _band(evidence: Evidence, band: tuple[float, float]) -> BandSupport:
     views, others, outputs, noise = _filtered(evidence, band)
     width = _WAVES / band[0]
     inside = evidence.mask.astype(np.float64)
-    seen = np.maximum(gaussian_filter(inside, width), 1e-3)
+    seen = np.maximum(_smooth(inside[None], width)[0], 1e-3)
     count = len(outputs)
 
     def local(stack: Float64Array, sigma: float = width) -> Float64Array:
-        return np.asarray(gaussian_filter(stack * inside, (_SLICES, sigma, sigma)) / seen)
+        return np.asarray(_smooth(stack * inside, sigma) / seen)
 
     result = _mean([np.square(f) for f in outputs])
     cross = _mean([f * t for f, t in zip(outputs, others, strict=True)])
     signal = _mean([v * t for v, t in zip(views, others, strict=True)])
-    strength = _strength(others, signal, local, 3 * width)
-    strength_of_view = _strength(views, signal, local, 3 * width)
+    strength = _strength(others, signal, inside, 3 * width)
+    strength_of_view = strength if len(views) == 2 else _strength(views, signal, inside, 3 * width)
     alike = _alike(outputs[0], noise, width, inside)
 
     def deviation(factor: Float64Array) -> Float64Array:
@@ -159,12 +158,17 @@ def _octave(shape: tuple[int, int], band: tuple[float, float]) -> Float64Array:
     return np.asarray(np.where(octaves < 1, np.cos(0.5 * np.pi * np.minimum(octaves, 1)), 0.0))
 
 
-def _strength(
-    stacks: list[Float64Array], signal: Float64Array, local: Callable[[Float64Array, float], Float64Array], width: float
-) -> Float64Array:
-    """Noise power around each voxel: what of the square of a stack is not signal."""
+def _smooth(stack: Float64Array, width: float) -> Float64Array:
+    """Local means: Gaussian in the plane, and over neighbouring slices."""
+    return np.asarray(gaussian_filter(stack, (_SLICES, width, width), truncate=3.0))
+
+
+def _strength(stacks: list[Float64Array], signal: Float64Array, inside: Float64Array, width: float) -> Float64Array:
+    """Noise power around each voxel, what of a square is not signal: means over a box, which are quick to make."""
     square = _mean([np.square(v) for v in stacks])
-    return np.asarray(np.maximum(local(square - signal, width), 0))
+    edge = 2 * round(width) + 1
+    seen = np.maximum(uniform_filter(inside, edge), 1e-3)
+    return np.asarray(np.maximum(uniform_filter((square - signal) * inside, (3, edge, edge)) / seen, 0))
 
 
 def _alike(result: Float64Array, noise: list[Float64Array], width: float, inside: Float64Array) -> float:
@@ -175,7 +179,7 @@ def _alike(result: Float64Array, noise: list[Float64Array], width: float, inside
     depth = len(result)
     shift = (depth // 2, 0, 0) if depth > 1 else (0, result.shape[1] // 2, 0)
     product = result * np.roll(noise[0], shift, (0, 1, 2)) * inside
-    mean = gaussian_filter(product, (_SLICES, width, width))
+    mean = _smooth(product, width)
     return float(np.square(mean).mean() / max(np.square(product).mean(), 1e-300))
 
 
