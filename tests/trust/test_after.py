@@ -74,9 +74,7 @@ def test_an_invented_texture_is_found_and_not_taken_for_removed_detail(scan: Sca
     assert "suppressed_detail" not in found
 
 
-def test_specks_that_were_invented_are_found_where_they_are(
-    scan: Scan, invented: Callable[..., Float32Array]
-) -> None:
+def test_specks_that_were_invented_are_found_where_they_are(scan: Scan, invented: Callable[..., Float32Array]) -> None:
     best, specks = scan.best_filter(), invented(3.0)
     report = Report.of(scan.evidence(lambda stack: best(stack) + specks))
     assert "invented_structure" in warnings_of(report)
@@ -89,7 +87,9 @@ def test_places_that_were_smoothed_over_are_found_where_they_are(
 ) -> None:
     scan = scans(4, noise=0.25)
     best, holes = scan.best_filter(), np.clip(2 * invented(1.0, 4.0), 0, 1)
-    report = Report.of(scan.evidence(lambda stack: best(stack) + holes * (gaussian_filter(stack, (0, 8, 8)) - best(stack))))
+    report = Report.of(
+        scan.evidence(lambda stack: best(stack) + holes * (gaussian_filter(stack, (0, 8, 8)) - best(stack)))
+    )
     assert "removed_structure" in warnings_of(report)
     worst = max((band.removed for band in report.bands[:3]), key=lambda place: place.value)
     assert holes[worst.z, worst.y, worst.x] > 0.2
@@ -109,7 +109,9 @@ def test_grey_values_of_materials_are_those_of_the_object(scans: Callable[..., S
     two = type(scan)(truth, splits, scan.noise)
 
     def model(stack: Float32Array) -> Float32Array:
-        return np.where(gaussian_filter(stack, (0, 1, 1)) > 2, np.float32(3.6), np.float32(0)) + np.float32(0.02) * stack
+        return (
+            np.where(gaussian_filter(stack, (0, 1, 1)) > 2, np.float32(3.6), np.float32(0)) + np.float32(0.02) * stack
+        )
 
     dark, bright = materials(two.evidence(model))
     assert dark.grey_before == pytest.approx(0, abs=0.1)

@@ -26,8 +26,9 @@ _MOST_VOXELS = 24_000_000
 """Of one split: 6 slices of 2048 x 2048."""
 _FINE = (0.375, 0.5)
 _COARSER, _FINEST = (0.3, 0.4), (0.44, 0.5)
-#: Detail falls with frequency; shared noise keeps this share of its correlation up to the finest.
-_FLAT = 0.8
+#: Power falls with the third power of frequency or faster, detail by more than half from one to the other; shared noise
+#: does not.
+_FLAT = 0.6
 _COHERENT = 0.9
 
 
@@ -66,9 +67,7 @@ def chosen_slices(depth: int, plane: int) -> list[int]:
     pairs = max(1, min(_MOST_SLICES, _MOST_VOXELS // plane) // 2)
     if depth <= 2 * pairs:
         return list(range(depth))
-    firsts = (
-        np.linspace(0, depth - 2, pairs + 2)[1:-1].round().astype(int) if pairs < depth // 2 else range(0, depth, 2)
-    )
+    firsts = np.linspace(0, depth - 2, pairs + 2)[1:-1].round()
     return sorted({int(z) + i for z in firsts for i in (0, 1)})
 
 
