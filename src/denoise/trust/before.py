@@ -221,7 +221,7 @@ def _equal_noise(facts: SplitFacts) -> Finding:
 def _angles(facts: SplitFacts) -> Finding:
     value = facts.spokes
     failed = value > SPOKES
-    per_column = float(np.interp(value, _SCATTER, _ANGLES))
+    about = f"about {np.interp(value, _SCATTER, _ANGLES):.1f}" if value < _SCATTER[-1] else f"less than {_ANGLES[-1]}"
     return Finding(
         "enough_angles",
         "Has each split enough angles?",
@@ -234,7 +234,7 @@ def _angles(facts: SplitFacts) -> Finding:
         "with a "
         "half, where gaps open between the projections (Crowther, DeRosier & Klug 1970, doi 10.1098/rspa.1970.0119).",
         Severity.RESERVATION if failed else Severity.FINE,
-        f"Each split seems to have about {per_column:.1f} angles for each column of the image, fewer than 1.1: "
+        f"Each split seems to have {about} angles for each column of the image, fewer than 1.1: "
         "streaks differ "
         "between the splits and are removed like noise, and with them fine detail far from the rotation axis; the "
         "estimated error is too small by what the streaks hide. Use fewer splits, or measure more angles."
