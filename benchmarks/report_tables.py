@@ -35,13 +35,18 @@ def _summary(rows: Sequence[Row]) -> str:
     correlations = [r["frc"] for r in rows if r["frc"] is not None]
     lines = (
         f"{len(rows)} judgements: {len(scans)} scans and modes ({', '.join(objects)}; "
-        f"{', '.join(map(str, doses))} photons; {', '.join(sorted({s[2] for s in scans}))}) by {len(DENOISERS)} denoisers.",
-        f"Estimated PSNR: {100 * (near < 0.3).mean():.0f} % within 0.3 dB of the true one, the farthest {near.max():.2f} dB, "
-        f"mean difference {np.mean(psnr[:, 0] - psnr[:, 3]):+.2f} dB; {100 * _inside(psnr):.0f} % inside their interval.",
+        f"{', '.join(map(str, doses))} photons; {', '.join(sorted({s[2] for s in scans}))}) by {len(DENOISERS)} "
+        "denoisers.",
+        f"Estimated PSNR: {100 * (near < 0.3).mean():.0f} % within 0.3 dB of the true one, the farthest "
+        f"{near.max():.2f} dB, "
+        f"mean difference {np.mean(psnr[:, 0] - psnr[:, 3]):+.2f} dB; {100 * _inside(psnr):.0f} % inside their "
+        "interval.",
         f"Estimated gain: {100 * (np.abs(gain[:, 0] - gain[:, 3]) < 0.3).mean():.0f} % within 0.3 dB; "
         f"{100 * _inside(gain):.0f} % inside their interval.",
-        f"Cross-FRC up to the resolution, rings with a standard error below 0.015: at most {max(correlations):.3f} from the "
-        f"true correlation; {100 * np.mean([r['frc_within'] for r in rows]):.0f} % of all rings within two standard errors.",
+        f"Cross-FRC up to the resolution, rings with a standard error below 0.015: at most {max(correlations):.3f} "
+        "from the "
+        f"true correlation; {100 * np.mean([r['frc_within'] for r in rows]):.0f} % of all rings within two standard "
+        "errors.",
         f"Inventing, erasing and undertrained denoisers flagged: {found} of {len(wrong)}. Good ones flagged: "
         f"{sum(bool(r['flags']) for r in good)} of {len(good)}.",
     )
@@ -50,7 +55,8 @@ def _summary(rows: Sequence[Row]) -> str:
 
 def _denoisers(rows: Sequence[Row]) -> str:
     lines = [
-        "| denoiser | what it is | cases | PSNR: largest / mean difference, dB | in interval | cross-FRC: largest difference | "
+        "| denoiser | what it is | cases | PSNR: largest / mean difference, dB | in interval | cross-FRC: largest "
+        "difference | "
         "voxels within s, 2 s | flagged as it should be | most frequent findings |",
         "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
@@ -74,7 +80,8 @@ def _denoisers(rows: Sequence[Row]) -> str:
 
 def _scans(rows: Sequence[Row]) -> str:
     lines = [
-        "| good model of | photons | mode | PSNR before, dB | PSNR after: estimated (95 %) | true | gain: estimated | true | "
+        "| good model of | photons | mode | PSNR before, dB | PSNR after: estimated (95 %) | true | gain: estimated "
+        "| true | "
         "resolution: estimated, voxels | true |",
         "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]

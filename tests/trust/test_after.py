@@ -101,6 +101,16 @@ def test_a_result_that_is_worse_than_its_input_is_not_valid(scan: Scan) -> None:
     assert report.verdict.warnings[0].name == "gain"
 
 
+def test_splits_whose_streaks_are_opposed_give_no_number_but_a_word(scan: Scan) -> None:
+    """What too few angles do: artefacts of opposite sign, which the splits' product counts as less than nothing."""
+    streaks = (2 * scan.noise * np.sin(np.arange(96) * 1.3)[None, :, None]).astype(np.float32)
+    opposed = type(scan)(scan.truth, (scan.splits[0] + streaks, scan.splits[1] - streaks), scan.noise)
+    report = Report.of(opposed.evidence(scan.best_filter()))
+    assert report.verdict.word == "not valid"
+    assert "unknown" in report.headline[0]
+    assert report.as_plain()["scores"]["gain"]["value"] is None
+
+
 def test_grey_values_of_materials_are_those_of_the_object(scans: Callable[..., Scan]) -> None:
     """Two materials of 0 and 4, and a model that moves the bright one to 3.6."""
     scan = scans(1)

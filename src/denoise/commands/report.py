@@ -28,6 +28,7 @@ from denoise.modes import MODES, mode_of
 from denoise.patches.holdout import HoldOut
 from denoise.tiles import Region, TileGrid
 from denoise.training.observers import read_history
+from denoise.trust.before import check_splits
 from denoise.trust.evidence import Evidence, Run, collect
 from denoise.trust.report import FORMAT, FORMAT_VERSION, Report
 from denoise.trust.seams import shifted, tile_borders
@@ -113,6 +114,7 @@ def report(config: RunConfig, compute: Compute, request: Request) -> Judgement:
         evidence,
         borders=shifted(tile_borders(TileGrid(splits.shape, denoiser.window)), first_row, first_column),
         history=read_history(run.history),
+        splits=check_splits(splits.volumes),
         voxel_size_um=None if size is None else size[2],
     )
     numbers = splits.volumes[0].slice_numbers

@@ -67,9 +67,17 @@ def judge(
 
 def _gain(scores: Scores) -> Finding:
     gain = scores.gain
+    untold = not math.isfinite(gain.value)
     worse = gain.high < 0
-    unsure = gain.low <= 0 <= gain.high
-    if worse:
+    unsure = not gain.low > 0
+    if untold:
+        sentence = (
+            "The error of the result cannot be told: it comes out as less than nothing. Either very few voxels are "
+            "held "
+            "out, or what differs between the splits is not independent noise, as with too few angles for each, whose "
+            "streaks are opposed in the splits; then none of these numbers is valid."
+        )
+    elif worse:
         sentence = f"The result is further from the truth than the noisy reconstruction, by {-gain.value:.1f} dB."
     elif unsure:
         sentence = "The held-out part is too small or too noisy to tell whether the result is better than what went in."
@@ -85,7 +93,7 @@ def _gain(scores: Scores) -> Finding:
         "dB",
         0.0,
         "The lower end of the 95 % interval must lie above 0 dB, or noise was exchanged for something worse.",
-        Severity.INVALID if worse else Severity.RESERVATION if unsure else Severity.FINE,
+        Severity.INVALID if worse or untold else Severity.RESERVATION if unsure else Severity.FINE,
         sentence,
     )
 

@@ -54,6 +54,7 @@ class Report:
         *,
         borders: tuple[NDArray[np.int64], NDArray[np.int64]] | None = None,
         history: Sequence[dict[str, Any]] = (),
+        splits: Verdict | None = None,
         voxel_size_um: float | None = None,
     ) -> Report:
         """Judge a model by its evidence.
@@ -64,6 +65,8 @@ class Report:
             Rows and columns of tile borders, see ``denoise.trust.seams``; None: seams are not looked for.
         history
             Records of the training run, as ``history.jsonl`` holds them.
+        splits
+            What ``check_splits`` found: the estimates rest on it.
         voxel_size_um
             In the plane, micrometres.
         """
@@ -80,7 +83,7 @@ class Report:
             bands=bands,
             seams=seams,
             profiles=edge_profiles(evidence),
-            verdict=Verdict.of(judge(scores, bands, greys, seams, history)),
+            verdict=Verdict.of((*judge(scores, bands, greys, seams, history), *(splits.findings if splits else ()))),
             history=tuple(history),
             voxel_size_um=voxel_size_um,
         )
@@ -92,10 +95,10 @@ class Report:
         gain, dose = scores.gain, scores.equivalent_dose
         bound = "at least " if scores.resolution_is_bound else ""
         return (
-            f"Gain: {gain.value:.1f} dB ({_range(gain)}); PSNR {scores.psnr_before.value:.1f} dB before, "
-            f"{scores.psnr_after.value:.1f} dB after.",
+            f"Gain: {_said(gain, ' dB')}; PSNR {_said(scores.psnr_before, ' dB')} before, "
+            f"{_said(scores.psnr_after, ' dB')} after.",
             f"Equivalent dose: the plain reconstruction would have this squared error if it had been exposed "
-            f"{dose.value:.1f} times longer ({_range(dose)}).",
+            f"{_said(dose, ' times')} longer.",
             f"Resolution (correlation with the truth 0.5): {self.as_length(scores.resolution_before)} before, {bound}"
             f"{self.as_length(scores.resolution_after)} after.",
             self.verdict.sentence,
@@ -157,6 +160,9 @@ def _plain(values: Float64Array) -> list[float | None]:
     return [finite(float(f"{v:.6g}")) for v in values]
 
 
-def _range(interval: Interval) -> str:
-    ends = ("unknown" if math.isinf(v) or math.isnan(v) else f"{v:.1f}" for v in (interval.low, interval.high))
-    return f"95 %: {' to '.join(ends)}"
+def _said(interval: Interval, unit: str) -> str:
+    """A value with the ends of its interval, as far as they are known."""
+    if not math.isfinite(interval.value):
+        return f"unknown{unit}"
+    low, high = ("?" if not math.isfinite(v) else f"{v:.1f}" for v in (interval.low, interval.high))
+    return f"{interval.value:.1f}{unit} ({low} to {high})"
