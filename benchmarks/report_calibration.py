@@ -115,7 +115,7 @@ def _textured(image: Float32Array, z: range, scan: Scan) -> Float32Array:
 
 
 def _with_specks(image: Float32Array, z: range, scan: Scan) -> Float32Array:
-    return image + np.float32(0.25 * scan.contrast) * _specks((SLICES, SIZE, SIZE), 2.0)[z.start : z.stop]
+    return image + np.float32(0.5 * scan.contrast) * _specks((SLICES, SIZE, SIZE), 2.0)[z.start : z.stop]
 
 
 def _copied(image: Float32Array, z: range, scan: Scan) -> Float32Array:
@@ -140,7 +140,7 @@ DENOISERS: Mapping[str, Denoiser] = {
     "erased": Denoiser("good, 25 places of radius 5 smoothed out", damage=_erased, wrong=_REMOVED),
     "sharpened": Denoiser("good, unsharp mask (sigma 1.5)", damage=_sharpened, wrong=_INVENTED),
     "textured": Denoiser("good, fine texture of 5 % of the contrast added", damage=_textured, wrong=_INVENTED),
-    "specks": Denoiser("good, 25 specks of 25 % of the contrast added", damage=_with_specks, wrong=_INVENTED),
+    "specks": Denoiser("good, 25 specks of half of the contrast added", damage=_with_specks, wrong=_INVENTED),
     "copied": Denoiser("good, a ninth of the image copied from beside it", damage=_copied, wrong=_INVENTED),
 }
 

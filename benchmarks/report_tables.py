@@ -43,10 +43,11 @@ def _summary(rows: Sequence[Row]) -> str:
         "interval.",
         f"Estimated gain: {100 * (np.abs(gain[:, 0] - gain[:, 3]) < 0.3).mean():.0f} % within 0.3 dB; "
         f"{100 * _inside(gain):.0f} % inside their interval.",
-        f"Cross-FRC up to the resolution, rings with a standard error below 0.015: at most {max(correlations):.3f} "
-        "from the "
-        f"true correlation; {100 * np.mean([r['frc_within'] for r in rows]):.0f} % of all rings within two standard "
-        "errors.",
+        "Cross-FRC up to the resolution, rings whose standard error is below 0.015: within 0.03 of the true "
+        "correlation in "
+        f"all rings of {sum(c < 0.03 for c in correlations)} of {len(correlations)} judgements, at most "
+        f"{max(correlations):.3f} off; {100 * np.mean([r['frc_within'] for r in rows]):.0f} % of all rings within two "
+        "standard errors.",
         f"Inventing, erasing and undertrained denoisers flagged: {found} of {len(wrong)}. Good ones flagged: "
         f"{sum(bool(r['flags']) for r in good)} of {len(good)}.",
     )

@@ -19,16 +19,15 @@ from denoise.trust.verdict import Finding, Severity
 
 #: Of the squared error, what a factor per band would save: 3 % is 0.13 dB. Good models: up to 1.4 %.
 AVOIDABLE = 0.03
-#: Contrast without support in one place, in mean squared errors of its band. Good models: up to 6; an invented speck
-#: of a
-#: quarter of the contrast: 13 to 27.
-INVENTED_PLACE = 10.0
+#: Standard deviations by which contrast in one place has no support. Good models: up to 7.6; specks of a quarter of the
+#: contrast: 8 to 17.
+INVENTED_PLACE = 9.0
 #: Standard deviations by which less than half of what a linear filter keeps is kept in one place.
-REMOVED_PLACE = 10.0
+REMOVED_PLACE = 9.0
 #: Octaves finer than this are too noisy to be judged place by place, cycles per voxel.
 _FINEST_PLACE = 1 / 4
 #: Of the range of grey values.
-MEAN_SHIFT = 0.005
+MEAN_SHIFT = 0.01
 CLASS_SHIFT = 0.05
 #: Standard errors that a shift must stand out by.
 _STANDS_OUT = 5.0
@@ -137,10 +136,13 @@ def _invented_place(bands: Sequence[BandSupport]) -> Finding:
         "invented_structure",
         "Is there a structure in the result that the other split does not show?",
         place.value,
-        "mean squared errors",
+        "standard deviations",
         INVENTED_PLACE,
-        "The worst place: contrast there that the other split does not have, where that is certain to five standard "
-        "deviations, over the mean squared error of its size. Good models have up to 6 somewhere.",
+        "The worst place: by how much its contrast exceeds what the other split has there, where that is at least "
+        "four mean "
+        "squared errors of structures of its size. Among a million places chance reaches five; good models, whose "
+        "error "
+        "differs from place to place, up to eight.",
         Severity.RESERVATION if failed else Severity.FINE,
         f"The result shows a structure of {_size(worst)} at held-out slice {place.z}, row {place.y}, column {place.x} "
         "that the other split does not show: look there before believing structures of that size."
@@ -205,8 +207,8 @@ def _mean_shift(greys: GreyShift, data_range: float) -> Finding:
         shift,
         "of the range of grey values",
         MEAN_SHIFT,
-        "Noise has no mean, so that taking it away must not change any. Half a percent of the range is less than "
-        "materials are told apart by.",
+        "Noise has no mean, so that taking it away must not change any. One percent of the range is less than most "
+        "materials are told apart by; short runs have shifts of half that.",
         Severity.RESERVATION if failed else Severity.FINE,
         f"Grey values were shifted by {100 * shift:+.2f} % of their range on average; measure densities in the noisy "
         "reconstruction."

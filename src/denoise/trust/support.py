@@ -27,8 +27,9 @@ Float64Array = NDArray[np.float64]
 
 #: Cycles per voxel: octaves down to structures of 32 voxels.
 BANDS = ((1 / 32, 1 / 16), (1 / 16, 1 / 8), (1 / 8, 1 / 4), (1 / 4, 1 / 2))
-#: Standard deviations by which a place must stand out: by chance once in 3.5 million places.
-CERTAIN = 5.0
+#: Contrast without support in one place counts from so many mean squared errors of its band: the worst places of good
+#: models, which are certain too where noise is weak, have less.
+LARGE = 4.0
 #: Half of what a linear filter would have kept.
 HALF = 0.5
 #: The object must stand out of a view's noise by this factor in power before its loss counts as avoidable.
@@ -66,7 +67,7 @@ class BandSupport:
     deviations
         By how many standard deviations the support differs from 1.
     invented
-        Contrast that the other split does not have there, over the band's mean squared error, where that is certain.
+        Standard deviations by which contrast in one place is not supported, where that is ``LARGE``.
     removed
         Standard deviations by which less than half of what a linear filter keeps is kept.
     """
@@ -114,8 +115,8 @@ def _band(evidence: Evidence, band: tuple[float, float]) -> BandSupport:
     totals = [float((v * inside).sum()) for v in (result, cross, signal, strength_of_view)]
     error = totals[0] - 2 * totals[1] + totals[2]
     excess = local(result - cross)
-    unsupported = excess / max(error / (inside.sum() * len(result)), 1e-300)
-    unsupported[excess < CERTAIN * deviation(np.sqrt(result))] = 0
+    unsupported = excess / deviation(np.sqrt(result))
+    unsupported[excess < LARGE * max(error / (inside.sum() * len(result)), 1e-300)] = 0
     signal_there = local(signal)
     linear = np.clip(signal_there / np.maximum(signal_there + strength_of_view, 1e-300), 0, 1)
     blend = _mean(outputs) - HALF * linear * _mean(views)
