@@ -66,7 +66,9 @@ def test_the_report_judges_what_training_held_out(reported: Any) -> None:
     assert reported["held_out"]["slices"] == [5, 5]
     assert reported["held_out"]["why"] == "held out in training"
     assert reported["scores"]["psnr_after"]["value"] > reported["scores"]["psnr_before"]["value"]
-    assert {f["name"] for f in reported["findings"]} >= {"gain", "converged", "overfitted", "seams"}
+    severities = {f["name"]: f["severity"] for f in reported["findings"]}
+    assert severities.keys() >= {"gain", "converged", "overfitted", "seams", "noise_independent", "full_is_mean"}
+    assert severities["full_is_mean"] == "fine"
     assert len(reported["history"]) == 2
 
 
@@ -105,6 +107,14 @@ def test_a_model_of_another_scan_has_seen_no_slice_of_this_one(
     assert content["held_out"]["shape_zyx"] == [12, 48, 48]
     assert "another scan" in content["held_out"]["why"]
     assert content["scores"]["gain"]["low"] < content["scores"]["gain"]["high"]
+
+
+def test_a_full_reconstruction_that_is_not_the_mean_of_the_splits_is_a_reservation(
+    finished: Dataset, denoise: Callable[..., Outcome], tools: Tools
+) -> None:
+    shutil.rmtree(finished.folder / "whole")
+    tools.write(finished.folder / "whole", 1.1 * tools.images()[2])
+    assert "not for it" in denoise("report", "--config", finished.config).out
 
 
 def test_splits_can_be_what_is_delivered(finished: Dataset, denoise: Callable[..., Outcome]) -> None:

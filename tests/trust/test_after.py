@@ -95,6 +95,21 @@ def test_places_that_were_smoothed_over_are_found_where_they_are(
     assert holes[worst.z, worst.y, worst.x] > 0.2
 
 
+@pytest.mark.parametrize(("scale", "offset"), [(1e-7, 0.0), (5.0, 30000.0)])
+def test_nothing_depends_on_the_unit_of_the_grey_values(scan: Scan, scale: float, offset: float) -> None:
+    """Attenuation per nanometre, or 16-bit integers with a large mean."""
+    best = scan.best_filter()
+    scaled = type(scan)(scan.truth, tuple((v * scale + offset).astype(np.float32) for v in scan.splits), scan.noise)
+    one = Report.of(scan.evidence(lambda stack: 1.2 * best(stack)))
+    other = Report.of(
+        scaled.evidence(lambda stack: ((1.2 * best((stack - offset) / scale)) * scale + offset).astype(np.float32))
+    )
+    assert other.scores.gain.value == pytest.approx(one.scores.gain.value, abs=0.03)
+    for here, there in zip(one.verdict.findings, other.verdict.findings, strict=True):
+        assert (here.name, here.severity) == (there.name, there.severity)
+        assert there.value == pytest.approx(here.value, rel=0.03, abs=0.003)
+
+
 def test_a_result_that_is_worse_than_its_input_is_not_valid(scan: Scan) -> None:
     report = Report.of(scan.evidence(lambda stack: gaussian_filter(stack, (0, 12, 12))))
     assert report.verdict.word == "not valid"

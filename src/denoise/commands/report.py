@@ -28,10 +28,11 @@ from denoise.modes import MODES, mode_of
 from denoise.patches.holdout import HoldOut
 from denoise.tiles import Region, TileGrid
 from denoise.training.observers import read_history
-from denoise.trust.before import check_splits
+from denoise.trust.before import check_splits, judge_full
 from denoise.trust.evidence import Evidence, Run, collect
 from denoise.trust.report import FORMAT, FORMAT_VERSION, Report
 from denoise.trust.seams import shifted, tile_borders
+from denoise.trust.verdict import Verdict
 from denoise.volumes import SplitSet, Volume, open_volume, require_same_grid, slice_range
 from denoise.volumes.volume import Float32Array
 
@@ -114,7 +115,7 @@ def report(config: RunConfig, compute: Compute, request: Request) -> Judgement:
         evidence,
         borders=shifted(tile_borders(TileGrid(splits.shape, denoiser.window)), first_row, first_column),
         history=read_history(run.history),
-        splits=check_splits(splits.volumes),
+        inputs=_inputs(config, splits, evidence, region),
         voxel_size_um=None if size is None else size[2],
     )
     numbers = splits.volumes[0].slice_numbers
@@ -189,6 +190,20 @@ def held_out_region(config: RunConfig, checkpoint: Checkpoint, splits: SplitSet,
     kept = max(1, min(depth, _MOST_VOXELS // (rows * columns)))
     start = region.start_zyx[0] + (depth - kept) // 2
     return replace(region, start_zyx=(start, *region.start_zyx[1:]), shape_zyx=(kept, rows, columns)), where
+
+
+def _inputs(config: RunConfig, splits: SplitSet, evidence: Evidence, region: Region) -> Verdict:
+    """What speaks against the splits, or against the full reconstruction being their mean."""
+    found = check_splits(splits.volumes)
+    if config.infer.input != "full" or config.full_path is None:
+        return found
+    middle = evidence.shape[0] // 2
+    z = region.start_zyx[0] + middle
+    full = open_volume(config.full_path).read(
+        replace(region, start_zyx=(z, *region.start_zyx[1:]), shape_zyx=(1, *region.shape_zyx[1:]))
+    )
+    noise = float(evidence.probe[middle].std(dtype=np.float64))
+    return Verdict.of((*found.findings, judge_full(full, evidence.full[middle : middle + 1], noise)))
 
 
 def _provenance(config: RunConfig, checkpoint: Checkpoint, model: Path, splits: SplitSet) -> dict[str, Any]:

@@ -14,6 +14,7 @@ import numpy as np
 from denoise.trust.splits import SplitFacts, measure
 from denoise.trust.verdict import Finding, Severity, Verdict
 from denoise.volumes import Volume
+from denoise.volumes.volume import Float32Array
 
 #: Correlation of the noise of two splits in the finest quarter of frequencies.
 DEPENDENT = 0.05
@@ -35,6 +36,8 @@ FAINT = 0.05
 SATURATED, EMPTY = 0.001, 0.5
 #: Contrast in the outermost ring of the field of view, over that of the whole.
 TRUNCATED = 0.5
+#: Standard deviations of the noise: a tenth is a hundredth of its power.
+NOT_THE_MEAN = 0.1
 _STANDS_OUT = 5.0
 #: How much of one another two splits may repeat in all frequencies and still be two.
 _SAME = 0.999
@@ -73,6 +76,37 @@ def judge_splits(facts: SplitFacts) -> Verdict:
             _saturated(facts),
             _field_of_view(facts),
         ]
+    )
+
+
+def judge_full(full: Float32Array, mean_of_splits: Float32Array, noise: float) -> Finding:
+    """Whether the full reconstruction is what the report takes it for.
+
+    Parameters
+    ----------
+    full, mean_of_splits
+        The same slices, (Z, Y, X).
+    noise
+        Standard deviation of the noise of the mean, grey values.
+    """
+    difference = full.astype(np.float64) - mean_of_splits
+    value = float(np.sqrt(np.mean(np.square(difference))) / max(noise, 1e-300))
+    failed = value > NOT_THE_MEAN
+    return Finding(
+        "full_is_mean",
+        "Is the full reconstruction the mean of the splits?",
+        value,
+        "standard deviations of its noise",
+        NOT_THE_MEAN,
+        "Reconstructed with the same settings from all projections it is, apart from rounding. The report judges "
+        "what the "
+        "model makes of the mean of the splits.",
+        Severity.RESERVATION if failed else Severity.FINE,
+        f"The full reconstruction differs from the mean of the splits by {value:.2f} standard deviations of its "
+        "noise (another "
+        "filter, another scale, or other projections): the report holds for the mean of the splits, not for it."
+        if failed
+        else "The full reconstruction is the mean of the splits.",
     )
 
 

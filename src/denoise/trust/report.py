@@ -54,7 +54,7 @@ class Report:
         *,
         borders: tuple[NDArray[np.int64], NDArray[np.int64]] | None = None,
         history: Sequence[dict[str, Any]] = (),
-        splits: Verdict | None = None,
+        inputs: Verdict | None = None,
         voxel_size_um: float | None = None,
     ) -> Report:
         """Judge a model by its evidence.
@@ -65,8 +65,8 @@ class Report:
             Rows and columns of tile borders, see ``denoise.trust.seams``; None: seams are not looked for.
         history
             Records of the training run, as ``history.jsonl`` holds them.
-        splits
-            What ``check_splits`` found: the estimates rest on it.
+        inputs
+            What was found on the splits (``denoise.trust.before``): the estimates rest on it.
         voxel_size_um
             In the plane, micrometres.
         """
@@ -83,7 +83,7 @@ class Report:
             bands=bands,
             seams=seams,
             profiles=edge_profiles(evidence),
-            verdict=Verdict.of((*judge(scores, bands, greys, seams, history), *(splits.findings if splits else ()))),
+            verdict=Verdict.of((*judge(scores, bands, greys, seams, history), *(inputs.findings if inputs else ()))),
             history=tuple(history),
             voxel_size_um=voxel_size_um,
         )

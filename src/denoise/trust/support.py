@@ -23,7 +23,8 @@ from scipy.ndimage import gaussian_filter, uniform_filter
 
 from denoise.trust.evidence import Evidence
 
-Float64Array = NDArray[np.float64]
+Stack = NDArray[np.float32]
+"""Half the memory of float64 for a dozen stacks; what is summed is summed in float64."""
 
 #: Cycles per voxel: octaves down to structures of 32 voxels.
 BANDS = ((1 / 32, 1 / 16), (1 / 16, 1 / 8), (1 / 8, 1 / 4), (1 / 4, 1 / 2))
@@ -36,6 +37,8 @@ HALF = 0.5
 _CLEAR = 1.0
 #: Standard deviation of the average over slices, in slices, and in the plane, in longest waves of the band.
 _SLICES, _WAVES = 1.0, 0.25
+#: What is divided by is at least this; float32 knows nothing much smaller.
+_TINY = 1e-30
 
 
 @dataclass(frozen=True)
@@ -63,7 +66,7 @@ class BandSupport:
     avoidable
         How much squared error a factor for this band alone would save: (1 - support)^2 of the result's power there.
     error
-        Squared error in this band, unbiased. Both are sums over voxels of squared grey values.
+        Squared error in this band, unbiased. Both are sums over voxels, in noise variances of the full reconstruction.
     deviations
         By how many standard deviations the support differs from 1.
     invented
@@ -93,11 +96,11 @@ def support_of(evidence: Evidence) -> tuple[BandSupport, ...]:
 def _band(evidence: Evidence, band: tuple[float, float]) -> BandSupport:
     views, others, outputs, noise = _filtered(evidence, band)
     width = _WAVES / band[0]
-    inside = evidence.mask.astype(np.float64)
+    inside = evidence.mask.astype(np.float32)
     seen = np.maximum(_smooth(inside[None], width)[0], 1e-3)
     count = len(outputs)
 
-    def local(stack: Float64Array, sigma: float = width) -> Float64Array:
+    def local(stack: Stack, sigma: float = width) -> Stack:
         return np.asarray(_smooth(stack * inside, sigma) / seen)
 
     result = _mean([np.square(f) for f in outputs])
@@ -107,22 +110,24 @@ def _band(evidence: Evidence, band: tuple[float, float]) -> BandSupport:
     strength_of_view = strength if len(views) == 2 else _strength(views, signal, inside, 3 * width)
     alike = _alike(outputs[0], noise, width, inside)
 
-    def deviation(factor: Float64Array) -> Float64Array:
+    def deviation(factor: Stack) -> Stack:
         """Of the local mean of factor x other, by the noise of the other."""
         spread = local(np.square(factor) * strength, width / np.sqrt(2))
-        return np.asarray(np.sqrt(np.maximum(alike * spread, 1e-300) / count))
+        return np.asarray(np.sqrt(np.maximum(alike * spread, _TINY) / count))
 
-    totals = [float((v * inside).sum()) for v in (result, cross, signal, strength_of_view)]
+    totals = [float((v * inside).sum(dtype=np.float64)) for v in (result, cross, signal, strength_of_view)]
     error = totals[0] - 2 * totals[1] + totals[2]
     excess = local(result - cross)
     unsupported = excess / deviation(np.sqrt(result))
-    unsupported[excess < LARGE * max(error / (inside.sum() * len(result)), 1e-300)] = 0
+    unsupported[excess < LARGE * max(error / (inside.sum() * len(result)), _TINY)] = 0
     signal_there = local(signal)
-    linear = np.clip(signal_there / np.maximum(signal_there + strength_of_view, 1e-300), 0, 1)
+    linear = np.clip(signal_there / np.maximum(signal_there + strength_of_view, _TINY), 0, 1)
     blend = _mean(outputs) - HALF * linear * _mean(views)
     missing = (HALF * linear * signal_there - local(cross)) / deviation(blend)
     missing[signal_there < _CLEAR * strength_of_view] = 0
-    by_chance = np.sqrt(float((result * strength * inside).sum()) * _modes_alike(evidence.shape[1:], band) / count)
+    by_chance = np.sqrt(
+        float((result * strength * inside).sum(dtype=np.float64)) * _modes_alike(evidence.shape[1:], band) / count
+    )
     return BandSupport(
         *band,
         support=totals[1] / totals[0],
@@ -136,12 +141,14 @@ def _band(evidence: Evidence, band: tuple[float, float]) -> BandSupport:
     )
 
 
-def _filtered(evidence: Evidence, band: tuple[float, float]) -> tuple[list[Float64Array], ...]:
-    """Views, others, outputs and the probe, only this band of each, the mean of the field of view removed before."""
+def _filtered(evidence: Evidence, band: tuple[float, float]) -> tuple[list[Stack], ...]:
+    """Views, others, outputs and probe, only this band of each, in standard deviations of the noise, without mean."""
     weight = _octave((evidence.shape[1], evidence.shape[2]), band)
+    noise = float(evidence.probe[:, evidence.mask].std(dtype=np.float64))
+    weight = weight / noise if noise > 0 else weight
 
-    def passed(stack: NDArray[np.float32]) -> Float64Array:
-        result = np.empty(stack.shape)
+    def passed(stack: NDArray[np.float32]) -> Stack:
+        result = np.empty(stack.shape, np.float32)
         for z, image in enumerate(stack):
             centred = np.where(evidence.mask, image - image[evidence.mask].mean(dtype=np.float64), 0)
             result[z] = np.fft.irfft2(np.fft.rfft2(centred) * weight, image.shape)
@@ -151,7 +158,7 @@ def _filtered(evidence: Evidence, band: tuple[float, float]) -> tuple[list[Float
     return tuple([passed(stack) for stack in group] for group in stacks)
 
 
-def _octave(shape: tuple[int, int], band: tuple[float, float]) -> Float64Array:
+def _octave(shape: tuple[int, int], band: tuple[float, float]) -> NDArray[np.float64]:
     """Weights of a half-plane transform: 1 in the (geometric) middle of the band, a cosine down to 0 an octave off."""
     y, x = np.fft.fftfreq(shape[0])[:, None], np.fft.rfftfreq(shape[1])[None, :]
     radius = np.maximum(np.hypot(y, x), 1e-9)
@@ -159,12 +166,12 @@ def _octave(shape: tuple[int, int], band: tuple[float, float]) -> Float64Array:
     return np.asarray(np.where(octaves < 1, np.cos(0.5 * np.pi * np.minimum(octaves, 1)), 0.0))
 
 
-def _smooth(stack: Float64Array, width: float) -> Float64Array:
+def _smooth(stack: Stack, width: float) -> Stack:
     """Local means: Gaussian in the plane, and over neighbouring slices."""
     return np.asarray(gaussian_filter(stack, (_SLICES, width, width), truncate=3.0))
 
 
-def _strength(stacks: list[Float64Array], signal: Float64Array, inside: Float64Array, width: float) -> Float64Array:
+def _strength(stacks: list[Stack], signal: Stack, inside: Stack, width: float) -> Stack:
     """Noise power around each voxel, what of a square is not signal: means over a box, which are quick to make."""
     square = _mean([np.square(v) for v in stacks])
     edge = 2 * round(width) + 1
@@ -172,7 +179,7 @@ def _strength(stacks: list[Float64Array], signal: Float64Array, inside: Float64A
     return np.asarray(np.maximum(uniform_filter((square - signal) * inside, (3, edge, edge)) / seen, 0))
 
 
-def _alike(result: Float64Array, noise: list[Float64Array], width: float, inside: Float64Array) -> float:
+def _alike(result: Stack, noise: list[Stack], width: float, inside: Stack) -> float:
     """Variance of a local mean over that of a voxel, for result x noise: from noise that the result has never seen.
 
     That of a slice half a stack away; of a single slice, half an image away.
@@ -181,7 +188,7 @@ def _alike(result: Float64Array, noise: list[Float64Array], width: float, inside
     shift = (depth // 2, 0, 0) if depth > 1 else (0, result.shape[1] // 2, 0)
     product = result * np.roll(noise[0], shift, (0, 1, 2)) * inside
     mean = _smooth(product, width)
-    return float(np.square(mean).mean() / max(np.square(product).mean(), 1e-300))
+    return float(np.square(mean).mean(dtype=np.float64) / max(np.square(product).mean(dtype=np.float64), _TINY))
 
 
 def _modes_alike(shape: tuple[int, int], band: tuple[float, float]) -> float:
@@ -190,10 +197,10 @@ def _modes_alike(shape: tuple[int, int], band: tuple[float, float]) -> float:
     return float(1 / np.square(weight).mean())
 
 
-def _mean(stacks: list[Float64Array]) -> Float64Array:
+def _mean(stacks: list[Stack]) -> Stack:
     return np.asarray(np.mean(stacks, axis=0))
 
 
-def _worst(stack: Float64Array) -> Place:
+def _worst(stack: Stack) -> Place:
     z, y, x = np.unravel_index(int(stack.argmax()), stack.shape)
     return Place(float(stack[z, y, x]), int(z), int(y), int(x))
