@@ -184,8 +184,7 @@ def held_out_region(config: RunConfig, checkpoint: Checkpoint, splits: SplitSet,
     if min(rows, columns) < _SMALLEST:
         raise VolumeError(
             f"only {rows} x {columns} voxels were held out of each slice, fewer than the {_SMALLEST} x {_SMALLEST} "
-            "that a "
-            "report needs; train with a larger train.validation_fraction, or on more slices"
+            "that a report needs; train with a larger train.validation_fraction, or on more slices"
         )
     kept = max(1, min(depth, _MOST_VOXELS // (rows * columns)))
     start = region.start_zyx[0] + (depth - kept) // 2

@@ -72,9 +72,8 @@ def _gain(scores: Scores) -> Finding:
     if untold:
         sentence = (
             "The error of the result cannot be told: it comes out as less than nothing. Either very few voxels are "
-            "held "
-            "out, or what differs between the splits is not independent noise, as with too few angles for each, whose "
-            "streaks are opposed in the splits; then none of these numbers is valid."
+            "held out, or what differs between the splits is not independent noise, as with too few angles for each, "
+            "whose streaks are opposed in the splits; then none of these numbers is valid."
         )
     elif worse:
         sentence = f"The result is further from the truth than the noisy reconstruction, by {-gain.value:.1f} dB."
@@ -106,9 +105,8 @@ def _unsupported(bands: Sequence[BandSupport]) -> Finding:
     if failed and worst is not None:
         sentence = (
             f"Among structures of {_size(worst)}, {100 * (1 - max(worst.support, 0)):.0f} % of the contrast in the "
-            "result "
-            "is not found in the split that it was not made from: it is noise that was left, or detail that was "
-            "invented or exaggerated; do not interpret such structures."
+            "result is not found in the split that it was not made from: it is noise that was left, or detail that "
+            "was invented or exaggerated; do not interpret such structures."
         )
     elif failed:
         sentence = "The error of the result is too small, or the held-out part too noisy, to test its detail."
@@ -139,10 +137,8 @@ def _invented_place(bands: Sequence[BandSupport]) -> Finding:
         "standard deviations",
         INVENTED_PLACE,
         "The worst place: by how much its contrast exceeds what the other split has there, where that is at least "
-        "four mean "
-        "squared errors of structures of its size. Among a million places chance reaches five; good models, whose "
-        "error "
-        "differs from place to place, up to eight.",
+        "four mean squared errors of structures of its size. Among a million places chance reaches five; good "
+        "models, whose error differs from place to place, up to eight.",
         Severity.RESERVATION if failed else Severity.FINE,
         f"The result shows a structure of {_size(worst)} at held-out slice {place.z}, row {place.y}, column {place.x} "
         "that the other split does not show: look there before believing structures of that size."
@@ -161,8 +157,8 @@ def _suppressed(bands: Sequence[BandSupport]) -> Finding:
     if failed and worst is not None:
         sentence = (
             f"Structures of {_size(worst)} are too weak in the result: the split that it was not made from has "
-            f"{100 * (worst.support - 1):.0f} % more of their contrast; detail was smoothed away that could have "
-            "been kept."
+            f"{100 * (worst.support - 1):.0f} % more of their contrast; detail was smoothed away that could have been "
+            "kept."
         )
     return Finding(
         "suppressed_detail",
@@ -191,8 +187,8 @@ def _removed_place(bands: Sequence[BandSupport]) -> Finding:
         "The worst place: by how much less than half of the contrast is kept that a plain linear filter would keep, "
         "where the object stands out from the noise of what the model was given. Good models have up to 8 somewhere.",
         Severity.RESERVATION if failed else Severity.FINE,
-        f"A structure of {_size(worst)} at held-out slice {place.z}, row {place.y}, column {place.x} is in the splits, "
-        "clearly above their noise, and most of it is missing in the result."
+        f"A structure of {_size(worst)} at held-out slice {place.z}, row {place.y}, column {place.x} is in the "
+        "splits, clearly above their noise, and most of it is missing in the result."
         if failed
         else "No structure that stands out from the noise in the held-out slices is missing.",
     )
@@ -226,12 +222,11 @@ def _class_shift(greys: GreyShift, data_range: float) -> Finding:
         shift,
         "of the range of grey values",
         CLASS_SHIFT,
-        "Voxels are sorted by the grey value of the result into 20 equal classes, and the worst class is compared with "
-        "the split that the result was not made from. The best possible result has 0 in each.",
+        "Voxels are sorted by the grey value of the result into 20 equal classes, and the worst class is compared "
+        "with the split that the result was not made from. The best possible result has 0 in each.",
         Severity.RESERVATION if failed else Severity.FINE,
         f"Where the result has one of its grey values, the other split differs by {-100 * shift:+.1f} % of the range "
-        "on "
-        "average: contrast between materials is not to be measured in the result."
+        "on average: contrast between materials is not to be measured in the result."
         if failed
         else "Grey values of all levels agree with the split that the result was not made from.",
     )
@@ -246,8 +241,7 @@ def _seams(seams: Seams) -> Finding:
         "times the step beside them",
         SEAM_RATIO,
         "The mean step of the grey value across tile borders over that beside them, where it differs from other "
-        "lines by "
-        "more than five standard deviations.",
+        "lines by more than five standard deviations.",
         Severity.RESERVATION if failed else Severity.FINE,
         f"Steps across tile borders are {100 * (seams.ratio - 1):.0f} % larger than beside them; raise infer.overlap."
         if failed
@@ -299,8 +293,8 @@ def _overfitted(history: Sequence[dict[str, Any]]) -> Finding:
         OVERFITTED,
         "How much the held-out error against the truth rose after the best score. The best model is the one in use.",
         Severity.RESERVATION if failed else Severity.FINE,
-        f"The held-out error rose again by {rise:.1f} dB after epoch {history[best]['epoch']}: the run was too long or "
-        "has too little data; the model of that epoch is used, a shorter run may do as well."
+        f"The held-out error rose again by {rise:.1f} dB after epoch {history[best]['epoch']}: the run was too long "
+        "or has too little data; the model of that epoch is used, a shorter run may do as well."
         if failed
         else "The held-out error did not rise again.",
     )

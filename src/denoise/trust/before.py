@@ -6,11 +6,11 @@ tests measure is in ``splits``, what it means is said here.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import numpy as np
 
+from denoise.trust.artefacts import angles, counts, drift, field_of_view, rings, saturated
 from denoise.trust.splits import SplitFacts, measure
 from denoise.trust.verdict import Finding, Severity, Verdict
 from denoise.volumes import Volume
@@ -24,18 +24,6 @@ SHIFT = 0.1
 UNEQUAL = 1.25
 #: Ratio of contrasts, and difference of means in units of the contrast.
 SCALE, OFFSET = 0.02, 0.02
-#: How much the noise power varies with direction beyond chance, where few angles leave gaps between them.
-SPOKES = 0.18
-#: Measured on reconstructed noise, 128 and 300 voxels wide: scatter, and angles of a split over columns.
-_SCATTER, _ANGLES = (0.09, 0.22, 0.43, 0.75, 1.2), (1.5, 1.0, 0.75, 0.5, 0.3)
-#: Standard deviation of rings, in that of the noise of the full reconstruction.
-RINGS = 0.15
-#: Signal over noise power of one split, all frequencies.
-FAINT = 0.05
-#: Shares of the voxels.
-SATURATED, EMPTY = 0.001, 0.5
-#: Contrast in the outermost ring of the field of view, over that of the whole.
-TRUNCATED = 0.5
 #: Standard deviations of the noise: a tenth is a hundredth of its power.
 NOT_THE_MEAN = 0.1
 _STANDS_OUT = 5.0
@@ -69,12 +57,12 @@ def judge_splits(facts: SplitFacts) -> Verdict:
             _registered(facts),
             _same_scale(facts),
             _equal_noise(facts),
-            _angles(facts),
-            _rings(facts),
-            _drift(facts),
-            _counts(facts),
-            _saturated(facts),
-            _field_of_view(facts),
+            angles(facts),
+            rings(facts),
+            drift(facts),
+            counts(facts),
+            saturated(facts),
+            field_of_view(facts),
         ]
     )
 
@@ -99,12 +87,11 @@ def judge_full(full: Float32Array, mean_of_splits: Float32Array, noise: float) -
         "standard deviations of its noise",
         NOT_THE_MEAN,
         "Reconstructed with the same settings from all projections it is, apart from rounding. The report judges "
-        "what the "
-        "model makes of the mean of the splits.",
+        "what the model makes of the mean of the splits.",
         Severity.RESERVATION if failed else Severity.FINE,
-        f"The full reconstruction differs from the mean of the splits by {value:.2f} standard deviations of its "
-        "noise (another "
-        "filter, another scale, or other projections): the report holds for the mean of the splits, not for it."
+        f"The full reconstruction differs from the mean of the splits by {value:.2f} standard deviations of its noise "
+        "(another filter, another scale, or other projections): the report holds for the mean of the splits, not for "
+        "it."
         if failed
         else "The full reconstruction is the mean of the splits.",
     )
@@ -145,9 +132,8 @@ def _independent(facts: SplitFacts) -> Finding:
     certain = abs(value) > _STANDS_OUT * error
     why = (
         "Correlation of the splits in the finest quarter of frequencies, where an object has almost nothing and all "
-        "that "
-        "is left is noise. Independent noise has 0. What both splits share the method takes for signal and keeps: at "
-        "0.05, a twentieth of the noise power."
+        "that is left is noise. Independent noise has 0. What both splits share the method takes for signal and "
+        "keeps: at 0.05, a twentieth of the noise power."
     )
     question = "Is the noise of the splits independent?"
     if facts.correlation > _SAME:
@@ -159,25 +145,21 @@ def _independent(facts: SplitFacts) -> Finding:
     elif certain and value < -DEPENDENT:
         sentence = (
             f"The noise of the splits is opposed (correlation {value:.2f}): something was divided between them after "
-            "they "
-            "were made, or a filter mixed their projections; all estimates of error are wrong."
+            "they were made, or a filter mixed their projections; all estimates of error are wrong."
         )
         severity = Severity.INVALID
     elif certain and value > DEPENDENT and facts.is_flat:
         sentence = (
             f"The splits share noise (correlation {value:.2f} at the finest frequencies, and no less at the very "
-            "finest, as "
-            "detail would have): projections that are in both, a filter over the angles, or interpolated projections. "
-            "That part of the noise will stay in the result and count as signal."
+            "finest, as detail would have): projections that are in both, a filter over the angles, or interpolated "
+            "projections. That part of the noise will stay in the result and count as signal."
         )
         severity = Severity.INVALID if value > 10 * DEPENDENT else Severity.RESERVATION
     elif certain and value > DEPENDENT:
         sentence = (
             f"The splits agree even at the finest frequencies (correlation {value:.2f}, falling towards the finest): "
-            "the "
-            "object has detail down to single voxels, or the noise is shared. In a smooth part of the object the "
-            "difference "
-            "of the splits should look like noise."
+            "the object has detail down to single voxels, or the noise is shared. In a smooth part of the object the "
+            "difference of the splits should look like noise."
         )
         severity = Severity.NOTE
     else:
@@ -197,12 +179,11 @@ def _registered(facts: SplitFacts) -> Finding:
         "voxels",
         SHIFT,
         "Shift in the plane between the first two splits that differ most, from the phase of their cross-spectrum. A "
-        "tenth "
-        "of a voxel blurs the finest detail by 5 %; the network learns to blur by as much as the splits are apart.",
+        "tenth of a voxel blurs the finest detail by 5 %; the network learns to blur by as much as the splits are "
+        "apart.",
         Severity.INVALID if grave else Severity.RESERVATION if failed else Severity.FINE,
         f"The splits are shifted by {value:.2f} voxels against each other: reconstruct them with one rotation centre "
-        "and "
-        "one geometry; detail of that size will be lost."
+        "and one geometry; detail of that size will be lost."
         if failed
         else "The splits lie on top of each other.",
     )
@@ -218,12 +199,10 @@ def _same_scale(facts: SplitFacts) -> Finding:
         "of the contrast",
         SCALE,
         "The larger of: the ratio of their contrasts minus 1, the difference of their means over the contrast. The "
-        "network "
-        "is trained to turn one split into the other and would learn the change.",
+        "network is trained to turn one split into the other and would learn the change.",
         Severity.RESERVATION if failed else Severity.FINE,
         f"Grey values of the splits differ by {100 * value:.1f} % of the contrast: reconstruct them with the same "
-        "scale "
-        "(and with weights for their own number of angles)."
+        "scale (and with weights for their own number of angles)."
         if failed
         else "The splits have the same grey values.",
     )
@@ -239,149 +218,11 @@ def _equal_noise(facts: SplitFacts) -> Finding:
         "times",
         UNEQUAL,
         "Noise power of the noisiest split over that of the least noisy one. The error of the result is estimated "
-        "with a "
-        "sample of noise made from their difference, which is exact for equal noise; the mean of unequal splits is "
-        "also not the "
-        "best image.",
+        "with a sample of noise made from their difference, which is exact for equal noise; the mean of unequal "
+        "splits is also not the best image.",
         Severity.RESERVATION if failed else Severity.FINE,
-        f"One split has {value:.2f} times the noise power of another: were they made from different numbers of "
-        "angles or "
-        "exposures? Estimates of the error are less certain."
+        f"One split has {value:.2f} times the noise power of another: were they made from different numbers of angles "
+        "or exposures? Estimates of the error are less certain."
         if failed
         else "The splits are equally noisy.",
-    )
-
-
-def _angles(facts: SplitFacts) -> Finding:
-    value = facts.spokes
-    failed = value > SPOKES
-    about = f"about {np.interp(value, _SCATTER, _ANGLES):.1f}" if value < _SCATTER[-1] else f"less than {_ANGLES[-1]}"
-    return Finding(
-        "enough_angles",
-        "Has each split enough angles?",
-        value,
-        "relative scatter",
-        SPOKES,
-        "How unevenly the noise of a split is spread over directions at its finest frequencies, beyond chance: 0.1 "
-        "with 1.5 "
-        "angles for each column of the image, which is what filtered back-projection needs, 0.22 with 1 and 0.75 "
-        "with a "
-        "half, where gaps open between the projections (Crowther, DeRosier & Klug 1970, doi 10.1098/rspa.1970.0119).",
-        Severity.RESERVATION if failed else Severity.FINE,
-        f"Each split seems to have {about} angles for each column of the image, fewer than 1.1: "
-        "streaks differ "
-        "between the splits and are removed like noise, and with them fine detail far from the rotation axis; the "
-        "estimated error is too small by what the streaks hide. Use fewer splits, or measure more angles."
-        if failed
-        else "Directions are covered evenly; streaks do not limit the detail.",
-    )
-
-
-def _rings(facts: SplitFacts) -> Finding:
-    value = facts.rings
-    failed = value > RINGS and facts.rings_certainty > _STANDS_OUT
-    return Finding(
-        "rings",
-        "Are there rings that all splits share?",
-        value,
-        "standard deviations of the noise",
-        RINGS,
-        "Strength of concentric rings around the middle of the slices that appear in different splits and in different "
-        "quarters alike, over the noise of the full reconstruction. Above 0.15 they show once the noise is gone.",
-        Severity.RESERVATION if failed else Severity.FINE,
-        f"Rings common to the splits, {value:.2f} times as strong as the noise, count as signal: they will stay, "
-        "clearer "
-        "than before. `denoise prepare --remove-stripes` removes them from the projections."
-        if failed
-        else "There are no rings that would stay.",
-    )
-
-
-def _drift(facts: SplitFacts) -> Finding:
-    value = facts.slice_jumps
-    failed = value > OFFSET
-    return Finding(
-        "drift",
-        "Does the brightness drift from slice to slice?",
-        value,
-        "of the contrast",
-        OFFSET,
-        "Typical step of the mean grey value between neighbouring slices, common to all splits, over the contrast, "
-        "beyond "
-        "what noise makes. It is taken for the object and kept, as is any slow drift during the scan (beam, sample "
-        "motion).",
-        Severity.NOTE if failed else Severity.FINE,
-        f"Neighbouring slices differ in brightness by {100 * value:.1f} % of the contrast in all splits: if that is "
-        "not the "
-        "object, it will stay."
-        if failed
-        else "Brightness does not jump from slice to slice.",
-    )
-
-
-def _counts(facts: SplitFacts) -> Finding:
-    value = facts.signal_to_noise
-    failed = value < FAINT
-    return Finding(
-        "counts",
-        "Is there enough signal?",
-        value,
-        "times the noise power",
-        FAINT,
-        "Power of what the splits share over the noise power of one. Below 0.05 a split is nine tenths noise at "
-        "nearly all "
-        "sizes. Where rays have fewer than ten counts, the logarithm of the counts is also biased, by 1 / (2 "
-        "counts), in all "
-        "splits alike: that is kept.",
-        Severity.RESERVATION if failed else Severity.FINE,
-        f"The splits have very little signal ({value:.3f} times the noise power): expect coarse structures only, and "
-        "grey "
-        "values that are biased where little light came through."
-        if failed
-        else f"The object's power is {value:.2f} times the noise power of one split.",
-    )
-
-
-def _saturated(facts: SplitFacts) -> Finding:
-    value = max(facts.clipped, 0.0)
-    clipped, empty = value > SATURATED, facts.constant > EMPTY
-    if clipped:
-        sentence = (
-            f"{100 * value:.2f} % of the voxels have exactly the largest or smallest grey value: they are clipped; "
-            "reconstruct to float32, or with a wider window of grey values."
-        )
-    elif empty:
-        sentence = f"{100 * facts.constant:.0f} % of the slices that were looked at are constant; leave them out."
-    else:
-        sentence = "Nothing is clipped, and no slice is empty."
-    return Finding(
-        "saturated",
-        "Are voxels clipped, or slices empty?",
-        value,
-        "share of the voxels",
-        SATURATED,
-        "Voxels of the field of view that equal the extreme values of their slices more often than chance would have "
-        "it. "
-        "Clipped noise is not independent of the object any more, and no longer averages out.",
-        Severity.RESERVATION if clipped or empty else Severity.FINE,
-        sentence,
-    )
-
-
-def _field_of_view(facts: SplitFacts) -> Finding:
-    value = facts.rim_contrast
-    failed = not math.isnan(value) and value > TRUNCATED
-    return Finding(
-        "field_of_view",
-        "Does the object fit the field of view?",
-        value,
-        "of the contrast",
-        TRUNCATED,
-        "Contrast common to the splits within the outermost voxels of the field of view, over that of the whole. An "
-        "object "
-        "that reaches over the rim is reconstructed with a bright rim and shifted grey values, in all splits alike.",
-        Severity.NOTE if failed else Severity.FINE,
-        "The object reaches the rim of the field of view: grey values near it are not reliable, before and after."
-        if failed
-        else "The object fits the field of view.",
     )

@@ -22,8 +22,7 @@ from denoise.volumes.volume import Float32Array
 
 Float64Array = NDArray[np.float64]
 
-#: Standard deviation of the average in the plane, voxels: two outputs alone say little of one voxel. Not along z, so
-#: that
+#: Standard deviation of the average in the plane, voxels: two outputs alone say little of one voxel. Not along z:
 #: any range of slices gives the same.
 _SMOOTHED = 2.0
 #: Classes of disagreement, as shares of the voxels below; the rarest ones have the largest errors.
@@ -94,8 +93,8 @@ def calibrated(evidence: Evidence) -> Confidence:
     mean = float(error.sum() / voxels.sum())
     if not mean > 0 or said.max() == 0:
         raise VolumeError(
-            f"the mean squared error of the held-out slices is estimated as {mean:.3g}: too few voxels are held out to "
-            "calibrate the uncertainty of single voxels; hold out more (train.validation_fraction)"
+            f"the mean squared error of the held-out slices is estimated as {mean:.3g}: too few voxels are held out "
+            "to calibrate the uncertainty of single voxels; hold out more (train.validation_fraction)"
         )
     pooled = _rising(error / voxels, voxels)
     return Confidence(

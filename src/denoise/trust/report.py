@@ -97,10 +97,10 @@ class Report:
         return (
             f"Gain: {_said(gain, ' dB')}; PSNR {_said(scores.psnr_before, ' dB')} before, "
             f"{_said(scores.psnr_after, ' dB')} after.",
-            f"Equivalent dose: the plain reconstruction would have this squared error if it had been exposed "
+            "Equivalent dose: the plain reconstruction would have this squared error if it had been exposed "
             f"{_said(dose, ' times')} longer.",
-            f"Resolution (correlation with the truth 0.5): {self.as_length(scores.resolution_before)} before, {bound}"
-            f"{self.as_length(scores.resolution_after)} after.",
+            f"Resolution (correlation with the truth 0.5): {self.as_length(scores.resolution_before)} before, "
+            f"{bound}{self.as_length(scores.resolution_after)} after.",
             self.verdict.sentence,
         )
 
