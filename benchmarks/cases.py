@@ -72,22 +72,23 @@ class Case:
     independent: bool = True
 
 
-def _foam(size: int, slices: int, seed: int) -> Phantom:
-    pores = round(1500 * slices / 48 * (size / 256) ** 2)  # as many in the same number of voxels
+def foam(size: int, slices: int, seed: int) -> Phantom:
+    """Foam, as many pores in as many voxels whatever the size."""
+    pores = round(1500 * slices / 48 * (size / 256) ** 2)
     return FoamPhantom.create(size=size, slices=slices, seed=seed, n_pores=pores)
 
 
 CASES: Mapping[str, Case] = {
-    "foam_low": Case("foam, low dose", _foam, photons=100),
-    "foam_medium": Case("foam, medium dose", _foam, photons=800),
+    "foam_low": Case("foam, low dose", foam, photons=100),
+    "foam_medium": Case("foam, medium dose", foam, photons=800),
     "anatomy": Case("gradients, texture, trabeculae, vessels", anatomy, photons=400),
     "fibres": Case("fibres and cracks, 1 to 2 voxels wide", fibres, photons=400),
-    "rings_fixed": Case("foam, rings common to all angles", _foam, photons=400, fixed_gain=0.02, independent=False),
+    "rings_fixed": Case("foam, rings common to all angles", foam, photons=400, fixed_gain=0.02, independent=False),
     "rings_fixed_removed": Case(
-        "the same, stripes removed", _foam, photons=400, fixed_gain=0.02, stripes_removed=True, independent=False
+        "the same, stripes removed", foam, photons=400, fixed_gain=0.02, stripes_removed=True, independent=False
     ),
-    "rings_changing": Case("foam, rings that change with the angle", _foam, photons=400, changing_gain=0.12),
-    "correlated_z": Case("foam, noise correlated across slices", _foam, photons=50, blur_rows=1.2),
+    "rings_changing": Case("foam, rings that change with the angle", foam, photons=400, changing_gain=0.12),
+    "correlated_z": Case("foam, noise correlated across slices", foam, photons=50, blur_rows=1.2),
 }
 
 
@@ -137,13 +138,23 @@ def open_case(root: Path, name: str, *, size: int = 256, slices: int = 48, seed:
     folder = root / "cases" / f"{name}_{slices}x{size}"
     if not (folder / "full.npy").exists():  # written last
         folder.mkdir(parents=True, exist_ok=True)
-        _simulate(CASES[name], folder, size, slices, seed)
+        simulate(CASES[name], folder, size, slices, seed)
     return CaseData(name, folder)
 
 
-def _simulate(case: Case, folder: Path, size: int, slices: int, seed: int) -> None:
+def simulate(
+    case: Case,
+    folder: Path,
+    size: int,
+    slices: int,
+    seed: int,
+    splits: Sequence[int] = SPLITS,
+    angles_per_column: float = 2.0,
+) -> None:
+    """Scan an object and reconstruct it, into this folder."""
     phantom = case.make(size, slices, seed)
-    angles = np.arange(2 * size) * (np.pi / (2 * size))
+    n_angles = round(angles_per_column * size)
+    angles = np.arange(n_angles) * (np.pi / n_angles)
     rng = np.random.default_rng((seed, 1))
     fixed = 1 + case.fixed_gain * rng.standard_normal((slices, size))
     clean = np.empty((angles.size, slices, size), np.float32)
@@ -164,7 +175,7 @@ def _simulate(case: Case, folder: Path, size: int, slices: int, seed: int) -> No
         np.save(folder / f"{name}.npy", reconstruct_rows(np.ascontiguousarray(rows), chosen, phantom.center))
 
     save("truth", clean, angles, False)
-    for k in SPLITS:
+    for k in splits:
         for i, chosen in enumerate(split_indices(angles.size, k)):
             save(f"k{k}_{i}", noisy[chosen], angles[chosen], case.stripes_removed)
     save("full", noisy, angles, case.stripes_removed)

@@ -75,7 +75,7 @@ def _run(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, *arguments], capture_output=True, text=True, check=False)
 
 
-@pytest.mark.parametrize("verb", ["", "prepare", "train", "slice", "volume", "demo", "check"])
+@pytest.mark.parametrize("verb", ["", "prepare", "train", "slice", "volume", "demo", "check", "report"])
 def test_help_loads_none_of_the_heavy_libraries(verb):
     shown = _run("-c", _HELP, *verb.split(), "--help")
     assert shown.returncode == 0, shown.stderr

@@ -224,11 +224,49 @@ def demo(
 
 
 @app.command()
-def check(config: ConfigOption, gpus: GpusOption = None, mode: ModeOption = None, device: DeviceOption = None) -> None:
+def check(
+    config: ConfigOption,
+    data: Annotated[
+        bool,
+        typer.Option("--data", help="Read some slices too, and test whether the splits are what the method needs."),
+    ] = False,
+    calibrate: Annotated[
+        bool, typer.Option("--calibrate", help="Train and denoise noise for some seconds too; says how long runs take.")
+    ] = False,
+    max_memory: MemoryOption = None,
+    processes: ProcessesOption = None,
+    gpus: GpusOption = None,
+    mode: ModeOption = None,
+    device: DeviceOption = None,
+) -> None:
     """Say what would run, and write nothing. Reads the config and every input's header."""
     from denoise.commands.check import check as run
 
-    run(_load(config, mode), _compute(device, gpus))
+    compute = _compute(device, gpus, processes)
+    run(_load(config, mode, max_memory=max_memory), compute, data=data, calibrate=calibrate)
+
+
+@app.command()
+def report(
+    config: ConfigOption,
+    checkpoint: CheckpointOption = None,
+    model: ModelOption = None,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", help="Folder for the report.  [default: beside the reconstructions, SAMPLE_report]"),
+    ] = None,
+    overwrite: OverwriteOption = False,
+    gpus: GpusOption = None,
+    mode: ModeOption = None,
+    device: DeviceOption = None,
+) -> None:
+    """Judge a model on held-out slices: gain, resolution, detail invented or removed. Needs no ground truth."""
+    from denoise.commands.report import Request
+    from denoise.commands.report import report as run
+
+    settings = _load(config, mode)
+    criterion = checkpoint.value if checkpoint else settings.infer.checkpoint
+    run(settings, _compute(device, gpus), Request(criterion, model, output, overwrite))
 
 
 def _load(

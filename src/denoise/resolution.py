@@ -6,6 +6,7 @@ Every function takes tensors (B, Z, Y, X); each (b, z) is one image in the plane
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -89,7 +90,68 @@ def first_below(frequencies: Tensor, correlation: Tensor, level: float = 0.5) ->
     return before + (here - before) * (c_before - level) / (c_before - c_here)
 
 
-def _tukey(size: int, device: torch.device) -> Tensor:
+@dataclass(frozen=True)
+class Rings:
+    """The Fourier rings of images of one size (Y, X): one mode of the shorter side wide, k = 1 .. N//2.
+
+    Attributes
+    ----------
+    frequencies
+        (rings,), float64, cycles per voxel.
+    modes
+        (rings,), float64: independent modes of one image in each ring; neighbours of a windowed one are correlated.
+    """
+
+    frequencies: Tensor
+    modes: Tensor
+    _ring: Tensor
+    _twice: Tensor
+    window: Tensor
+
+    @classmethod
+    def of(cls, y: int, x: int, device: torch.device | None = None) -> Rings:
+        """Rings for images (y, x)."""
+        shorter = min(y, x)
+        radius = torch.hypot(
+            torch.fft.fftfreq(y, dtype=torch.float64, device=device)[:, None],
+            torch.fft.rfftfreq(x, dtype=torch.float64, device=device)[None, :],
+        )
+        ring = (radius * shorter).round().long().flatten()
+        # The half-plane of a real transform holds each mode once, except in its first column (and the last, for even
+        # x).
+        twice = torch.full((x // 2 + 1,), 2.0, dtype=torch.float64, device=device)
+        twice[0] = 1
+        if x % 2 == 0:
+            twice[-1] = 1
+        weight = twice.expand(y, -1).flatten()
+        window = _tukey(y, device)[:, None] * _tukey(x, device)
+        alike = window.numel() * window.pow(4).sum() / window.square().sum() ** 2
+        modes = torch.bincount(ring, weights=weight)[1 : shorter // 2 + 1] / 2 / alike
+        frequencies = torch.arange(1, shorter // 2 + 1, dtype=torch.float64, device=device) / shorter
+        return cls(frequencies, modes, ring, weight, window)
+
+    def transform(self, image: Tensor) -> Tensor:
+        """Windowed half-plane transform of one image (Y, X) without its mean, flat."""
+        v = image.double()
+        transformed: Tensor = torch.fft.rfft2((v - v.mean()) * self.window, norm="ortho").flatten()
+        return transformed
+
+    def weight(self, mask: Tensor) -> Tensor:
+        """Coefficients in each ring times the mean square of the taper, (rings,), in the part (Y, X) that is not zero.
+
+        ``sums`` over it is the power of white noise in that part: its variance.
+        """
+        tapered = (self.window.square() * mask).mean()
+        count = torch.bincount(self._ring, weights=self._twice)[1 : len(self.frequencies) + 1]
+        return count * tapered
+
+    def sums(self, one: Tensor, other: Tensor) -> Tensor:
+        """Re(F G*) of two transforms, summed over each ring, (rings,); both half-planes are counted."""
+        power = (one * other.conj()).real * self._twice
+        return torch.bincount(self._ring, weights=power)[1 : len(self.frequencies) + 1]
+
+
+def _tukey(size: int, device: torch.device | None) -> Tensor:
     """1-D Tukey window at voxel centres, (size,), float64: flat, with half a Hann window at both ends."""
     place = (torch.arange(size, dtype=torch.float64, device=device) + 0.5) / size
     to_end = torch.minimum(place, 1 - place)
@@ -101,33 +163,13 @@ def _ring_correlation(one: Tensor, other: Tensor) -> tuple[Tensor, Tensor, Tenso
     require_images(one, 8)
     if one.shape != other.shape:
         raise ValueError(f"expected two stacks of one shape, found {tuple(one.shape)} and {tuple(other.shape)}")
-    y, x = one.shape[2:]
-    shorter = min(y, x)
-    device = one.device
-    radius = torch.hypot(
-        torch.fft.fftfreq(y, dtype=torch.float64, device=device)[:, None],
-        torch.fft.rfftfreq(x, dtype=torch.float64, device=device)[None, :],
-    )
-    ring = (radius * shorter).round().long().flatten()
-    # The half-plane of a real transform holds each mode once, except in its first column (and the last, for even x).
-    twice = torch.full((x // 2 + 1,), 2.0, dtype=torch.float64, device=device)
-    twice[0] = 1
-    if x % 2 == 0:
-        twice[-1] = 1
-    weight = twice.expand(y, -1).flatten()
-    window = _tukey(y, device)[:, None] * _tukey(x, device)
-    # Neighbouring modes of a windowed image are correlated: so many count as one.
-    alike = window.numel() * window.pow(4).sum() / window.square().sum() ** 2
-    length = int(ring.max()) + 1
-    sums = torch.zeros(3, length, dtype=torch.float64, device=device)
+    rings = Rings.of(one.shape[2], one.shape[3], one.device)
+    sums = torch.zeros(3, len(rings.frequencies), dtype=torch.float64, device=one.device)
     for a, b in zip(one.flatten(0, 1), other.flatten(0, 1), strict=True):
-        f, g = (torch.fft.rfft2((v.double() - v.double().mean()) * window).flatten() for v in (a, b))
-        for total, power in zip(sums, ((f * g.conj()).real, f.abs().square(), g.abs().square()), strict=True):
-            total += torch.bincount(ring, weights=power * weight, minlength=length)
-    cross, power_one, power_other = sums[:, 1 : shorter // 2 + 1]
+        f, g = rings.transform(a), rings.transform(b)
+        for total, pair in zip(sums, ((f, g), (f, f), (g, g)), strict=True):
+            total += rings.sums(*pair)
+    cross, power_one, power_other = sums
     norm = (power_one * power_other).sqrt()
     correlation = torch.where(norm > 0, cross / norm, torch.zeros_like(cross))
-    counts = torch.bincount(ring, weights=weight, minlength=length)[1 : shorter // 2 + 1]
-    slices = one.shape[0] * one.shape[1]
-    frequencies = torch.arange(1, shorter // 2 + 1, dtype=torch.float64, device=device) / shorter
-    return frequencies, correlation, counts * slices / (2 * alike)
+    return rings.frequencies, correlation, rings.modes * one.shape[0] * one.shape[1]

@@ -125,3 +125,16 @@ def test_a_users_config_in_the_folder_of_the_run_is_told_by_check_too(
     errors = [denoise(verb, "--config", dataset.config).error for verb in ("check", "train")]
     assert errors[0] == errors[1]
     assert str(dataset.run / "config.yaml") in errors[0]
+
+
+def test_a_calibration_says_how_long_and_how_large_runs_will_be_and_writes_nothing(
+    dataset: Dataset, denoise: Callable[..., Outcome], tools: Tools
+) -> None:
+    before = tools.fingerprint(dataset.folder)
+    said = facts(denoise("check", "--config", dataset.config, "--device", "cpu", "--calibrate"))
+    assert tools.fingerprint(dataset.folder) == before
+    assert re.search(r"ms a step, .* an epoch, at most", said["training time"])
+    assert re.match(r"\S+ s, unless files are slower", said["volume time"])
+    for name in ("training memory", "volume memory"):
+        # A process with torch in it takes some hundred megabytes, and these data nearly nothing.
+        assert 0.15 < float(said[name].split()[0]) < 2.0, said[name]

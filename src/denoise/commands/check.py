@@ -1,8 +1,14 @@
-"""``denoise check``: reads the config and every header, and says what would run. Trains nothing, writes nothing."""
+"""``denoise check``: reads the config and every header, and says what would run. Trains nothing, writes nothing.
+
+With ``--data`` it also reads some slices of the splits and tests them (``denoise.trust.before``); with ``--calibrate``
+it trains and denoises noise for some seconds to say how long the real runs will take (``calibration``).
+"""
 
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -11,14 +17,16 @@ import torch
 from denoise.api import Compute
 from denoise.arithmetic import resolve_precision
 from denoise.checkpoint import CRITERIA, RunFolder
-from denoise.commands.display import say
+from denoise.commands.calibration import inference_cost, training_cost
+from denoise.commands.display import say, say_verdict
 from denoise.commands.inputs import open_inference_inputs, open_splits
 from denoise.commands.train import require_own_folder
 from denoise.config import RunConfig
 from denoise.errors import OutputError
+from denoise.inference.run import BATCH_BYTES
 from denoise.inference.slabs import plan_slabs
 from denoise.launch import describe_device
-from denoise.memory import available_bytes
+from denoise.memory import available_bytes, processes_bytes
 from denoise.modes import MODES, default_tile, inference_window
 from denoise.networks.catalogue import build_network, find_network
 from denoise.networks.spec import NetworkSpec
@@ -27,12 +35,29 @@ from denoise.patches.sampler import VolumeSampler
 from denoise.tiles import TileGrid
 from denoise.training.footprint import Footprint
 from denoise.training.memory_plan import MemoryPlan, plan_memory
+from denoise.trust.before import check_splits
 from denoise.volumes import SplitSet, Volume, require_same_grid, slice_range
 from denoise.volumes.volume import describe_numbers
 
 
-def check(config: RunConfig, compute: Compute) -> None:
+@dataclass(frozen=True)
+class _Part:
+    """What is said of training, or of denoising; with what a measurement is carried over by."""
+
+    lines: list[tuple[str, str]]
+    costs: Callable[[], list[tuple[str, str]]]
+    """Measures, for some seconds."""
+
+
+def check(config: RunConfig, compute: Compute, *, data: bool = False, calibrate: bool = False) -> None:
     """Print what training and denoising would do with this config.
+
+    Parameters
+    ----------
+    data
+        Read some slices of the splits too, and say whether the method's assumptions hold.
+    calibrate
+        Train and denoise noise for some seconds too, and say how long the real runs will take.
 
     Raises
     ------
@@ -57,18 +82,25 @@ def check(config: RunConfig, compute: Compute) -> None:
     lines.append(
         ("mode", f"{config.mode}; {network.name}: {find_network(network.name).description}; {weights:,} weights")
     )
+    parts = []
     if splits is not None:
-        lines += _training(config, splits, network, devices)
+        parts.append(_training(config, compute, splits, network, devices))
     if grid is not None:
-        lines += _inference(config, grid, network)
+        parts.append(_inference(config, compute, grid, network, devices))
+    lines += [line for part in parts for line in part.lines]
+    if calibrate:
+        lines += [line for part in parts for line in part.costs()]
     width = max(len(name) for name, _ in lines)
     for name, text in lines:
         say(f"{name:<{width}}  {text}")
+    if data:
+        say("")
+        say_verdict(check_splits(open_splits(config).volumes))
 
 
 def _training(
-    config: RunConfig, splits: SplitSet, network: NetworkSpec, devices: list[torch.device]
-) -> list[tuple[str, str]]:
+    config: RunConfig, compute: Compute, splits: SplitSet, network: NetworkSpec, devices: list[torch.device]
+) -> _Part:
     mode = MODES[config.mode]
     window = mode.window(network, config.patch, 0.0, "uniform")
     first, last = config.dataset.train_start_slice, config.dataset.train_end_slice
@@ -97,7 +129,24 @@ def _training(
     models = [CRITERIA[c] for c in CRITERIA if run.model(c).exists()]
     state = f"holds {', '.join(models)}" if models else "no model yet"
     require_own_folder(run)
-    return [
+
+    def costs() -> list[tuple[str, str]]:
+        cost = training_cost(config, compute)
+        each = cost.seconds_per_step / len(devices)
+        longest = steps * config.train.max_epochs * each
+        if config.train.max_minutes is not None:
+            longest = min(longest, 60 * config.train.max_minutes)
+        measured = memory.data_bytes + cost.bytes_besides_data
+        return [
+            (
+                "training time",
+                f"{1000 * each:.3g} ms a step, {_duration(steps * each)} an epoch, at most {_duration(longest)}; less "
+                "where it stops improving",
+            ),
+            ("training memory", f"{_gigabytes(measured)} measured, for one process"),
+        ]
+
+    lines = [
         ("patches", f"{' x '.join(map(str, window.read_zyx))} voxels, {sampler.epoch_size} an epoch"),
         (
             "steps",
@@ -108,6 +157,7 @@ def _training(
         ("host memory", f"about {_gigabytes(memory.data_bytes + footprint.bytes)} for training, data included"),
         ("models", f"{run.path} ({state})"),
     ]
+    return _Part(lines, costs)
 
 
 def _kept(memory: MemoryPlan, sampler: VolumeSampler) -> str:
@@ -122,13 +172,17 @@ def _kept(memory: MemoryPlan, sampler: VolumeSampler) -> str:
     )
 
 
-def _inference(config: RunConfig, grid: Volume, network: NetworkSpec) -> list[tuple[str, str]]:
+def _inference(
+    config: RunConfig, compute: Compute, grid: Volume, network: NetworkSpec, devices: list[torch.device]
+) -> _Part:
     edge = config.infer.tile_size or default_tile(network, config.patch)
     window = inference_window(network, edge, config.infer.overlap, config.infer.window, grid.shape)
     tiles = TileGrid(grid.shape, window)
     layers = len(tiles.axes[0].starts)
     inputs = 1 if config.infer.input == "full" else len(config.given_splits)
-    memory, free = plan_slabs(tiles, inputs).n_bytes, available_bytes()
+    others = processes_bytes(devices[0].type, len(devices), BATCH_BYTES)
+    budget = None if config.max_memory is None else (config.max_memory - others) // len(devices)
+    slabs, free = plan_slabs(tiles, inputs, budget).n_bytes, available_bytes()
     needed = int(np.prod(grid.shape, dtype=np.int64)) * 4
     folder: Path = config.dataset.folder
     room = shutil.disk_usage(folder).free
@@ -137,15 +191,26 @@ def _inference(config: RunConfig, grid: Volume, network: NetworkSpec) -> list[tu
             f"the denoised volume needs {_gigabytes(needed)} in {folder} but {_gigabytes(room)} are free; free some "
             "space, or choose another place with --output"
         )
-    return [
+
+    def costs() -> list[tuple[str, str]]:
+        cost = inference_cost(config, compute, window, grid.shape)
+        predicted = tiles.redundancy * float(np.prod(grid.shape, dtype=np.float64)) * inputs
+        seconds = cost.seconds_per_predicted_voxel * predicted / len(devices)
+        return [
+            ("volume time", f"{_duration(seconds)}, unless files are slower than the network"),
+            ("volume memory", f"{_gigabytes(slabs + cost.bytes_besides_slabs)} measured, for one process"),
+        ]
+
+    lines = [
         (
             "tiles",
             f"{layers * tiles.tiles_per_layer:,} of {' x '.join(map(str, window.read_zyx))} voxels, each voxel is "
             f"predicted {tiles.redundancy:.2f} times",
         ),
-        ("memory", f"about {_gigabytes(memory)} for slabs, besides the network ({_gigabytes(free)} free)"),
+        ("memory", f"about {_gigabytes(slabs * len(devices) + others)} for denoising ({_gigabytes(free)} free)"),
         ("disk", f"{_gigabytes(needed)} as float32 ({_gigabytes(room)} free in {folder})"),
     ]
+    return _Part(lines, costs)
 
 
 def _describe(volume: Volume) -> str:
@@ -155,6 +220,14 @@ def _describe(volume: Volume) -> str:
         f"{volume.name}: {' x '.join(map(str, volume.shape))} {volume.dtype.name}, {voxel}, "
         f"slices {describe_numbers(volume.slice_numbers)}"
     )
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 100:
+        return f"{seconds:.2g} s"
+    if seconds < 6000:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h" if seconds < 360_000 else f"{seconds / 86400:.0f} days"
 
 
 def _gigabytes(size: int) -> str:

@@ -13,15 +13,35 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from denoise.launch import describe_device
+from denoise.trust.verdict import Severity, Verdict
 
 _log = logging.getLogger(__name__)
 
 _SECONDS_PER_LINE = 30.0
+_MARKS = {
+    Severity.FINE: "fine",
+    Severity.NOTE: "note",
+    Severity.RESERVATION: "reservation",
+    Severity.INVALID: "NOT VALID",
+}
 
 
 def say(text: str) -> None:
     """A result, on stdout, as it is."""
     sys.stdout.write(text + "\n")
+
+
+def say_verdict(verdict: Verdict) -> None:
+    """Every finding as a line: how grave, the number and its threshold, what it means; last the verdict."""
+    width = max(len(finding.name) for finding in verdict.findings)
+    for finding in verdict.findings:
+        number = "" if finding.value is None else f"{finding.value:.3g}"
+        limit = "" if finding.threshold is None else f" (limit {finding.threshold:g})"
+        say(
+            f"{_MARKS[finding.severity]:<11}  {finding.name:<{width}}  {number}{limit} {finding.unit}: "
+            f"{finding.sentence}"
+        )
+    say(f"verdict: {verdict.word}")
 
 
 def say_device(devices: Sequence[torch.device], asked_for_cpu: bool) -> None:

@@ -1,0 +1,250 @@
+"""``denoise report``: judges a model on slices that it was not trained on; writes report.json and says the verdict."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import time
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from denoise.api import Compute, load_checkpoint, make_denoiser
+from denoise.archive import software_versions
+from denoise.checkpoint import Checkpoint, RunFolder, find_model
+from denoise.commands.display import say, say_device
+from denoise.commands.inputs import given_normalization, open_splits
+from denoise.config import RunConfig, load_config, render
+from denoise.config.recipes import RECIPES
+from denoise.errors import OutputError, VolumeError
+from denoise.files import require_free, write_text
+from denoise.inference.engine import Denoiser, denoise_slices
+from denoise.launch import describe_device
+from denoise.modes import MODES, mode_of
+from denoise.patches.holdout import HoldOut
+from denoise.tiles import Region, TileGrid
+from denoise.training.observers import read_history
+from denoise.trust.before import check_splits, judge_full
+from denoise.trust.evidence import Evidence, Run, collect
+from denoise.trust.report import FORMAT, FORMAT_VERSION, Report
+from denoise.trust.seams import shifted, tile_borders
+from denoise.trust.verdict import Verdict
+from denoise.volumes import SplitSet, Volume, open_volume, require_same_grid, slice_range
+from denoise.volumes.volume import Float32Array
+
+_log = logging.getLogger(__name__)
+
+#: Of the held-out part so many voxels are judged: eight arrays of 64 MB, and the estimates are sharp long before.
+_MOST_VOXELS = 16_000_000
+_SMALLEST = 16
+#: Slices of every input whose hash identifies it; hashing all of a large volume takes longer than the report.
+_HASHED_SLICES = 3
+_CITE = (
+    "Hendriksen, Pelt, Batenburg 2020, Noise2Inverse, IEEE TCI 6:1320, doi 10.1109/TCI.2020.3019647 (the method)",
+    "Marcos-Morales et al. 2023, arXiv 2210.05553 (error without ground truth, one view)",
+    "Stein 1981, Ann. Stat. 9:1135, doi 10.1214/aos/1176345632; Ramani, Blu, Unser 2008, IEEE TIP 17:1540, doi "
+    "10.1109/TIP.2008.2001404 (error without ground truth, delivered image)",
+    "Saxton, Baumeister 1982, J. Microsc. 127:127 (Fourier ring correlation)",
+)
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the user chose on the command line."""
+
+    criterion: str = "val"
+    model: Path | None = None
+    output: Path | None = None
+    overwrite: bool = False
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """A report, what it rests on, and where it was written."""
+
+    report: Report
+    evidence: Evidence
+    region: Region
+    path: Path
+
+
+def report(config: RunConfig, compute: Compute, request: Request) -> Judgement:
+    """Judge the model, write ``report.json`` into the folder, and say headline and verdict.
+
+    Raises
+    ------
+    DenoiseError
+        Model or splits cannot be used; the held-out part is too small; the file is there already.
+    """
+    begun = time.monotonic()
+    folder = request.output or config.dataset.folder / f"{config.sample_name}_report"
+    path = folder / "report.json"
+    require_free(path, overwrite=request.overwrite)
+    if folder.exists() and not folder.is_dir():
+        raise OutputError(f"{folder} is a file; --output takes the folder for the report")
+    model_path = request.model or config.output_dir
+    checkpoint = load_checkpoint(model_path, request.criterion)
+    splits = open_splits(config)
+    if config.infer.input == "full" and config.full_path is not None:
+        require_same_grid(splits.volumes[0], open_volume(config.full_path), "split 0", "the full reconstruction")
+    run = RunFolder(model_path if model_path.is_dir() else model_path.parent)
+    region, where = held_out_region(config, checkpoint, splits, run)
+    device = compute.devices()[0]
+    say_device([device], compute.device == "cpu")
+    denoiser = make_denoiser(
+        checkpoint,
+        # Half precision would round away how the image answers to a small change of its input.
+        config.infer.model_copy(update={"precision": "float32"}),
+        device,
+        shape=splits.shape,
+        normalization=given_normalization(config),
+        patch_size=config.given_patch(mode_of(checkpoint.network).name) or RECIPES[checkpoint.network.name].patch_size,
+        fill_non_finite=config.dataset.non_finite == "fill",
+    )
+    _log.info("judging %d slices of %d x %d, five times each", *region.shape_zyx)
+    evidence = collect(
+        splits.volumes, region, runner(denoiser), strategy=checkpoint.strategy, delivers=config.infer.input
+    )
+    size = splits.volumes[0].voxel_size_um
+    _, first_row, first_column = region.start_zyx
+    judged = Report.of(
+        evidence,
+        borders=shifted(tile_borders(TileGrid(splits.shape, denoiser.window)), first_row, first_column),
+        history=read_history(run.history),
+        inputs=_inputs(config, splits, evidence, region),
+        voxel_size_um=None if size is None else size[2],
+    )
+    numbers = splits.volumes[0].slice_numbers
+    low, high = region.start_zyx[0], region.stop_zyx[0] - 1
+    content = {
+        "format": FORMAT,
+        "format_version": FORMAT_VERSION,
+        "sample": config.sample_name,
+        **judged.as_plain(),
+        "held_out": {
+            "slices": [numbers[low], numbers[high]],
+            "start_zyx": list(region.start_zyx),
+            "shape_zyx": list(region.shape_zyx),
+            "why": where,
+        },
+        "provenance": {
+            **_provenance(config, checkpoint, find_model(model_path, request.criterion), splits),
+            "device": describe_device(device),
+            "seconds": round(time.monotonic() - begun, 1),
+            "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        },
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    write_text(path, json.dumps(content, indent=1, allow_nan=False) + "\n")
+    for sentence in judged.headline:
+        say(sentence)
+    say(str(path))
+    return Judgement(judged, evidence, region, path)
+
+
+def runner(denoiser: Denoiser) -> Run:
+    """A model as the function that evidence is collected with."""
+
+    def run(volume: Volume, z_range: range) -> Float32Array:
+        result = np.empty((len(z_range), *volume.shape[1:]), np.float32)
+
+        def keep(start: int, slab: Float32Array) -> None:
+            result[start : start + len(slab)] = slab
+
+        denoise_slices([volume], denoiser, z_range, keep)
+        return result
+
+    return run
+
+
+def held_out_region(config: RunConfig, checkpoint: Checkpoint, splits: SplitSet, run: RunFolder) -> tuple[Region, str]:
+    """What the model was not trained on, cut to a size that is enough, and how that is known.
+
+    Raises
+    ------
+    VolumeError
+        Nothing that is large enough was held out.
+    """
+    trained = load_config(run.config) if run.config.is_file() else config
+    if trained.given_splits and trained.given_splits != config.split_paths:
+        region = Region((0, 0, 0), splits.shape)
+        where = f"the model was trained on another scan ({trained.given_splits[0]}, ...): no slice of this one was seen"
+    else:
+        first, last = trained.dataset.train_start_slice, trained.dataset.train_end_slice
+        chosen = None if first is None and last is None else slice_range(splits.volumes[0], first, last)
+        patch = checkpoint.patch_size or trained.patch
+        window = MODES[mode_of(checkpoint.network).name].window(checkpoint.network, patch, 0.0, "uniform")
+        region = HoldOut.of(splits.shape, window, trained.train.validation_fraction, chosen).held_out
+        where = "held out in training" if trained is not config else "held out in training, if this config was its own"
+    depth, rows, columns = region.shape_zyx
+    if min(rows, columns) < _SMALLEST:
+        raise VolumeError(
+            f"only {rows} x {columns} voxels were held out of each slice, fewer than the {_SMALLEST} x {_SMALLEST} "
+            "that a report needs; train with a larger train.validation_fraction, or on more slices"
+        )
+    kept = max(1, min(depth, _MOST_VOXELS // (rows * columns)))
+    start = region.start_zyx[0] + (depth - kept) // 2
+    return replace(region, start_zyx=(start, *region.start_zyx[1:]), shape_zyx=(kept, rows, columns)), where
+
+
+def _inputs(config: RunConfig, splits: SplitSet, evidence: Evidence, region: Region) -> Verdict:
+    """What speaks against the splits, or against the full reconstruction being their mean."""
+    found = check_splits(splits.volumes)
+    if config.infer.input != "full" or config.full_path is None:
+        return found
+    middle = evidence.shape[0] // 2
+    z = region.start_zyx[0] + middle
+    full = open_volume(config.full_path).read(
+        replace(region, start_zyx=(z, *region.start_zyx[1:]), shape_zyx=(1, *region.shape_zyx[1:]))
+    )
+    noise = float(evidence.probe[middle].std(dtype=np.float64))
+    return Verdict.of((*found.findings, judge_full(full, evidence.full[middle : middle + 1], noise)))
+
+
+def _provenance(config: RunConfig, checkpoint: Checkpoint, model: Path, splits: SplitSet) -> dict[str, Any]:
+    return {
+        "inputs": [_identified(volume) for volume in splits.volumes],
+        "model": {
+            "path": str(model),
+            "sha256": hashlib.sha256(model.read_bytes()).hexdigest(),
+            "network": checkpoint.network.name,
+            "options": dict(checkpoint.network.options),
+            "criterion": checkpoint.criterion,
+            "epoch": checkpoint.epoch,
+            "step": checkpoint.step,
+            "created": checkpoint.created,
+            "trained_with": dict(checkpoint.versions),
+        },
+        "software": software_versions(),
+        "seed": config.train.seed,
+        "config": render(config),
+        "config_sha256": hashlib.sha256(render(config).encode()).hexdigest(),
+        "repeat": [
+            "denoise check --config CONFIG --data",
+            "denoise train --config CONFIG",
+            f"denoise report --config CONFIG --model {model}",
+            f"denoise volume --config CONFIG --model {model}",
+        ],
+        "cite": list(_CITE),
+    }
+
+
+def _identified(volume: Volume) -> dict[str, Any]:
+    """Name, shape, and a hash of some slices in their stored type, little-endian, in this order."""
+    depth = volume.shape[0]
+    chosen = sorted({round(i * (depth - 1) / max(_HASHED_SLICES - 1, 1)) for i in range(_HASHED_SLICES)})
+    found = hashlib.sha256()
+    for z in chosen:
+        stored = volume.read_stored(Region.of_slices(z, z + 1, volume.shape))
+        found.update(np.ascontiguousarray(stored, dtype=stored.dtype.newbyteorder("<")).tobytes())
+    return {
+        "path": volume.name,
+        "shape_zyx": list(volume.shape),
+        "dtype": volume.dtype.name,
+        "slices_hashed": [volume.slice_numbers[z] for z in chosen],
+        "sha256": found.hexdigest(),
+    }

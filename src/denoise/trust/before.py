@@ -1,0 +1,228 @@
+"""Tests of the splits before anything is trained on them: is what the method assumes of them true?
+
+In go splits, out come findings. Some slices, spread over the volume, are read in turn; memory is a few slices. What the
+tests measure is in ``splits``, what it means is said here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from denoise.trust.artefacts import angles, counts, drift, field_of_view, rings, saturated
+from denoise.trust.splits import SplitFacts, measure
+from denoise.trust.verdict import Finding, Severity, Verdict
+from denoise.volumes import Volume
+from denoise.volumes.volume import Float32Array
+
+#: Correlation of the noise of two splits in the finest quarter of frequencies.
+DEPENDENT = 0.05
+#: Voxels. A shift d takes 1 - cos(pi d) of the correlation at the Nyquist frequency: 5 % at a tenth.
+SHIFT = 0.1
+#: Ratio of noise powers.
+UNEQUAL = 1.25
+#: Ratio of contrasts, and difference of means in units of the contrast.
+SCALE, OFFSET = 0.02, 0.02
+#: Standard deviations of the noise: a tenth is a hundredth of its power.
+NOT_THE_MEAN = 0.1
+_STANDS_OUT = 5.0
+#: How much of one another two splits may repeat in all frequencies and still be two.
+_SAME = 0.999
+
+
+def check_splits(volumes: Sequence[Volume]) -> Verdict:
+    """All findings on some splits.
+
+    Parameters
+    ----------
+    volumes
+        K splits, proven to have one shape (``SplitSet``).
+
+    Raises
+    ------
+    VolumeError
+        A slice cannot be read.
+    """
+    facts = measure(volumes)
+    return Verdict.of([_nothing()]) if facts is None else judge_splits(facts)
+
+
+def judge_splits(facts: SplitFacts) -> Verdict:
+    """What the numbers mean."""
+    return Verdict.of(
+        [
+            _finite(facts),
+            _independent(facts),
+            _registered(facts),
+            _same_scale(facts),
+            _equal_noise(facts),
+            angles(facts),
+            rings(facts),
+            drift(facts),
+            counts(facts),
+            saturated(facts),
+            field_of_view(facts),
+        ]
+    )
+
+
+def judge_full(full: Float32Array, mean_of_splits: Float32Array, noise: float) -> Finding:
+    """Whether the full reconstruction is what the report takes it for.
+
+    Parameters
+    ----------
+    full, mean_of_splits
+        The same slices, (Z, Y, X).
+    noise
+        Standard deviation of the noise of the mean, grey values.
+    """
+    difference = full.astype(np.float64) - mean_of_splits
+    value = float(np.sqrt(np.mean(np.square(difference))) / max(noise, 1e-300))
+    failed = value > NOT_THE_MEAN
+    return Finding(
+        "full_is_mean",
+        "Is the full reconstruction the mean of the splits?",
+        value,
+        "standard deviations of its noise",
+        NOT_THE_MEAN,
+        "Reconstructed with the same settings from all projections it is, apart from rounding. The report judges "
+        "what the model makes of the mean of the splits.",
+        Severity.RESERVATION if failed else Severity.FINE,
+        f"The full reconstruction differs from the mean of the splits by {value:.2f} standard deviations of its noise "
+        "(another filter, another scale, or other projections): the report holds for the mean of the splits, not for "
+        "it."
+        if failed
+        else "The full reconstruction is the mean of the splits.",
+    )
+
+
+def _nothing() -> Finding:
+    return Finding(
+        "empty",
+        "Is there anything in the splits?",
+        0.0,
+        "voxels",
+        None,
+        "Slices whose voxels are all the same, or not finite, hold nothing to train on.",
+        Severity.INVALID,
+        "The slices that were looked at are empty or constant; check the files.",
+    )
+
+
+def _finite(facts: SplitFacts) -> Finding:
+    bad = facts.non_finite
+    return Finding(
+        "finite",
+        "Are all grey values numbers?",
+        bad,
+        "share of the voxels",
+        0.0,
+        "Training stops at NaN and infinite voxels unless dataset.non_finite is fill.",
+        Severity.RESERVATION if bad > 0 else Severity.FINE,
+        f"{100 * bad:.3g} % of the voxels are NaN or infinite; reconstruct without them, or set dataset.non_finite: "
+        "fill."
+        if bad > 0
+        else "All grey values that were looked at are finite.",
+    )
+
+
+def _independent(facts: SplitFacts) -> Finding:
+    value, error = facts.fine_correlation, facts.fine_correlation_error
+    certain = abs(value) > _STANDS_OUT * error
+    why = (
+        "Correlation of the splits in the finest quarter of frequencies, where an object has almost nothing and all "
+        "that is left is noise. Independent noise has 0. What both splits share the method takes for signal and "
+        "keeps: at 0.05, a twentieth of the noise power."
+    )
+    question = "Is the noise of the splits independent?"
+    if facts.correlation > _SAME:
+        sentence = (
+            "The splits are the same image: there is no noise to tell from signal. Reconstruct them from different "
+        )
+        sentence += "projections."
+        severity = Severity.INVALID
+    elif certain and value < -DEPENDENT:
+        sentence = (
+            f"The noise of the splits is opposed (correlation {value:.2f}): something was divided between them after "
+            "they were made, or a filter mixed their projections; all estimates of error are wrong."
+        )
+        severity = Severity.INVALID
+    elif certain and value > DEPENDENT and facts.is_flat:
+        sentence = (
+            f"The splits share noise (correlation {value:.2f} at the finest frequencies, and no less at the very "
+            "finest, as detail would have): projections that are in both, a filter over the angles, or interpolated "
+            "projections. That part of the noise will stay in the result and count as signal."
+        )
+        severity = Severity.INVALID if value > 10 * DEPENDENT else Severity.RESERVATION
+    elif certain and value > DEPENDENT:
+        sentence = (
+            f"The splits agree even at the finest frequencies (correlation {value:.2f}, falling towards the finest): "
+            "the object has detail down to single voxels, or the noise is shared. In a smooth part of the object the "
+            "difference of the splits should look like noise."
+        )
+        severity = Severity.NOTE
+    else:
+        sentence = "The noise of the splits is independent."
+        severity = Severity.FINE
+    return Finding("noise_independent", question, value, "correlation", DEPENDENT, why, severity, sentence)
+
+
+def _registered(facts: SplitFacts) -> Finding:
+    value = facts.shift
+    failed = value > SHIFT and value > _STANDS_OUT * facts.shift_error
+    grave = failed and value > 10 * SHIFT
+    return Finding(
+        "registered",
+        "Do the splits show the object in the same place?",
+        value,
+        "voxels",
+        SHIFT,
+        "Shift in the plane between the first two splits that differ most, from the phase of their cross-spectrum. A "
+        "tenth of a voxel blurs the finest detail by 5 %; the network learns to blur by as much as the splits are "
+        "apart.",
+        Severity.INVALID if grave else Severity.RESERVATION if failed else Severity.FINE,
+        f"The splits are shifted by {value:.2f} voxels against each other: reconstruct them with one rotation centre "
+        "and one geometry; detail of that size will be lost."
+        if failed
+        else "The splits lie on top of each other.",
+    )
+
+
+def _same_scale(facts: SplitFacts) -> Finding:
+    value = max(abs(facts.contrast_ratio - 1), abs(facts.offset))
+    failed = value > max(SCALE, OFFSET) and value > _STANDS_OUT * facts.scale_error
+    return Finding(
+        "same_scale",
+        "Have the splits the same grey values?",
+        value,
+        "of the contrast",
+        SCALE,
+        "The larger of: the ratio of their contrasts minus 1, the difference of their means over the contrast. The "
+        "network is trained to turn one split into the other and would learn the change.",
+        Severity.RESERVATION if failed else Severity.FINE,
+        f"Grey values of the splits differ by {100 * value:.1f} % of the contrast: reconstruct them with the same "
+        "scale (and with weights for their own number of angles)."
+        if failed
+        else "The splits have the same grey values.",
+    )
+
+
+def _equal_noise(facts: SplitFacts) -> Finding:
+    value = facts.noise_ratio
+    failed = value > UNEQUAL
+    return Finding(
+        "equal_noise",
+        "Are the splits equally noisy?",
+        value,
+        "times",
+        UNEQUAL,
+        "Noise power of the noisiest split over that of the least noisy one. The error of the result is estimated "
+        "with a sample of noise made from their difference, which is exact for equal noise; the mean of unequal "
+        "splits is also not the best image.",
+        Severity.RESERVATION if failed else Severity.FINE,
+        f"One split has {value:.2f} times the noise power of another: were they made from different numbers of angles "
+        "or exposures? Estimates of the error are less certain."
+        if failed
+        else "The splits are equally noisy.",
+    )

@@ -1,0 +1,121 @@
+"""How far each voxel of the result may be from the truth: from the disagreement of the model's outputs, calibrated.
+
+The outputs for views with independent noise differ where noise gets through, and differ most where the model is least
+sure: at edges and in fine detail. How large the error is for a given disagreement is measured on the held-out slices,
+where squared errors are known without bias on average (``denoise.trust.errors``). Systematic errors, which all outputs
+share, come in through this calibration, not through the disagreement.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.ndimage import gaussian_filter
+
+from denoise.errors import VolumeError
+from denoise.trust.errors import error_maps
+from denoise.trust.evidence import Evidence
+from denoise.volumes.volume import Float32Array
+
+Float64Array = NDArray[np.float64]
+
+#: Standard deviation of the average in the plane, voxels: two outputs alone say little of one voxel. Not along z:
+#: any range of slices gives the same.
+_SMOOTHED = 2.0
+#: Classes of disagreement, as shares of the voxels below; the rarest ones have the largest errors.
+_CLASSES = (*np.arange(0.05, 0.95, 0.05).tolist(), 0.95, 0.97, 0.98, 0.99, 0.995)
+#: Of the mean squared error, what no voxel's may be below: a class's estimate can be zero by chance.
+_FLOOR = 0.01
+
+
+@dataclass(frozen=True)
+class Confidence:
+    """The error to be expected for a disagreement, both in grey values; ascending, linear between the knots."""
+
+    disagreement: tuple[float, ...]
+    error: tuple[float, ...]
+
+    def uncertainty(self, outputs: Sequence[Float32Array]) -> Float32Array:
+        """One standard deviation of the error of each voxel.
+
+        Parameters
+        ----------
+        outputs
+            f(view) of the same slices for every view (all splits, for K = 2), float32 (Z, Y, X), in grey values.
+
+        Returns
+        -------
+        float32 (Z, Y, X), grey values.
+        """
+        found = np.interp(disagreement_of(outputs), self.disagreement, self.error)
+        return np.asarray(found, dtype=np.float32)
+
+
+def disagreement_of(outputs: Sequence[Float32Array]) -> Float32Array:
+    """Standard deviation of the outputs of several views, root mean square of its neighbourhood in the plane.
+
+    Parameters
+    ----------
+    outputs
+        Two or more, float32 (Z, Y, X).
+    """
+    mean = np.mean(outputs, axis=0, dtype=np.float32)
+    variance = sum((np.square(output - mean) for output in outputs), np.zeros_like(mean)) / (len(outputs) - 1)
+    for image in variance:
+        gaussian_filter(image, _SMOOTHED, output=image)
+    return np.asarray(np.sqrt(np.maximum(variance, 0)), np.float32)
+
+
+def calibrated(evidence: Evidence) -> Confidence:
+    """Find which error belongs to which disagreement, on held-out slices.
+
+    Voxels are sorted into classes of disagreement, and the unbiased squared error is averaged over each; classes are
+    joined until it rises with the disagreement (pool adjacent violators: Ayer et al. 1955, Ann. Math. Stat. 26:641, doi
+    10.1214/aoms/1177728423).
+
+    Raises
+    ------
+    VolumeError
+        The outputs are all the same, or their error cannot be told from zero.
+    """
+    said = disagreement_of(evidence.outputs)[:, evidence.mask].astype(np.float64)
+    edges = np.quantile(said, _CLASSES)
+    count = len(_CLASSES) + 1
+    sums = np.zeros((3, count))
+    for values, maps in zip(said, _error_slices(evidence), strict=True):
+        place = np.searchsorted(edges, values)
+        for row, weights in zip(sums, (None, values, maps), strict=True):
+            row += np.bincount(place, weights=weights, minlength=count)
+    voxels, disagreement, error = sums[:, sums[0] > 0]
+    mean = float(error.sum() / voxels.sum())
+    if not mean > 0 or said.max() == 0:
+        raise VolumeError(
+            f"the mean squared error of the held-out slices is estimated as {mean:.3g}: too few voxels are held out "
+            "to calibrate the uncertainty of single voxels; hold out more (train.validation_fraction)"
+        )
+    pooled = _rising(error / voxels, voxels)
+    return Confidence(
+        tuple(float(v) for v in disagreement / voxels),
+        tuple(float(v) for v in np.sqrt(np.maximum(pooled, _FLOOR * mean))),
+    )
+
+
+def _error_slices(evidence: Evidence) -> Iterator[Float64Array]:
+    for part in evidence.slices():
+        yield error_maps(part).delivered[0][evidence.mask]
+
+
+def _rising(values: Float64Array, weights: Float64Array) -> Float64Array:
+    """The nearest sequence that does not fall, in the weighted least-squares sense."""
+    blocks: list[tuple[float, float, int]] = []  # mean, weight, length
+    for value, weight in zip(values, weights, strict=True):
+        mean, total, length = float(value), float(weight), 1
+        while blocks and blocks[-1][0] > mean:
+            earlier, more, longer = blocks.pop()
+            mean = (mean * total + earlier * more) / (total + more)
+            total, length = total + more, length + longer
+        blocks.append((mean, total, length))
+    return np.concatenate([np.full(length, mean) for mean, _, length in blocks])

@@ -1,0 +1,168 @@
+"""Everything that is known of a result, joined: the headline, curves, tests and verdict; as values, and as plain JSON.
+
+In goes an ``Evidence``, out comes a ``Report``. Where the numbers were taken, from which files and by which software is
+for the caller to add (``denoise.commands.report``).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from denoise.trust.after import judge
+from denoise.trust.errors import error_sums
+from denoise.trust.evidence import Evidence
+from denoise.trust.greys import GreyShift, Histograms, Material, grey_shift, histograms, materials
+from denoise.trust.pictures import Profile, edge_profiles
+from denoise.trust.scores import RESOLVED, Interval, Scores, scores_of
+from denoise.trust.seams import Seams, find_seams
+from denoise.trust.spectra import RingSums, ring_sums
+from denoise.trust.support import BandSupport, support_of
+from denoise.trust.verdict import Verdict, finite
+
+Float64Array = NDArray[np.float64]
+
+FORMAT = "ct-denoise report"
+FORMAT_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Report:
+    """What the held-out slices say of a model."""
+
+    scores: Scores
+    rings: RingSums
+    histograms: Histograms
+    materials: tuple[Material, ...]
+    greys: GreyShift
+    bands: tuple[BandSupport, ...]
+    seams: Seams | None
+    profiles: tuple[Profile, ...]
+    verdict: Verdict
+    history: tuple[dict[str, Any], ...]
+    voxel_size_um: float | None
+
+    @classmethod
+    def of(
+        cls,
+        evidence: Evidence,
+        *,
+        borders: tuple[NDArray[np.int64], NDArray[np.int64]] | None = None,
+        history: Sequence[dict[str, Any]] = (),
+        inputs: Verdict | None = None,
+        voxel_size_um: float | None = None,
+    ) -> Report:
+        """Judge a model by its evidence.
+
+        Parameters
+        ----------
+        borders
+            Rows and columns of tile borders, see ``denoise.trust.seams``; None: seams are not looked for.
+        history
+            Records of the training run, as ``history.jsonl`` holds them.
+        inputs
+            What was found on the splits (``denoise.trust.before``): the estimates rest on it.
+        voxel_size_um
+            In the plane, micrometres.
+        """
+        errors, rings = error_sums(evidence), ring_sums(evidence)
+        scores, bands, greys = scores_of(evidence, errors, rings), support_of(evidence), grey_shift(evidence, errors)
+        seams = None if borders is None else find_seams(evidence.delivered, borders, evidence.mask)
+        low, high = (float(v) for v in np.percentile(evidence.delivered[:, evidence.mask], (0.05, 99.95)))
+        return cls(
+            scores=scores,
+            rings=rings,
+            histograms=histograms(evidence, low, high),
+            materials=materials(evidence),
+            greys=greys,
+            bands=bands,
+            seams=seams,
+            profiles=edge_profiles(evidence),
+            verdict=Verdict.of((*judge(scores, bands, greys, seams, history), *(inputs.findings if inputs else ()))),
+            history=tuple(history),
+            voxel_size_um=voxel_size_um,
+        )
+
+    @property
+    def headline(self) -> tuple[str, ...]:
+        """Gain, dose, resolution and verdict, one sentence each."""
+        scores = self.scores
+        gain, dose = scores.gain, scores.equivalent_dose
+        bound = "at least " if scores.resolution_is_bound else ""
+        return (
+            f"Gain: {_said(gain, ' dB')}; PSNR {_said(scores.psnr_before, ' dB')} before, "
+            f"{_said(scores.psnr_after, ' dB')} after.",
+            "Equivalent dose: the plain reconstruction would have this squared error if it had been exposed "
+            f"{_said(dose, ' times')} longer.",
+            f"Resolution (correlation with the truth 0.5): {self.as_length(scores.resolution_before)} before, "
+            f"{bound}{self.as_length(scores.resolution_after)} after.",
+            self.verdict.sentence,
+        )
+
+    def as_length(self, resolution: Interval) -> str:
+        """A frequency as the period that it stands for, in voxels and micrometres."""
+        if math.isinf(resolution.value):
+            return "2 voxels (the finest there is)"
+        period = 1 / resolution.value
+        size = "" if self.voxel_size_um is None else f" = {period * self.voxel_size_um:.3g} um"
+        return f"{period:.1f} voxels{size}"
+
+    def as_plain(self) -> dict[str, Any]:
+        """For JSON: numbers, text, lists and objects; what is not known is null."""
+        rings, weight = self.rings, self.rings.weight * len(self.rings.noise)
+        return {
+            "headline": list(self.headline),
+            **self.verdict.as_plain(),
+            "scores": self.scores.as_plain(),
+            "voxel_size_um": self.voxel_size_um,
+            "correlation": {
+                "frequency_per_voxel": _plain(rings.frequencies),
+                "before": _plain(rings.correlation_before()),
+                "after": _plain(rings.correlation_after()),
+                "after_standard_error": _plain(rings.error_after()),
+                "after_for_one_view": _plain(rings.correlation_of_view()),
+                "threshold": RESOLVED,
+            },
+            "power_spectra": {
+                "frequency_per_voxel": _plain(rings.frequencies),
+                "noise_before": _plain(rings.noise.sum(0) / weight),
+                "noise_after": _plain(rings.passed.sum(0) / weight),
+                "object": _plain(rings.signal.sum(0) / weight),
+                "result": _plain(rings.delivered.sum(0) / weight),
+            },
+            "histograms": {
+                "edges": _plain(self.histograms.edges),
+                "before": self.histograms.before.tolist(),
+                "after": self.histograms.after.tolist(),
+            },
+            "materials": [asdict(m) for m in self.materials],
+            "grey_values": {"result": _plain(self.greys.grey), "unseen": _plain(self.greys.unseen)},
+            "bands": [asdict(b) for b in self.bands],
+            "profiles": [
+                {
+                    "place_zyx": [p.z, p.y, p.x],
+                    "direction_yx": list(p.direction),
+                    **{n: _plain(getattr(p, n)) for n in ("distance", "noisy", "denoised", "other")},
+                }
+                for p in self.profiles
+            ],
+            "seams": None if self.seams is None else asdict(self.seams),
+            "history": list(self.history),
+        }
+
+
+def _plain(values: Float64Array) -> list[float | None]:
+    return [finite(float(f"{v:.6g}")) for v in values]
+
+
+def _said(interval: Interval, unit: str) -> str:
+    """A value with the ends of its interval, as far as they are known."""
+    if not math.isfinite(interval.value):
+        return f"unknown{unit}"
+    low, high = ("?" if not math.isfinite(v) else f"{v:.1f}" for v in (interval.low, interval.high))
+    return f"{interval.value:.1f}{unit} ({low} to {high})"

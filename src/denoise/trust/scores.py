@@ -1,0 +1,136 @@
+"""How much better a result is than what it was made from: PSNR, gain, equivalent dose and resolution, with intervals.
+
+In go the sums of an ``Evidence`` over blocks and over Fourier rings; out come numbers, each with the 95 % interval that
+resampling those sums gives (Efron 1979, Ann. Stat. 7:1, doi 10.1214/aos/1176344552).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from denoise.resolution import first_below
+from denoise.trust.errors import ErrorSums, bootstrap
+from denoise.trust.evidence import Evidence
+from denoise.trust.spectra import RingSums
+from denoise.trust.verdict import finite
+
+#: Grey values between these percentiles of the delivered image are its range: single voxels do not decide.
+RANGE_PERCENTILES = (0.1, 99.9)
+#: Correlation with the truth at which detail counts as resolved.
+RESOLVED = 0.5
+_FEWEST_SLICES = 4
+
+
+@dataclass(frozen=True)
+class Interval:
+    """An estimate with its 95 % interval; an end that cannot be told is infinite, a value that cannot be NaN."""
+
+    value: float
+    low: float
+    high: float
+
+    def as_plain(self) -> dict[str, float | None]:
+        """For JSON: null where nothing can be told."""
+        return {"value": finite(self.value), "low": finite(self.low), "high": finite(self.high)}
+
+
+@dataclass(frozen=True)
+class Scores:
+    """The headline.
+
+    Attributes
+    ----------
+    data_range
+        Of grey values, in the volume's units; what PSNR relates errors to.
+    psnr_before, psnr_after, gain
+        dB. After is the delivered image.
+    psnr_of_view
+        dB: of the output for one view (one split of two), which needs no Gaussian noise. The delivered image is
+        better, as it is made from all projections.
+    equivalent_dose
+        How many times longer the scan would have to be for the plain reconstruction to have the same squared error:
+        10^(gain / 10), as that error falls as 1/dose.
+    resolution_before, resolution_after
+        Cycles per voxel where the correlation with the truth falls below 0.5; infinite: not before the Nyquist limit.
+    resolution_is_bound
+        The splits cannot tell what lies beyond ``resolution_after``: it is at least that.
+    """
+
+    data_range: float
+    psnr_before: Interval
+    psnr_after: Interval
+    psnr_of_view: Interval
+    gain: Interval
+    equivalent_dose: Interval
+    resolution_before: Interval
+    resolution_after: Interval
+    resolution_is_bound: bool
+
+    def as_plain(self) -> dict[str, object]:
+        """For JSON."""
+        return {
+            name: value.as_plain() if isinstance(value := getattr(self, name), Interval) else value
+            for name in self.__dataclass_fields__
+        }
+
+
+def scores_of(evidence: Evidence, errors: ErrorSums, rings: RingSums) -> Scores:
+    """The headline of an evidence."""
+    low, high = np.percentile(evidence.delivered[:, evidence.mask], RANGE_PERCENTILES)
+    data_range = float(high - low)
+
+    def psnr(column: str) -> Interval:
+        return _over_blocks(errors, lambda s: _decibels(data_range**2 * s.voxels.sum(), getattr(s, column).sum()))
+
+    gain = _over_blocks(errors, lambda s: _decibels(s.noisy.sum(), s.delivered.sum()))
+    return Scores(
+        data_range=data_range,
+        psnr_before=psnr("noisy"),
+        psnr_after=psnr("delivered"),
+        psnr_of_view=psnr("view"),
+        gain=gain,
+        equivalent_dose=Interval(*(10 ** (v / 10) for v in (gain.value, gain.low, gain.high))),
+        resolution_before=_resolution(rings, RingSums.correlation_before),
+        resolution_after=_resolution(rings, RingSums.correlation_after),
+        resolution_is_bound=_is_bound(rings),
+    )
+
+
+def crossing(rings: RingSums, correlation: NDArray[np.float64]) -> float:
+    """Cycles per voxel where a correlation falls below one half, or is not known any more; infinite: nowhere."""
+    found = first_below(torch.from_numpy(rings.frequencies), torch.from_numpy(correlation), RESOLVED)
+    return math.inf if found is None else found
+
+
+def _resolution(rings: RingSums, curve: Callable[[RingSums], NDArray[np.float64]]) -> Interval:
+
+    def statistic(slices: NDArray[np.int64]) -> float:
+        return crossing(rings.of(slices), curve(rings.of(slices)))
+
+    everything = np.arange(len(rings.noise))
+    if len(everything) < _FEWEST_SLICES:
+        return Interval(statistic(everything), math.nan, math.nan)
+    low, high = bootstrap(statistic, len(everything), draws=100)
+    return Interval(statistic(everything), low, high)
+
+
+def _is_bound(rings: RingSums) -> bool:
+    correlation = rings.correlation_after()
+    below = np.flatnonzero(~(correlation >= RESOLVED))
+    return bool(len(below) and np.isnan(correlation[below[0]]))
+
+
+def _over_blocks(errors: ErrorSums, statistic: Callable[[ErrorSums], float]) -> Interval:
+    low, high = bootstrap(lambda blocks: statistic(errors.of(blocks)), len(errors.voxels))
+    return Interval(statistic(errors), low, high)
+
+
+def _decibels(power: float, error: float) -> float:
+    """10 log10 of a ratio; infinite for an error that is estimated to be nothing."""
+    return 10 * math.log10(power / error) if error > 0 else math.inf

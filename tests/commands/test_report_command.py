@@ -1,0 +1,135 @@
+"""``denoise report`` and ``denoise check --data``: what they say, write and refuse."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+
+if TYPE_CHECKING:
+    from tiny_dataset import Dataset, Outcome, Tools
+
+pytest_plugins = ("tiny_dataset",)
+
+
+def test_check_reads_the_data_only_when_asked_and_writes_nothing(
+    dataset: Dataset, denoise: Callable[..., Outcome], tools: Tools
+) -> None:
+    before = tools.fingerprint(dataset.folder)
+    plain = denoise("check", "--config", dataset.config, "--device", "cpu")
+    asked = denoise("check", "--config", dataset.config, "--device", "cpu", "--data")
+    assert tools.fingerprint(dataset.folder) == before
+    assert "verdict" not in plain.out
+    facts, found = asked.out.split("\n\n")
+    assert len(facts.splitlines()) == len(plain.out.splitlines())
+    lines = found.splitlines()
+    assert lines[-1] == "verdict: fine"
+    assert any(line.startswith("fine") and "noise_independent" in line and "(limit 0.05)" in line for line in lines)
+
+
+def test_check_says_why_splits_are_not_valid(dataset: Dataset, denoise: Callable[..., Outcome], tools: Tools) -> None:
+    shutil.rmtree(dataset.folder / "odd")
+    tools.write(dataset.folder / "odd", np.roll(tools.images()[1], 3, axis=1))
+    said = denoise("check", "--config", dataset.config, "--data")
+    assert said.code == 0
+    assert "NOT VALID" in said.out
+    assert "shifted by" in said.out
+    assert said.out.splitlines()[-1] == "verdict: not valid"
+
+
+def test_check_of_data_needs_splits(dataset: Dataset, denoise: Callable[..., Outcome]) -> None:
+    config = dataset.configured("  splits: [even, odd]   # angles 0, 2, 4, ... and 1, 3, 5, ...\n", "")
+    assert "dataset.splits" in denoise("check", "--config", config, "--data").error
+
+
+@pytest.fixture(scope="module")
+def reported(trained_folder: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """A report's content. Made once, from Python, beside the shared dataset."""
+    from denoise.api import Compute
+    from denoise.commands.report import Request, report
+    from denoise.config import load_config
+
+    folder = tmp_path_factory.mktemp("report")
+    made = report(load_config(trained_folder / "foam.yaml"), Compute("cpu"), Request(output=folder / "of" / "foam"))
+    assert made.path == folder / "of" / "foam" / "report.json"
+    assert made.evidence.shape == made.region.shape_zyx
+    return json.loads(made.path.read_text())
+
+
+def test_the_report_judges_what_training_held_out(reported: Any) -> None:
+    assert reported["format"] == "ct-denoise report"
+    assert reported["held_out"]["shape_zyx"] == [1, 48, 48]
+    assert reported["held_out"]["slices"] == [5, 5]
+    assert reported["held_out"]["why"] == "held out in training"
+    assert reported["scores"]["psnr_after"]["value"] > reported["scores"]["psnr_before"]["value"]
+    severities = {f["name"]: f["severity"] for f in reported["findings"]}
+    assert severities.keys() >= {"gain", "converged", "overfitted", "seams", "noise_independent", "full_is_mean"}
+    assert severities["full_is_mean"] == "fine"
+    assert len(reported["history"]) == 2
+
+
+def test_the_report_says_how_to_repeat_it(reported: Any, trained_folder: Any) -> None:
+    provenance = reported["provenance"]
+    assert [entry["path"] for entry in provenance["inputs"]] == [str(trained_folder / n) for n in ("even", "odd")]
+    assert all(len(entry["sha256"]) == 64 for entry in (*provenance["inputs"], provenance["model"]))
+    assert provenance["inputs"][0]["sha256"] != provenance["inputs"][1]["sha256"]
+    assert provenance["model"]["network"] == "residual2d"
+    assert any(line.startswith("denoise report --config") for line in provenance["repeat"])
+    assert "ct-denoise" in provenance["software"]
+    assert "even" in provenance["config"]
+
+
+def test_the_command_says_the_headline_and_replaces_nothing_unasked(
+    finished: Dataset, denoise: Callable[..., Outcome], tools: Tools
+) -> None:
+    said = denoise("report", "--config", finished.config, "--device", "cpu")
+    path = finished.folder / "foam_report" / "report.json"
+    assert said.out.splitlines()[-1] == str(path)
+    assert said.out.startswith("Gain: ")
+    before = tools.fingerprint(finished.folder)
+    assert str(path) in denoise("report", "--config", finished.config).error
+    assert tools.fingerprint(finished.folder) == before
+    assert denoise("report", "--config", finished.config, "--overwrite").code == 0
+
+
+def test_a_model_of_another_scan_has_seen_no_slice_of_this_one(
+    finished: Dataset, denoise: Callable[..., Outcome], tools: Tools
+) -> None:
+    for name, values in zip(("a", "b"), tools.images(seed=5), strict=False):
+        tools.write(finished.folder / name, values)
+    config = finished.configured("[even, odd]", "[a, b]")
+    assert denoise("report", "--config", config, "--model", finished.run, "--output", finished.folder / "r").code == 0
+    content = json.loads((finished.folder / "r" / "report.json").read_text())
+    assert content["held_out"]["shape_zyx"] == [12, 48, 48]
+    assert "another scan" in content["held_out"]["why"]
+    assert content["scores"]["gain"]["low"] < content["scores"]["gain"]["high"]
+
+
+def test_a_full_reconstruction_that_is_not_the_mean_of_the_splits_is_a_reservation(
+    finished: Dataset, denoise: Callable[..., Outcome], tools: Tools
+) -> None:
+    shutil.rmtree(finished.folder / "whole")
+    tools.write(finished.folder / "whole", 1.1 * tools.images()[2])
+    assert "not for it" in denoise("report", "--config", finished.config).out
+
+
+def test_splits_can_be_what_is_delivered(finished: Dataset, denoise: Callable[..., Outcome]) -> None:
+    config = finished.configured("infer: {", "infer: {input: splits, ")
+    assert denoise("report", "--config", config, "--output", finished.folder / "r").code == 0
+
+
+def test_too_small_a_part_that_was_held_out_is_an_error_that_says_so(
+    finished: Dataset, denoise: Callable[..., Outcome], tools: Tools
+) -> None:
+    for name, values in zip(("a", "b"), tools.images((2, 48, 48)), strict=False):
+        tools.write(finished.folder / name, values)
+    (finished.run / "config.yaml").unlink()
+    config = finished.folder / "two.yaml"
+    config.write_text(finished.config.read_text().replace("[even, odd]", "[a, b]").replace("full: whole", "full: null"))
+    error = denoise("report", "--config", config, "--model", finished.run).error
+    assert "16 x 16" in error
+    assert "validation_fraction" in error

@@ -1,0 +1,135 @@
+"""What ``check --data`` finds in splits that are as they should be, and in those that are not."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from scipy.ndimage import gaussian_filter, shift
+
+from denoise.projections.reconstruct import reconstruct_rows
+from denoise.trust.before import check_splits
+from denoise.trust.layout import shift_between
+from denoise.trust.splits import chosen_slices
+from denoise.trust.verdict import Severity, Verdict
+from denoise.volumes import ArrayVolume
+
+if TYPE_CHECKING:
+    from conftest import Scan
+
+Float32Array = NDArray[np.float32]
+
+
+def checked(*splits: NDArray[np.floating]) -> Verdict:
+    return check_splits([ArrayVolume(v.astype(np.float32), name=f"split {k}") for k, v in enumerate(splits)])
+
+
+def severities(verdict: Verdict) -> dict[str, Severity]:
+    return {finding.name: finding.severity for finding in verdict.findings}
+
+
+@pytest.fixture(scope="module")
+def pair(scans: Callable[..., Scan]) -> tuple[Float32Array, Float32Array]:
+    """An object within the field of view, and noise everywhere."""
+    scan = scans(1, noise=0.5)
+    y, x = (np.arange(n) - n / 2 + 0.5 for n in scan.truth.shape[1:])
+    body = np.clip(40 - np.hypot(y[:, None], x[None, :]), 0, 1)
+    return tuple((body * (scan.truth + 3) + s - scan.truth).astype(np.float32) for s in scan.splits)  # type: ignore[return-value]
+
+
+def test_good_splits_are_fine(pair: tuple[Float32Array, Float32Array], scans: Callable[..., Scan]) -> None:
+    verdict = checked(*pair)
+    assert verdict.word == "fine", verdict.sentence
+    assert all(finding.why and finding.question and finding.sentence for finding in verdict.findings)
+    four = scans(2, count=4)
+    assert checked(*four.splits).word == "fine"
+
+
+def faults(one: Float32Array, other: Float32Array) -> dict[str, tuple[Float32Array, Float32Array]]:
+    noise = one - other
+    elsewhere = np.roll(noise, 5, axis=0)  # of other slices: independent of the noise here
+    radius = np.hypot(*np.meshgrid(*(np.arange(n) - n / 2 + 0.5 for n in one.shape[1:]), indexing="ij")).astype(int)
+    rings = np.random.default_rng(0).standard_normal(radius.max() + 1)[radius] * 0.2
+    bright = np.percentile(one, 98)
+    jumps = np.random.default_rng(0).standard_normal((len(one), 1, 1)) * 0.2
+    return {
+        "registered": (one, shift(other, (0, 0.4, 0), order=3)),
+        "same_scale": (one, 1.06 * other),
+        "equal_noise": (one, other + 0.5 * elsewhere),
+        "rings": (one + rings, other + rings),
+        "saturated": (np.minimum(one, bright), np.minimum(other, bright)),
+        "drift": (one + jumps, other + jumps),
+        "noise_independent": (one + 0.3 * elsewhere, other + 0.3 * elsewhere),
+        "counts": (0.05 * one + elsewhere, 0.05 * other - np.roll(noise, 3, axis=0)),
+        "finite": (np.where(one > bright, np.nan, one), other),
+    }
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["registered", "same_scale", "equal_noise", "rings", "saturated", "drift", "noise_independent", "counts", "finite"],
+)
+def test_each_fault_is_found_under_its_own_name(pair: tuple[Float32Array, Float32Array], name: str) -> None:
+    verdict = checked(*faults(*pair)[name])
+    assert severities(verdict)[name] > Severity.FINE
+    assert verdict.word == ("fine" if name == "drift" else "usable with reservations"), verdict.sentence
+
+
+def test_splits_that_cannot_be_trained_on_are_not_valid(pair: tuple[Float32Array, Float32Array]) -> None:
+    one, other = pair
+    noise = one - other
+    for name, splits in {
+        "noise_independent": (one, one * np.float32(1.00001)),
+        "registered": (one, np.roll(other, 3, axis=2)),
+        "empty": (np.zeros_like(one), np.zeros_like(one)),
+    }.items():
+        verdict = checked(*splits)
+        assert verdict.word == "not valid"
+        assert severities(verdict)[name] == Severity.INVALID
+    opposed = checked(one + 0.2 * noise, other - 0.2 * noise)
+    assert severities(opposed)["noise_independent"] == Severity.INVALID
+    assert "opposed" in opposed.sentence
+
+
+def test_an_object_that_reaches_the_rim_is_told(scan: Scan) -> None:
+    assert severities(checked(*scan.splits))["field_of_view"] == Severity.NOTE
+
+
+@pytest.mark.parametrize(("per_column", "expected"), [(0.5, Severity.RESERVATION), (1.6, Severity.FINE)])
+def test_few_angles_show_in_the_noise_and_the_number_is_about_right(per_column: float, expected: Severity) -> None:
+    size = 96
+    count = 2 * round(per_column * size)
+    angles = np.arange(count) * np.pi / count
+    noise = np.random.default_rng(0).standard_normal((count, 8, size)).astype(np.float32)
+    splits = [reconstruct_rows(np.ascontiguousarray(noise[k::2]), angles[k::2], (size - 1) / 2) for k in range(2)]
+    scale = splits[0].std()
+    smooth = gaussian_filter(np.random.default_rng(1).standard_normal(splits[0].shape), (0, 4, 4)) * (splits[0] != 0)
+    verdict = checked(*(split + smooth * scale * 20 for split in splits))
+    finding = next(f for f in verdict.findings if f.name == "enough_angles")
+    assert finding.severity == expected
+    if expected:
+        assert f"about {per_column:.1f} angles" in finding.sentence
+
+
+@pytest.mark.parametrize("moved", [(0.0, 0.0), (0.25, -0.4), (-3.3, 7.1)])
+def test_shifts_are_measured_to_a_hundredth_of_a_voxel(moved: tuple[float, float]) -> None:
+    image = gaussian_filter(np.random.default_rng(0).standard_normal((64, 80)), 2)
+    f = np.fft.rfft2(image)
+    y, x = np.fft.fftfreq(64)[:, None], np.fft.rfftfreq(80)[None, :]
+    g = f * np.exp(-2j * np.pi * (y * moved[0] + x * moved[1]))
+    found = shift_between(g * f.conj(), 80)
+    assert np.abs(found) == pytest.approx(np.abs(moved), abs=0.01)
+
+
+@pytest.mark.parametrize(("depth", "plane"), [(1, 100), (2, 100), (7, 100), (1000, 100), (500, 4_000_000), (3, 10**9)])
+def test_slices_are_spread_over_the_volume_and_bounded(depth: int, plane: int) -> None:
+    chosen = chosen_slices(depth, plane)
+    assert chosen == sorted(set(chosen))
+    assert 0 <= chosen[0] <= chosen[-1] < depth
+    assert len(chosen) * plane <= max(24_000_000, 2 * plane)
+    if depth > 100:
+        assert chosen[0] < depth / 3 < 2 * depth / 3 < chosen[-1]
+        assert all(z + 1 in chosen or z - 1 in chosen for z in chosen)
