@@ -7,6 +7,7 @@ import os
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -29,6 +30,8 @@ Job = TypeVar("Job")
 #: Reading the splits takes minutes, longer on one machine than on another; the others wait in an exchange meanwhile.
 #: It is not what finds lost partners: launchers and ``Watch`` do.
 _EXCHANGE_TIMEOUT = timedelta(minutes=30)
+#: All are interrupted at the same step; one that was so alone does not wait long for the others.
+_FAREWELL_SECONDS = 5.0
 
 
 @runtime_checkable
@@ -128,6 +131,11 @@ def run_joined(
                 if place.size == 1 or isinstance(error, Interrupted):
                     raise
                 raise _told(error, watch, meeting) from error
+            if meeting.rank:
+                with suppress(dist.DistError):  # the first one has waited long enough
+                    meeting.store.add("left", 1)
+            else:
+                meeting.wait_for_readers("left")
     finally:
         watch.close()
 
@@ -176,8 +184,9 @@ def _with_group(
     world = World(rank, size, device, local_rank, local_size)
     try:
         function(world, job)
-        world.barrier()  # nobody leaves while others still need it, or its store
+        _leave_together(store, size, _EXCHANGE_TIMEOUT.total_seconds())
     except Interrupted:
+        _leave_together(store, size, _FAREWELL_SECONDS)
         dist.destroy_process_group()
         raise
     except Exception:
@@ -186,6 +195,14 @@ def _with_group(
             dist.destroy_process_group()
         raise
     dist.destroy_process_group()
+
+
+def _leave_together(store: Store, size: int, patience: float) -> None:
+    """Wait until all are done: one that closes its connections early may take what it has sent last with it."""
+    store.add("done", 1)
+    deadline = time.monotonic() + patience
+    while store.add("done", 0) < size and time.monotonic() < deadline:
+        time.sleep(0.02)
 
 
 def _device_of(place: Place, devices: list[torch.device]) -> torch.device:
