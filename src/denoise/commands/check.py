@@ -23,10 +23,9 @@ from denoise.commands.inputs import open_inference_inputs, open_splits
 from denoise.commands.train import require_own_folder
 from denoise.config import RunConfig
 from denoise.errors import OutputError
-from denoise.inference.run import BATCH_BYTES
 from denoise.inference.slabs import plan_slabs
 from denoise.launch import describe_device
-from denoise.memory import available_bytes, processes_bytes
+from denoise.memory import available_bytes, denoising_bytes
 from denoise.modes import MODES, default_tile, inference_window
 from denoise.networks.catalogue import build_network, find_network
 from denoise.networks.spec import NetworkSpec
@@ -180,7 +179,7 @@ def _inference(
     tiles = TileGrid(grid.shape, window)
     layers = len(tiles.axes[0].starts)
     inputs = 1 if config.infer.input == "full" else len(config.given_splits)
-    others = processes_bytes(devices[0].type, len(devices), BATCH_BYTES)
+    others = denoising_bytes(devices[0].type, len(devices))
     budget = None if config.max_memory is None else (config.max_memory - others) // len(devices)
     slabs, free = plan_slabs(tiles, inputs, budget).n_bytes, available_bytes()
     needed = int(np.prod(grid.shape, dtype=np.int64)) * 4

@@ -22,7 +22,7 @@ Progress = Callable[[int], AbstractContextManager[Callable[[int], None]]]
 """Takes how many slices there are to do; the function that it gives takes how many are done."""
 
 #: Slabs get what is left of the memory that is allowed; a batch on its way through the network takes about this much.
-BATCH_BYTES = 200_000_000
+_BATCH_BYTES = 60_000_000
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ def _budget(job: InferenceJob, world: World) -> int | None:
     kept = sum(map(layer_bytes, job.inputs))
     if job.sink.slices_together > 1:
         kept += 8 * job.sink.slices_together * height * width  # a group that is being collected, and one stored
-    return max(0, job.max_memory // world.local_size - process_bytes() - BATCH_BYTES - kept)
+    return max(0, job.max_memory // world.local_size - process_bytes() - _BATCH_BYTES - kept)
 
 
 def _write(sink: VolumeSink, first: int, start: int, slab: Float32Array) -> None:
