@@ -173,7 +173,7 @@ def test_every_end_has_its_exit_code(
     code: int,
     line: str,
 ) -> None:
-    def fail(*_: object) -> None:
+    def fail(*_: object, **__: object) -> None:
         raise error
 
     monkeypatch.setattr("denoise.commands.check.check", fail)
@@ -185,7 +185,7 @@ def test_every_end_has_its_exit_code(
 def test_a_bug_keeps_its_traceback(
     denoise: Callable[..., Outcome], dataset: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(*_: object) -> None:
+    def fail(*_: object, **__: object) -> None:
         raise ZeroDivisionError("a bug")
 
     monkeypatch.setattr("denoise.commands.check.check", fail)

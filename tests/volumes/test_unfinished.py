@@ -13,7 +13,7 @@ import pytest
 
 from denoise.errors import OutputError
 from denoise.tiles import Region
-from denoise.volumes import create_sink, open_volume
+from denoise.volumes import create_sink, is_whole, open_volume
 from denoise.volumes.unfinished import Unfinished, runs_of
 
 # Every writer: a name, and how it is compressed.
@@ -232,3 +232,22 @@ def test_a_death_between_moving_the_old_result_aside_and_naming_the_new_one_lose
 )
 def test_runs_of_slices(wanted, runs):
     assert runs_of(np.array(wanted, dtype=bool)) == [range(a, b) for a, b in runs]
+
+
+def test_a_death_after_the_result_was_named_leaves_it_whole_and_nothing_to_resume(tmp_path, monkeypatch):
+    class Dead(BaseException):
+        pass
+
+    def die(self: Unfinished) -> None:
+        raise Dead
+
+    monkeypatch.setattr(Unfinished, "discard", die)
+    sink = _sink(tmp_path / "out.tif")
+    with pytest.raises(Dead), sink:
+        _write(sink, (0, SHAPE[0]))
+    monkeypatch.undo()
+    assert Unfinished(tmp_path / "out.tif").folder.exists()
+    assert is_whole(tmp_path / "out.tif")
+    np.testing.assert_array_equal(_whole(tmp_path / "out.tif"), _numbered())
+    with pytest.raises(OutputError, match="exists already"):
+        _sink(tmp_path / "out.tif")

@@ -23,7 +23,7 @@ from denoise import files
 from denoise.errors import OutputError
 from denoise.locking import only_run
 
-_RUN, _LOCK, _REPLACED = "run.json", "lock", "replaced"
+_RUN, _LOCK, _REPLACED, _NAMED = "run.json", "lock", "replaced", "named"
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,8 @@ class Unfinished:
     def exists(self) -> bool:
         """Whether a run began a result here that can be continued."""
         # A run may die after it has given the result its final name, and before it has removed this folder.
-        return (self.folder / _RUN).is_file() and os.path.lexists(self.result)
+        was_named = (self.folder / _NAMED).exists() and not os.path.lexists(self.result)
+        return (self.folder / _RUN).is_file() and not was_named
 
     @contextmanager
     def locked(self) -> Iterator[None]:
@@ -103,6 +104,7 @@ class Unfinished:
 
     def publish(self, *, overwrite: bool) -> None:
         """Give the whole result its final name, and remove the rest; inside ``locked``."""
+        (self.folder / _NAMED).touch()
         files.publish(self.result, self.final, aside=self.folder / _REPLACED, overwrite=overwrite)
         self.discard()
 
