@@ -21,9 +21,9 @@ from denoise.trust.verdict import Finding, Severity
 AVOIDABLE = 0.03
 #: Standard deviations by which contrast in one place has no support. Good models: up to 7.6; specks of a quarter of the
 #: contrast: 8 to 17.
-INVENTED_PLACE = 9.0
+INVENTED_PLACE = 10.0
 #: Standard deviations by which less than half of what a linear filter keeps is kept in one place.
-REMOVED_PLACE = 9.0
+REMOVED_PLACE = 12.0
 #: Octaves finer than this are too noisy to be judged place by place, cycles per voxel.
 _FINEST_PLACE = 1 / 4
 #: Of the range of grey values.
