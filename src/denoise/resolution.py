@@ -117,8 +117,7 @@ class Rings:
             torch.fft.rfftfreq(x, dtype=torch.float64, device=device)[None, :],
         )
         ring = (radius * shorter).round().long().flatten()
-        # The half-plane of a real transform holds each mode once, except in its first column (and the last, for even
-        # x).
+        # The half-plane of a real transform holds each mode once, except in its first column (for even x the last, too).
         twice = torch.full((x // 2 + 1,), 2.0, dtype=torch.float64, device=device)
         twice[0] = 1
         if x % 2 == 0:
