@@ -146,9 +146,10 @@ DENOISERS: Mapping[str, Denoiser] = {
 }
 
 
-def open_scan(root: Path, name: str, dose: int, seed: int = 0) -> Scan:
-    """Simulated if it is not there yet; another seed is another object of the same kind."""
-    folder = root / "cases" / (f"{name}_{dose}_{SLICES}x{SIZE}" + (f"_{seed}" if seed else ""))
+def open_scan(root: Path, name: str, dose: int, *, second: bool = False) -> Scan:
+    """Simulated if it is not there yet, with a noise of its own; a second one is another object of the same kind."""
+    seed = 1 + list(OBJECTS).index(name) + len(OBJECTS) * (DOSES.index(dose) + len(DOSES) * second)
+    folder = root / "cases" / f"{name}_{dose}_{SLICES}x{SIZE}_{seed}"
     if not (folder / "full.npy").exists():  # written last
         folder.mkdir(parents=True, exist_ok=True)
         case = cases.Case(name, OBJECTS[name], dose)
@@ -234,7 +235,7 @@ def second_scan(root: Path, name: str, dose: int, mode: str) -> str:
         trained(root, open_scan(root, name, dose), f"{name}_{dose}_{mode}_good", mode, 10 if mode == "2.5d" else 5),
         (SLICES, SIZE, SIZE),
     )
-    scan = open_scan(root, name, dose, seed=1)
+    scan = open_scan(root, name, dose, second=True)
     volumes = [ArrayVolume(split, name=f"split {k}") for k, split in enumerate(scan.splits)]
     evidence = collect(volumes, Region((0, 0, 0), (SLICES, SIZE, SIZE)), run)
     sums = error_sums(evidence)

@@ -194,7 +194,8 @@ def held_out_region(config: RunConfig, checkpoint: Checkpoint, splits: SplitSet,
 def _is_another_scan(trained: RunConfig, splits: SplitSet) -> bool:
     """Whether a run's own splits are still there and hold something else.
 
-    In doubt they do not: what was held out is safe to judge in any case. Paths alone do not tell: folders are moved and copied, and scans have files of the same names.
+    In doubt they do not: what was held out is safe to judge in any case. Paths alone do not tell: folders are moved and
+    copied, and scans have files of the same names.
     """
     if not trained.given_splits:
         return False
