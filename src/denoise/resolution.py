@@ -117,8 +117,8 @@ class Rings:
             torch.fft.rfftfreq(x, dtype=torch.float64, device=device)[None, :],
         )
         ring = (radius * shorter).round().long().flatten()
-        # The half-plane of a real transform holds each mode once, except in its first column (and the last, for even
-        # x).
+        # The half-plane of a real transform holds each mode once, but twice in its first column, and for even x in its
+        # last one.
         twice = torch.full((x // 2 + 1,), 2.0, dtype=torch.float64, device=device)
         twice[0] = 1
         if x % 2 == 0:

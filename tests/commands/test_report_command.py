@@ -109,6 +109,20 @@ def test_a_model_of_another_scan_has_seen_no_slice_of_this_one(
     assert content["scores"]["gain"]["low"] < content["scores"]["gain"]["high"]
 
 
+def test_a_copy_of_the_scan_is_the_same_scan_and_only_what_was_held_out_is_judged(
+    finished: Dataset, denoise: Callable[..., Outcome]
+) -> None:
+    for name in ("even", "odd"):
+        shutil.copytree(finished.folder / name, finished.folder / f"copy_of_{name}")
+    config = finished.configured("[even, odd]", "[copy_of_even, copy_of_odd]")
+    asked = ("report", "--config", config, "--model", finished.run, "--overwrite", "--output", finished.folder / "r")
+    for _ in range(2):  # with the originals, and without
+        assert denoise(*asked).code == 0
+        content = json.loads((finished.folder / "r" / "report.json").read_text())
+        assert content["held_out"]["shape_zyx"] == [1, 48, 48]
+        shutil.rmtree(finished.folder / "even", ignore_errors=True)
+
+
 def test_a_full_reconstruction_that_is_not_the_mean_of_the_splits_is_a_reservation(
     finished: Dataset, denoise: Callable[..., Outcome], tools: Tools
 ) -> None:

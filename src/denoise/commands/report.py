@@ -20,7 +20,7 @@ from denoise.commands.display import say, say_device
 from denoise.commands.inputs import given_normalization, open_splits
 from denoise.config import RunConfig, load_config, render
 from denoise.config.recipes import RECIPES
-from denoise.errors import OutputError, VolumeError
+from denoise.errors import DenoiseError, OutputError, VolumeError
 from denoise.files import require_free, write_text
 from denoise.inference.engine import Denoiser, denoise_slices
 from denoise.launch import describe_device
@@ -170,7 +170,7 @@ def held_out_region(config: RunConfig, checkpoint: Checkpoint, splits: SplitSet,
         Nothing that is large enough was held out.
     """
     trained = load_config(run.config) if run.config.is_file() else config
-    if trained.given_splits and trained.given_splits != config.split_paths:
+    if trained is not config and _is_another_scan(trained, splits):
         region = Region((0, 0, 0), splits.shape)
         where = f"the model was trained on another scan ({trained.given_splits[0]}, ...): no slice of this one was seen"
     else:
@@ -189,6 +189,25 @@ def held_out_region(config: RunConfig, checkpoint: Checkpoint, splits: SplitSet,
     kept = max(1, min(depth, _MOST_VOXELS // (rows * columns)))
     start = region.start_zyx[0] + (depth - kept) // 2
     return replace(region, start_zyx=(start, *region.start_zyx[1:]), shape_zyx=(kept, rows, columns)), where
+
+
+def _is_another_scan(trained: RunConfig, splits: SplitSet) -> bool:
+    """Whether a run's own splits are still there and hold something else.
+
+    In doubt they do not: what was held out is safe to judge in any case. Paths alone do not tell: folders are moved and
+    copied, and scans have files of the same names.
+    """
+    if not trained.given_splits:
+        return False
+    try:
+        theirs = open_volume(trained.given_splits[0])
+        if theirs.shape != splits.shape:
+            return True
+        z = splits.shape[0] // 2
+        middle = Region.of_slices(z, z + 1, splits.shape)
+        return not any(np.array_equal(theirs.read(middle), ours.read(middle)) for ours in splits.volumes)
+    except DenoiseError:
+        return False
 
 
 def _inputs(config: RunConfig, splits: SplitSet, evidence: Evidence, region: Region) -> Verdict:

@@ -17,25 +17,25 @@ from denoise.trust.seams import Seams
 from denoise.trust.support import BandSupport
 from denoise.trust.verdict import Finding, Severity
 
-#: Of the squared error, what a factor per band would save: 3 % is 0.13 dB. Good models: up to 1.4 %.
-AVOIDABLE = 0.03
-#: Standard deviations by which contrast in one place has no support. Good models: up to 7.6; specks of a quarter of the
-#: contrast: 8 to 17.
-INVENTED_PLACE = 9.0
+#: Of the squared error, what a factor per band would save: 2 % is 0.09 dB. Good models: up to 1.4 %.
+AVOIDABLE = 0.02
+#: Standard deviations by which contrast in one place has no support. Good models: up to 11.5; specks of half of the
+#: contrast: 17 to 58, at 100 photons 11.
+INVENTED_PLACE = 12.5
 #: Standard deviations by which less than half of what a linear filter keeps is kept in one place.
-REMOVED_PLACE = 9.0
+REMOVED_PLACE = 12.0
 #: Octaves finer than this are too noisy to be judged place by place, cycles per voxel.
 _FINEST_PLACE = 1 / 4
 #: Of the range of grey values.
 MEAN_SHIFT = 0.01
-CLASS_SHIFT = 0.05
+CLASS_SHIFT = 0.06
 #: Standard errors that a shift must stand out by.
 _STANDS_OUT = 5.0
 SEAM_RATIO = 1.1
 #: dB that the last third of a run at its full learning rate may still gain.
 CONVERGED = 0.5
 #: dB: so much that the image is not what the method can do.
-FAR_FROM_CONVERGED = 1.5
+FAR_FROM_CONVERGED = 2.0
 OVERFITTED = 0.5
 _FEWEST_SCORES = 4
 
@@ -119,7 +119,7 @@ def _unsupported(bands: Sequence[BandSupport]) -> Finding:
         "share of the squared error",
         AVOIDABLE,
         "How much lower the squared error would be if each octave of size were weakened to what the other split "
-        "supports. The best possible result has 0, good models stay below 0.015, and 0.03 is 0.13 dB.",
+        "supports. The best possible result has 0, good models stay below 0.015, and 0.02 is 0.09 dB.",
         (Severity.RESERVATION if found else Severity.NOTE) if failed else Severity.FINE,
         sentence,
     )
@@ -138,7 +138,7 @@ def _invented_place(bands: Sequence[BandSupport]) -> Finding:
         INVENTED_PLACE,
         "The worst place: by how much its contrast exceeds what the other split has there, where that is at least "
         "four mean squared errors of structures of its size. Among a million places chance reaches five; good "
-        "models, whose error differs from place to place, up to eight.",
+        "models, whose error differs from place to place, up to twelve at low dose.",
         Severity.RESERVATION if failed else Severity.FINE,
         f"The result shows a structure of {_size(worst)} at held-out slice {place.z}, row {place.y}, column {place.x} "
         "that the other split does not show: look there before believing structures of that size."
@@ -273,7 +273,7 @@ def _converged(history: Sequence[dict[str, Any]]) -> Finding:
         "dB",
         FAR_FROM_CONVERGED,
         "What the last third of the steps at the full learning rate gained in held-out error against the truth. More "
-        "than half a decibel is worth a longer run; at more than one and a half the image is not what can be had.",
+        "than half a decibel is worth a longer run; at more than two the image is not what can be had.",
         Severity.RESERVATION if failed else Severity.NOTE if gained > CONVERGED else Severity.FINE,
         sentence,
     )

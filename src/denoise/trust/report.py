@@ -163,6 +163,6 @@ def _plain(values: Float64Array) -> list[float | None]:
 def _said(interval: Interval, unit: str) -> str:
     """A value with the ends of its interval, as far as they are known."""
     if not math.isfinite(interval.value):
-        return f"unknown{unit}"
+        return "unknown"
     low, high = ("?" if not math.isfinite(v) else f"{v:.1f}" for v in (interval.low, interval.high))
     return f"{interval.value:.1f}{unit} ({low} to {high})"
