@@ -3,9 +3,9 @@
     python benchmarks/soak.py --folder scratch --kills 100 [--seed 0]
 
 Every command is first run without being disturbed: its result is the reference, and its duration (the shortest so
-far) the span from which the moments of death are drawn. Then it is started with ``--resume``, killed with all of its processes, and checked:
-every file under a final name must be whole. It is started again, and again, until it lives to its end; what it then
-leaves must equal the reference, byte by byte for volumes, tensor by tensor for models.
+far) the span from which the moments of death are drawn. Then it is started with ``--resume``, killed with all of its
+processes, and checked: every file under a final name must be whole. It is started again, and again, until it lives to
+its end; what it then leaves must equal the reference, byte by byte for volumes, tensor by tensor for models.
 """
 
 from __future__ import annotations
