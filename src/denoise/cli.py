@@ -177,6 +177,9 @@ def volume(
     resume: ResumeOption = False,
     dtype: DtypeOption = OutputType.float32,
     compression: CompressionOption = None,
+    confidence: Annotated[
+        bool, typer.Option("--confidence", help="Write a volume of uncertainties too; takes three times as long.")
+    ] = False,
     max_memory: MemoryOption = None,
     processes: ProcessesOption = None,
     gpus: GpusOption = None,
@@ -195,6 +198,7 @@ def volume(
         _choice(settings, checkpoint, model, mode, output, overwrite, dtype),
         resume=resume,
         compression=compression.value if compression else None,
+        confidence=confidence,
     )
     compute = _compute(device, gpus, processes, Spread(nodes, node_rank, rendezvous, max_restarts))
     denoise_volume(settings, compute, choice, start=start_slice, end=end_slice)

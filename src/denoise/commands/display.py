@@ -6,7 +6,7 @@ import logging
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 
 import torch
 from rich.console import Console
@@ -86,3 +86,8 @@ def progress_bar(what: str, total: int, voxels_per_item: int) -> Iterator[Callab
     with bar:
         task = bar.add_task(what, total=total, rate="")
         yield lambda done: bar.update(task, completed=done, rate=rate(done))
+
+
+def slices_bar(what: str, voxels_per_slice: int, slices: int) -> AbstractContextManager[Callable[[int], None]]:
+    """As ``progress_bar``, in the order in which a job in another process is told of it."""
+    return progress_bar(what, slices, voxels_per_slice)

@@ -7,8 +7,6 @@ import json
 import logging
 import os
 import time
-from collections.abc import Callable
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -19,7 +17,8 @@ import numpy as np
 from denoise.api import Compute, load_checkpoint, make_denoiser
 from denoise.archive import software_versions
 from denoise.checkpoint import Checkpoint
-from denoise.commands.display import progress_bar, say, say_device
+from denoise.commands.confidence import require_uncertainty, uncertainty_path, write_uncertainty
+from denoise.commands.display import say, say_device, slices_bar
 from denoise.commands.inputs import (
     InferenceInputs,
     given_normalization,
@@ -58,6 +57,7 @@ class Choice:
     resume: bool = False
     dtype: str = "float32"
     compression: str | None = None
+    confidence: bool = False
 
 
 def denoise_volume(
@@ -73,11 +73,39 @@ def denoise_volume(
     if len(numbers) < inputs.grid.shape[0]:
         name += f"_slices_{numbers[0]:05d}-{numbers[-1]:05d}"
     output = choice.output or str(config.dataset.folder / name)
-    if choice.resume and not choice.overwrite and is_whole(output):
-        _log.info("nothing is left to do")
+    if choice.confidence:
+        require_uncertainty(config, output, overwrite=choice.overwrite or choice.resume)
+    if _is_done(choice, output):
         say(output)
-        return output
-    return _denoise(config, compute, choice, checkpoint, inputs, z_range, output)
+    else:
+        _denoise(config, compute, choice, checkpoint, inputs, z_range, output)
+    if choice.confidence and not _is_done(choice, uncertainty_path(output)):
+        denoiser = _denoiser(config, compute, checkpoint, inputs.grid)
+        write_uncertainty(
+            config,
+            compute,
+            checkpoint,
+            denoiser,
+            model=choice.model or config.output_dir,
+            grid=inputs.grid,
+            z_range=z_range,
+            result=output,
+            how={
+                "overwrite": choice.overwrite,
+                "compression": choice.compression,
+                "resumable": len(z_range) > 1,
+                "resume": choice.resume,
+                "facts": _facts(checkpoint, denoiser, inputs),
+            },
+        )
+    return output
+
+
+def _is_done(choice: Choice, output: str) -> bool:
+    done = choice.resume and not choice.overwrite and is_whole(output)
+    if done:
+        _log.info("nothing is left to do for %s", output)
+    return done
 
 
 def denoise_slice(config: RunConfig, compute: Compute, choice: Choice, *, number: int) -> str:
@@ -127,15 +155,7 @@ def _denoise(
     grid = inputs.grid
     devices = compute.devices()
     say_device(devices, compute.device == "cpu")
-    denoiser = make_denoiser(
-        checkpoint,
-        config.infer,
-        devices[0],
-        shape=grid.shape,
-        normalization=given_normalization(config),
-        patch_size=config.given_patch(mode_of(checkpoint.network).name) or RECIPES[checkpoint.network.name].patch_size,
-        fill_non_finite=config.dataset.non_finite == "fill",
-    )
+    denoiser = _denoiser(config, compute, checkpoint, grid)
     _warn_of_another_scale(denoiser.normalization, grid, z_range)
     output_type = _output_type(choice.dtype, grid.dtype)
     if np.issubdtype(output_type, np.integer) and denoiser.normalization.std < _COARSEST:
@@ -160,7 +180,7 @@ def _denoise(
     )
     begun = time.monotonic()
     plane = grid.shape[1] * grid.shape[2]
-    progress = partial(_progress, plane * len(devices))
+    progress = partial(slices_bar, "denoising", plane * len(devices))
     job = InferenceJob(inputs.views, denoiser, z_range, sink, progress, config.max_memory)
     launch(run_worker, job, devices, spread=compute.spread, guard=lambda: sink, name=sink.path)
     seconds = time.monotonic() - begun
@@ -176,9 +196,16 @@ def _denoise(
     return sink.path
 
 
-def _progress(voxels_per_slice: int, slices: int) -> AbstractContextManager[Callable[[int], None]]:
-    """Of the first process; the others are as far."""
-    return progress_bar("denoising", slices, voxels_per_slice)
+def _denoiser(config: RunConfig, compute: Compute, checkpoint: Checkpoint, grid: Volume) -> Denoiser:
+    return make_denoiser(
+        checkpoint,
+        config.infer,
+        compute.devices()[0],
+        shape=grid.shape,
+        normalization=given_normalization(config),
+        patch_size=config.given_patch(mode_of(checkpoint.network).name) or RECIPES[checkpoint.network.name].patch_size,
+        fill_non_finite=config.dataset.non_finite == "fill",
+    )
 
 
 def _facts(checkpoint: Checkpoint, denoiser: Denoiser, inputs: InferenceInputs) -> dict[str, Any]:

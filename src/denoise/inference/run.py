@@ -49,20 +49,36 @@ def run_worker(world: World, job: InferenceJob) -> None:
         As ``denoise_slices`` and ``VolumeSink`` say.
     """
     denoiser = replace(job.denoiser, device=world.device)
-    sink = job.sink
+
+    def fill(piece: range, advance: Callable[[int], None]) -> None:
+        denoise_slices(
+            job.inputs,
+            denoiser,
+            range(job.z_range.start + piece.start, job.z_range.start + piece.stop),
+            partial(_write, job.sink, piece.start),
+            advance,
+            budget=_budget(job, world),
+        )
+
+    fill_share(world, job.sink, job.progress, fill)
+
+
+def fill_share(
+    world: World, sink: VolumeSink, progress: Progress, fill: Callable[[range, Callable[[int], None]], None]
+) -> None:
+    """Fill this process's share of what an output misses.
+
+    Parameters
+    ----------
+    fill
+        Writes a run of slices of the output, and tells how many of them are done.
+    """
     missing: list[range] = world.from_chief(sink.missing)
     share = shares(missing, world.size, sink.slices_together)[world.rank]
     done = 0
-    with job.progress(sum(map(len, share))) if world.is_chief else nullcontext(_unseen) as progress:
+    with progress(sum(map(len, share))) if world.is_chief else nullcontext(_unseen) as shown:
         for piece in share:
-            denoise_slices(
-                job.inputs,
-                denoiser,
-                range(job.z_range.start + piece.start, job.z_range.start + piece.stop),
-                partial(_write, sink, piece.start),
-                partial(_advance, progress, done),
-                budget=_budget(job, world),
-            )
+            fill(piece, partial(_advance, shown, done))
             done += len(piece)
         sink.flush()
 

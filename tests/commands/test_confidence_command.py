@@ -1,0 +1,64 @@
+"""``denoise volume --confidence``: uncertainties beside the result."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+
+from denoise.commands.confidence import uncertainty_path
+
+if TYPE_CHECKING:
+    from tiny_dataset import Dataset, Outcome, Tools
+
+pytest_plugins = ("tiny_dataset",)
+
+
+def test_uncertainties_are_written_beside_the_result_and_a_range_equals_the_whole(
+    finished: Dataset, denoise: Callable[..., Outcome], tools: Tools
+) -> None:
+    out = finished.folder / "out.h5"
+    whole = denoise("volume", "--config", finished.config, "--output", out, "--confidence", "--device", "cpu")
+    assert whole.code == 0, whole.err
+    assert whole.out.splitlines() == [str(out), str(finished.folder / "out_uncertainty.h5")]
+    sigma = tools.read(finished.folder / "out_uncertainty.h5")
+    assert sigma.shape == tools.read(out).shape
+    # The noise of a split has a standard deviation of 4; the uncertainty of the result lies below it, and above 0.
+    assert sigma.min() > 0
+    assert sigma.mean() < 4
+    part = denoise(
+        "volume", "--config", finished.config, "--output", finished.folder / "part", "--confidence", "--device", "cpu",
+        "--start-slice", 3, "--end-slice", 6,
+    )  # fmt: skip
+    assert part.code == 0, part.err
+    np.testing.assert_allclose(tools.read(finished.folder / "part_uncertainty"), sigma[3:6], rtol=1e-3)
+    again = denoise("volume", "--config", finished.config, "--output", out, "--confidence", "--resume")
+    assert again.code == 0, again.err
+    assert "nothing is left to do" in again.log
+
+
+def test_what_cannot_be_done_is_said_before_anything_is_denoised(
+    finished: Dataset, denoise: Callable[..., Outcome]
+) -> None:
+    taken = finished.folder / "out_uncertainty.h5"
+    taken.write_text("mine")
+    command = ("volume", "--output", finished.folder / "out.h5", "--confidence", "--config")
+    assert f"{taken} exists already" in denoise(*command, finished.config).error
+    taken.unlink()
+    config = finished.configured("  splits: [even, odd]   # angles 0, 2, 4, ... and 1, 3, 5, ...\n", "")
+    assert "--confidence needs the sub-reconstructions" in denoise(*command, config).error
+    assert not (finished.folder / "out.h5").exists()
+
+
+@pytest.mark.parametrize(
+    ("result", "path"),
+    [
+        ("a/out", "a/out_uncertainty"),
+        ("a/out.zarr", "a/out_uncertainty.zarr"),
+        ("out.h5::/entry/x", "out_uncertainty.h5::/entry/x"),
+    ],
+)
+def test_the_name_follows_that_of_the_result(result: str, path: str) -> None:
+    assert uncertainty_path(result) == path
