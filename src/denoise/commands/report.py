@@ -85,7 +85,17 @@ class Judgement:
 
 
 def report(config: RunConfig, compute: Compute, request: Request) -> Judgement:
-    """Judge the model, write ``report.json`` and ``report.html`` into the folder, and say headline and verdict.
+    """As ``write_report``; says headline, verdict and what was written."""
+    judgement = write_report(config, compute, request)
+    for sentence in judgement.report.headline:
+        say(sentence)
+    say(str(judgement.page))
+    say(str(judgement.path))
+    return judgement
+
+
+def write_report(config: RunConfig, compute: Compute, request: Request) -> Judgement:
+    """Judge the model, and write ``report.json`` and ``report.html`` into the folder.
 
     Raises
     ------
@@ -160,10 +170,6 @@ def report(config: RunConfig, compute: Compute, request: Request) -> Judgement:
     folder.mkdir(parents=True, exist_ok=True)
     write_text(path, json.dumps(content, indent=1, allow_nan=False) + "\n")
     write_text(judgement.page, page)
-    for sentence in judged.headline:
-        say(sentence)
-    say(str(judgement.page))
-    say(str(path))
     return judgement
 
 

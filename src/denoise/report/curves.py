@@ -63,7 +63,7 @@ def _curve(name: str, style: str, x: Sequence[Number], y: Sequence[Number], **mo
 
 def _profiles(content: Plain) -> Iterable[Figure]:
     held_out = content.get("held_out")
-    start = numbers(held_out, "start_zyx") or [0, 0, 0]
+    start, shape, slices = (numbers(held_out, n) for n in ("start_zyx", "shape_zyx", "slices"))
     for i, profile in enumerate(entries(content, "profiles"), 1):
         x = numbers(profile, "distance")
         curves = [
@@ -73,9 +73,11 @@ def _profiles(content: Plain) -> Iterable[Figure]:
         ]
         place = numbers(profile, "place_zyx")
         where = ""
-        if len(place) == len(start) == 3:
-            z, y, x0 = (int((a or 0) + (b or 0)) for a, b in zip(place, start, strict=True))
-            where = f"At row {y}, column {x0} of slice {z} (counted from 0). "
+        if len(place) == len(start) == len(shape) == 3 and len(slices) == 2:
+            first, last, depth = (int(v or 0) for v in (*slices, shape[0]))
+            z = first + int(place[0] or 0) * ((last - first) // max(depth - 1, 1))
+            row, column = (int((a or 0) + (b or 0)) for a, b in zip(place[1:], start[1:], strict=True))
+            where = f"Slice {z}, row {row}, column {column}. "
         yield Figure(
             f"Line profile {i}",
             chart(f"Line profile {i}", curves, Axis("distance from the edge", "voxels"), Axis(_GREY, "input units")),
@@ -183,10 +185,10 @@ def _training(content: Plain) -> Iterable[Figure]:
                 *_curve("held-out L1 (val)", "after", step, of("val_l1"), dots=True),
             ],
             steps,
-            Axis("loss", "normalised grey value"),
+            Axis("loss", "σ"),
         ),
-        "Both are against a noisy split, so that they level off at its noise and not at 0. The lowest held-out L1 "
-        "chooses the val model.",
+        "σ: the standard deviation that grey values are divided by. Both are against a noisy split, so that they level "
+        "off at its noise and not at 0. The lowest held-out L1 chooses the val model.",
     )
     yield Figure(
         "Error against the truth",
@@ -194,7 +196,7 @@ def _training(content: Plain) -> Iterable[Figure]:
             "Held-out squared error, noise of the target taken off",
             _curve("held-out error", "after", step, of("val_mse"), dots=True),
             steps,
-            Axis("mean squared error", "normalised grey value²", logarithmic=True),
+            Axis("mean squared error", "σ²", logarithmic=True),
         ),
         "The held-out squared error less the noise of what it is compared with: an estimate of that against the truth.",
     )

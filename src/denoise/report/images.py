@@ -86,9 +86,14 @@ class Plate:
     pictures: tuple[Picture, ...]
 
     @property
-    def middle(self) -> int:
+    def middle(self) -> Picture:
         """The one that is shown first."""
-        return len(self.pictures) // 2
+        return self.pictures[len(self.pictures) // 2]
+
+    @property
+    def others(self) -> tuple[Picture, ...]:
+        """All but the middle."""
+        return tuple(p for p in self.pictures if p is not self.middle)
 
 
 @dataclass(frozen=True)
@@ -135,9 +140,9 @@ def pictures_of(
     plates = []
     for axis, (name, title, first) in enumerate(
         (
-            ("axial", "Axial: slices as they were reconstructed", 0),
-            ("coronal", "Coronal: across the rows of all held-out slices", first_row),
-            ("sagittal", "Sagittal: across the columns of all held-out slices", first_column),
+            ("axial", "Axial (slices)", 0),
+            ("coronal", "Coronal (across the rows)", first_row),
+            ("sagittal", "Sagittal (across the columns)", first_column),
         )
     ):
         down, right = (n for i, n in enumerate(evidence.shape) if i != axis)
@@ -167,7 +172,7 @@ def pictures_of(
         plates.append(
             Plate(
                 "detail",
-                "Axial, the middle in full",
+                "Axial, its middle in full",
                 "xy",
                 (columns.start, rows.start),
                 (columns.stop - columns.start, rows.stop - rows.start),

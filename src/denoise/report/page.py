@@ -69,6 +69,7 @@ def render_page(content: Plain, pictures: Pictures | None = None, trials: Sequen
         lstrip_blocks=True,
     )
     verdict = text(content.get("verdict")) or UNKNOWN
+    found = tests(content)
     charts = {
         part: [{"title": f.title, "svg": Markup(f.svg), "caption": f.caption} for f in found]
         for part, found in figures(content).items()
@@ -79,6 +80,7 @@ def render_page(content: Plain, pictures: Pictures | None = None, trials: Sequen
         verdict=verdict,
         verdict_class=_VERDICTS.get(verdict, "note"),
         sentence=text(content.get("sentence")),
+        reasons=[t.sentence for t in found if t.severity in ("invalid", "reservation")],
         tiles=headline(content),
         held_out=_held_out(content),
         pictures=pictures,
@@ -88,7 +90,7 @@ def render_page(content: Plain, pictures: Pictures | None = None, trials: Sequen
         charts=charts,
         materials=_materials(content),
         bands=_bands(content),
-        tests=tests(content),
+        tests=found,
         provenance=_provenance(provenance if isinstance(provenance, Mapping) else {}),
     )
 
@@ -114,8 +116,8 @@ def headline(content: Plain) -> list[Tile]:
     coarse, fine = (_period(scores.get(n), size) for n in ("resolution_before", "resolution_after"))
     bound = " or finer" if scores.get("resolution_is_bound") else ""
     return [
-        Tile("Gain", _signed(gain[0], " dB"), _between(gain, " dB"), sentence("Gain")),
-        Tile("Resolution", f"{coarse} → {fine}{bound}", "period; smaller is finer", sentence("Resolution")),
+        Tile("Gain", _signed(gain[0], " dB"), _between(gain, " dB")),
+        Tile("Resolution", f"{coarse} → {fine}{bound}", "period with a correlation of 0.5 with the truth"),
         Tile(
             "Equivalent dose",
             UNKNOWN if dose[0] is None else f"as if exposed {_rounded(dose[0])} times longer",

@@ -21,6 +21,7 @@ _LINE = 16
 #: Of a character on average, at the font size of the style sheet.
 _CHARACTER = 6.3
 _TICKS = 5
+_RAISED = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
 @dataclass(frozen=True)
@@ -109,7 +110,9 @@ def chart(title: str, curves: Sequence[Curve], x: Axis, y: Axis, marks: Sequence
     rows = _legend_rows([c.name for c in curves])
     top = 10 + _LINE * len(rows)
     ends = [m.value for m in marks if not m.upright]
-    across = _scale(x, [p[0] for p in points if p[0] is not None], _LEFT, _WIDTH - _RIGHT, tight=True)
+    across = _scale(
+        x, [p[0] for p in points if p[0] is not None], _LEFT, _WIDTH - _RIGHT, tight=not any(c.dots for c in curves)
+    )
     up = _scale(y, [p[1] for p in points if p[1] is not None] + ends, _HEIGHT - _BOTTOM, top)
     clip = f"clip-{zlib.crc32(repr((title, points)).encode()):x}"
     parts = [
@@ -135,8 +138,8 @@ def number_text(value: float) -> str:
     if "e" not in text:
         return text.replace("-", "−")
     mantissa, _, power = text.partition("e")
-    raised = str(int(power)).translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))
-    return f"{'' if mantissa == '1' else mantissa + '·'}10{raised}".replace("-", "−")
+    factor = {"1": "", "-1": "−"}.get(mantissa, f"{mantissa}·".replace("-", "−"))
+    return f"{factor}10{str(int(power)).translate(_RAISED)}"
 
 
 def _drawable(value: Number, logarithmic: bool) -> bool:
@@ -172,17 +175,25 @@ def _axes(across: _Scale, up: _Scale, x: Axis, y: Axis, top: float) -> Iterable[
         place = across.at(value)
         if place is not None:
             yield f'<line class="grid" x1="{place:.1f}" x2="{place:.1f}" y1="{top}" y2="{bottom}"/>'
-            yield _text(place, bottom + 15, number_text(value), "middle")
+            yield _text(place, bottom + 15, _tick_text(value, across), "middle")
     for value in up.ticks():
         place = up.at(value)
         if place is not None:
             yield f'<line class="grid" x1="{_LEFT}" x2="{right}" y1="{place:.1f}" y2="{place:.1f}"/>'
-            yield _text(_LEFT - 6, place + 4, number_text(value), "end")
+            yield _text(_LEFT - 6, place + 4, _tick_text(value, up), "end")
     yield f'<path class="frame" d="M{_LEFT} {top}V{bottom}H{right}"/>'
     yield _text((_LEFT + right) / 2, _HEIGHT - 10, x.title, "middle", "axis-x")
     middle = (top + bottom) / 2
     turned = f' transform="rotate(-90 13 {middle:.1f})"'
     yield _text(13, middle, y.title, "middle", "axis-y", turned)
+
+
+def _tick_text(value: float, scale: _Scale) -> str:
+    """Powers of ten as such on a logarithmic axis, so that neighbours are written alike."""
+    power = math.log10(value) if scale.logarithmic else math.nan
+    if math.isfinite(power) and math.isclose(power, round(power), abs_tol=1e-9) and scale.high > 50 * scale.low:
+        return f"10{str(round(power)).translate(_RAISED)}"
+    return number_text(value)
 
 
 def _text(x: float, y: float, words: str, anchor: str, kind: str = "", more: str = "") -> str:
