@@ -22,9 +22,9 @@ from denoise.trust.evidence import Evidence
 from denoise.volumes.volume import Float32Array
 
 #: Bytes of images in one page, as text.
-MOST_BYTES = 13_000_000
+MOST_BYTES = 14_000_000
 #: The longest side of an image, and in how many places of each direction: the first that fits is taken.
-_CHOICES = ((1024, 5), (1024, 3), (768, 5), (768, 3), (512, 5), (512, 3), (384, 3), (256, 1))
+_CHOICES = ((1024, 5), (1024, 3), (1024, 2), (768, 5), (768, 3), (512, 5), (512, 3), (384, 3), (256, 1))
 #: Side of the part that is shown in full where the others are reduced, and of what models are compared on.
 DETAIL = 384
 CROP = 256
@@ -231,7 +231,7 @@ def _fitting(
     rows, columns = centred(height, DETAIL), centred(width, DETAIL)
     part = images(lambda stack: stack[depth // 2, rows, columns], 1)
     of_pixel = sum(map(len, part.values())) / ((rows.stop - rows.start) * (columns.stop - columns.start))
-    spare = MOST_BYTES - 3 * sum(map(len, part.values()))
+    spare = MOST_BYTES - sum(map(len, part.values()))  # one such part is shown in full
     for limit, count in _CHOICES:
         pixels = 0.0
         for axis in range(3):
