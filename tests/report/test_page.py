@@ -158,6 +158,12 @@ def test_the_gravest_findings_come_first_and_a_test_that_was_not_made_says_so() 
         assert all(stored[part] in words for part in ("question", "sentence", "why"))
 
 
+def test_findings_say_from_where_they_count() -> None:
+    assert "whose first voxel is slice 10, row 100, column 0 of the volume" in Read(render_page(CONTENT)).words
+    at_start = {**CONTENT, "held_out": {**CONTENT["held_out"], "start_zyx": [0, 0, 0]}}
+    assert "whose first voxel" not in render_page(at_start)
+
+
 def test_every_chart_is_there_with_labels_and_units() -> None:
     words = Read(render_page(CONTENT)).text
     for label in (

@@ -153,6 +153,9 @@ def write_report(config: RunConfig, compute: Compute, request: Request) -> Judge
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
         },
     }
+    judgement = Judgement(judged, evidence, region, path)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_text(path, json.dumps(content, indent=1, allow_nan=False) + "\n")
     pictures = pictures_of(
         evidence,
         slice_numbers=numbers[low : high + 1],
@@ -165,11 +168,8 @@ def write_report(config: RunConfig, compute: Compute, request: Request) -> Judge
         run_other = runner(_denoiser(config, other, splits, device))
         return np.asarray(run_other(MeanVolume(splits.volumes), range(middle, middle + 1))[0][region.slices[1:]])
 
-    page = render_page(content, pictures, _trials(run, model_file, evidence, middle_slice))
-    judgement = Judgement(judged, evidence, region, path)
-    folder.mkdir(parents=True, exist_ok=True)
-    write_text(path, json.dumps(content, indent=1, allow_nan=False) + "\n")
-    write_text(judgement.page, page)
+    trials = _trials(run, model_file, evidence, middle_slice)
+    write_text(judgement.page, render_page(content, pictures, trials))
     return judgement
 
 

@@ -137,13 +137,14 @@ def _frequencies(content: Plain) -> Iterable[Figure]:
         *_curve("after", "after", x, after, margin=error if len(error) == len(x) else ()),
     ]
     threshold = 0.5 if threshold is None else threshold
+    highest = max((v for c in curves for v in c.y if v is not None), default=1.0)
     yield Figure(
         "Resolution",
         chart(
             "Correlation with the truth per spatial frequency",
             curves,
             _FREQUENCY,
-            Axis("correlation with the truth", "1", low=0, high=1.05),
+            Axis("correlation with the truth", "1", low=0, high=min(max(1.05, highest), 1.3)),
             [Mark(threshold, f"resolved above {threshold:g}")],
         ),
         "Cross-FRC: estimated from the splits, without the truth. Curves end where the splits no longer tell. "
@@ -196,7 +197,8 @@ def _training(content: Plain) -> Iterable[Figure]:
             "Held-out squared error, noise of the target taken off",
             _curve("held-out error", "after", step, of("val_mse"), dots=True),
             steps,
-            Axis("mean squared error", "σ²", logarithmic=True),
+            # The estimate falls below zero where the error is small.
+            Axis("mean squared error", "σ²", logarithmic=all(v is None or v > 0 for v in of("val_mse"))),
         ),
         "The held-out squared error less the noise of what it is compared with: an estimate of that against the truth.",
     )

@@ -83,6 +83,7 @@ def render_page(content: Plain, pictures: Pictures | None = None, trials: Sequen
         reasons=[t.sentence for t in found if t.severity in ("invalid", "reservation")],
         tiles=headline(content),
         held_out=_held_out(content),
+        origin=_origin(content),
         pictures=pictures,
         kinds=[(kind, _KIND_NAMES[kind]) for kind in KINDS],
         number_text=number_text,
@@ -122,7 +123,7 @@ def headline(content: Plain) -> list[Tile]:
             "Equivalent dose",
             UNKNOWN if dose[0] is None else f"as if exposed {_rounded(dose[0])} times longer",
             _between(dose, " times"),
-            sentence("Equivalent dose"),
+            "" if dose[0] is None else sentence("Equivalent dose"),
         ),
         Tile("PSNR", f"{_plain(before[0], '')} → {_plain(after[0], ' dB')}", _between(after, " dB, after")),
     ]
@@ -205,6 +206,15 @@ def _held_out(content: Plain) -> str:
     which = f"Slices {' to '.join(map(str, slices))}" if slices else "Slices"
     size = f", {' × '.join(map(str, shape))} voxels" if shape else ""
     return f"{which}{size}: {text(stored.get('why'))}." if stored.get("why") else f"{which}{size}."
+
+
+def _origin(content: Plain) -> str:
+    """From where findings count their places; nothing where that is the first voxel anyway."""
+    stored = content.get("held_out")
+    start = stored.get("start_zyx") if isinstance(stored, Mapping) else None
+    if not isinstance(start, Sequence) or len(start) != 3 or not any(start):
+        return ""
+    return "slice {}, row {}, column {}".format(*start)
 
 
 def _materials(content: Plain) -> list[list[str]]:

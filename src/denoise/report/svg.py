@@ -16,7 +16,11 @@ from html import escape
 Number = float | None
 
 _WIDTH, _HEIGHT = 440, 290
-_LEFT, _RIGHT, _BOTTOM = 62, 14, 46
+_RIGHT, _BOTTOM = 14, 46
+#: Left of the numbers of the y axis: its title.
+_TITLE = 24
+#: Where the legend starts at most.
+_LEGEND = 90
 _LINE = 16
 #: Of a character on average, at the font size of the style sheet.
 _CHARACTER = 6.3
@@ -110,15 +114,15 @@ def chart(title: str, curves: Sequence[Curve], x: Axis, y: Axis, marks: Sequence
     rows = _legend_rows([c.name for c in curves])
     top = 10 + _LINE * len(rows)
     ends = [m.value for m in marks if not m.upright]
-    across = _scale(
-        x, [p[0] for p in points if p[0] is not None], _LEFT, _WIDTH - _RIGHT, tight=not any(c.dots for c in curves)
-    )
     up = _scale(y, [p[1] for p in points if p[1] is not None] + ends, _HEIGHT - _BOTTOM, top)
+    left = _TITLE + 8 + _CHARACTER * max((len(_tick_text(v, up)) for v in up.ticks()), default=0)
+    tight = not any(c.dots for c in curves)
+    across = _scale(x, [p[0] for p in points if p[0] is not None], left, _WIDTH - _RIGHT, tight=tight)
     clip = f"clip-{zlib.crc32(repr((title, points)).encode()):x}"
     parts = [
         f'<svg class="chart" viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{escape(title)}">',
         f"<title>{escape(title)}</title>",
-        f'<clipPath id="{clip}"><rect x="{_LEFT}" y="{top}" width="{_WIDTH - _RIGHT - _LEFT}" '
+        f'<clipPath id="{clip}"><rect x="{left:.1f}" y="{top}" width="{across.stop - left:.1f}" '
         f'height="{_HEIGHT - _BOTTOM - top}"/></clipPath>',
         *_axes(across, up, x, y, top),
         f'<g clip-path="url(#{clip})">',
@@ -126,7 +130,7 @@ def chart(title: str, curves: Sequence[Curve], x: Axis, y: Axis, marks: Sequence
         *(_path(c, across, up) for c in curves),
         "</g>",
         *_marks(marks, across, up, top),
-        *_legend(curves, rows),
+        *_legend(curves, rows, left),
         "</svg>",
     ]
     return "\n".join(part for part in parts if part)
@@ -170,7 +174,7 @@ def _round_steps(low: float, high: float) -> list[float]:
 
 
 def _axes(across: _Scale, up: _Scale, x: Axis, y: Axis, top: float) -> Iterable[str]:
-    bottom, right = _HEIGHT - _BOTTOM, _WIDTH - _RIGHT
+    bottom, left, right = _HEIGHT - _BOTTOM, across.start, across.stop
     for value in across.ticks():
         place = across.at(value)
         if place is not None:
@@ -179,10 +183,10 @@ def _axes(across: _Scale, up: _Scale, x: Axis, y: Axis, top: float) -> Iterable[
     for value in up.ticks():
         place = up.at(value)
         if place is not None:
-            yield f'<line class="grid" x1="{_LEFT}" x2="{right}" y1="{place:.1f}" y2="{place:.1f}"/>'
-            yield _text(_LEFT - 6, place + 4, _tick_text(value, up), "end")
-    yield f'<path class="frame" d="M{_LEFT} {top}V{bottom}H{right}"/>'
-    yield _text((_LEFT + right) / 2, _HEIGHT - 10, x.title, "middle", "axis-x")
+            yield f'<line class="grid" x1="{left:.1f}" x2="{right}" y1="{place:.1f}" y2="{place:.1f}"/>'
+            yield _text(left - 6, place + 4, _tick_text(value, up), "end")
+    yield f'<path class="frame" d="M{left:.1f} {top}V{bottom}H{right}"/>'
+    yield _text((left + right) / 2, _HEIGHT - 10, x.title, "middle", "axis-x")
     middle = (top + bottom) / 2
     turned = f' transform="rotate(-90 13 {middle:.1f})"'
     yield _text(13, middle, y.title, "middle", "axis-y", turned)
@@ -237,19 +241,18 @@ def _band(curve: Curve, across: _Scale, up: _Scale) -> str:
 
 
 def _marks(marks: Sequence[Mark], across: _Scale, up: _Scale, top: float) -> Iterable[str]:
-    bottom, right = _HEIGHT - _BOTTOM, _WIDTH - _RIGHT
+    bottom, left, right = _HEIGHT - _BOTTOM, across.start, across.stop
     for number, mark in enumerate(m for m in marks if m.upright):
         place = across.at(mark.value)
-        if place is not None and _LEFT <= place <= right:
+        if place is not None and left <= place <= right:
             yield f'<line class="mark" x1="{place:.1f}" x2="{place:.1f}" y1="{top}" y2="{bottom}"/>'
-            left = place + _CHARACTER * len(mark.words) + 4 > right
-            yield _text(
-                place + (-4 if left else 4), top + 12 + 13 * (number % 4), mark.words, "end" if left else "start"
-            )
+            too_far = place + _CHARACTER * len(mark.words) + 4 > right
+            side, anchor = (-4, "end") if too_far else (4, "start")
+            yield _text(place + side, top + 12 + 13 * (number % 4), mark.words, anchor)
     for mark in (m for m in marks if not m.upright):
         place = up.at(mark.value)
         if place is not None and top <= place <= bottom:
-            yield f'<line class="mark" x1="{_LEFT}" x2="{right}" y1="{place:.1f}" y2="{place:.1f}"/>'
+            yield f'<line class="mark" x1="{left:.1f}" x2="{right}" y1="{place:.1f}" y2="{place:.1f}"/>'
             yield _text(right - 3, place - 4, mark.words, "end")
 
 
@@ -259,7 +262,7 @@ def _legend_rows(names: Sequence[str]) -> list[list[int]]:
     used = math.inf
     for number, name in enumerate(names):
         wanted = _entry_width(name)
-        if used + wanted > _WIDTH - _LEFT:
+        if used + wanted > _WIDTH - _LEGEND:
             rows.append([])
             used = 0.0
         rows[-1].append(number)
@@ -271,9 +274,9 @@ def _entry_width(name: str) -> float:
     return 38 + _CHARACTER * len(name)
 
 
-def _legend(curves: Sequence[Curve], rows: Sequence[Sequence[int]]) -> Iterable[str]:
+def _legend(curves: Sequence[Curve], rows: Sequence[Sequence[int]], left: float) -> Iterable[str]:
     for row, numbers in enumerate(rows):
-        x, y = float(_LEFT), 4 + _LINE * row + 8
+        x, y = left, 4 + _LINE * row + 8
         for number in numbers:
             curve = curves[number]
             yield f'<path class="curve s-{curve.style}" d="M{x:.1f} {y - 4}h22"/>'
