@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 import shutil
 from collections.abc import Callable
@@ -88,12 +89,31 @@ def test_the_command_says_the_headline_and_replaces_nothing_unasked(
 ) -> None:
     said = denoise("report", "--config", finished.config, "--device", "cpu")
     path = finished.folder / "foam_report" / "report.json"
-    assert said.out.splitlines()[-1] == str(path)
+    assert said.out.splitlines()[-2:] == [str(path.with_suffix(".html")), str(path)]
     assert said.out.startswith("Gain: ")
     before = tools.fingerprint(finished.folder)
     assert str(path) in denoise("report", "--config", finished.config).error
     assert tools.fingerprint(finished.folder) == before
     assert denoise("report", "--config", finished.config, "--overwrite").code == 0
+
+
+def test_the_page_shows_what_the_numbers_say_and_is_not_replaced_unasked(
+    finished: Dataset, denoise: Callable[..., Outcome]
+) -> None:
+    shutil.copy(finished.run / "best_val_model.pth", finished.run / "best_edge_model.pth")
+    (finished.run / "best_lcl_model.pth").write_bytes(b"damaged")
+    said = denoise("report", "--config", finished.config, "--device", "cpu")
+    page = finished.folder / "foam_report" / "report.html"
+    text = page.read_text(encoding="utf-8")
+    content = json.loads(page.with_suffix(".json").read_text())
+    assert all(f["question"] in html.unescape(text) for f in content["findings"])
+    assert "The crop: val, epoch" in text
+    assert "The crop: edge, epoch" in text
+    assert "The crop: lcl" not in text
+    assert "best_lcl_model.pth" in said.log
+    page.with_suffix(".json").unlink()
+    assert str(page) in denoise("report", "--config", finished.config).error
+    assert page.read_text(encoding="utf-8") == text
 
 
 def test_a_model_of_another_scan_has_seen_no_slice_of_this_one(

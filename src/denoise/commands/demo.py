@@ -21,6 +21,7 @@ from denoise.archive import software_versions
 from denoise.commands.display import say
 from denoise.commands.infer import Choice, denoise_volume
 from denoise.commands.prepare import prepare
+from denoise.commands.report import Request, write_report
 from denoise.commands.train import train
 from denoise.config import RunConfig, load_config
 from denoise.errors import OutputError
@@ -41,10 +42,10 @@ _MINUTES = {"2.5d": 1.0, "3d": 2.5}
 
 #: What a demo, and other commands on its config, write into its folder; hidden ones are of runs that were killed.
 _OWN_NAMES = re.compile(
-    r"foam_(scan\.h5|truth|full|split\d+|config\.yaml|training_(2\.5d|3d)|denoised_slices|denoised_volume_.+)"
+    r"foam_(scan\.h5|truth|full|split\d+|config\.yaml|training_(2\.5d|3d)|denoised_slices|denoised_volume_.+|report)"
     r"|before_after_truth\.png|summary\.json|\.(foam_\w+|before_after_truth|summary)\.(partial|replaced)-.+"
 )
-_OWN_SUFFIXES = (".tif", ".pth", ".yaml", ".jsonl", ".png")
+_OWN_SUFFIXES = (".tif", ".pth", ".yaml", ".jsonl", ".png", ".json", ".html")
 
 
 @dataclass(frozen=True)
@@ -93,7 +94,7 @@ def demo(
     slices: int = 48,
     size: int = 256,
 ) -> Path:
-    """Simulate, reconstruct, train, denoise and compare; returns the path of the summary.
+    """Simulate, reconstruct, train, denoise, compare and report; returns the path of the summary.
 
     Parameters
     ----------
@@ -124,6 +125,7 @@ def demo(
     inside = torch.from_numpy(phantom.inside())
     before, after = _figures(noisy, truth, inside), _figures(denoised, truth, inside)
     draw_comparison({"noisy": noisy, "denoised": denoised, "truth": truth}, (before, after), folder.picture)
+    page = write_report(config, compute, Request()).page
     seconds = time.monotonic() - begun
     summary = {
         "psnr_noisy": round(before.psnr, 3),
@@ -139,6 +141,7 @@ def demo(
     }
     write_text(folder.summary, json.dumps(summary, indent=2) + "\n")
     _say_results(folder, summary)
+    say(f"To open in a browser: {page}")
     return folder.summary
 
 

@@ -1,4 +1,7 @@
-"""``denoise report``: judges a model on slices that it was not trained on; writes report.json and says the verdict."""
+"""``denoise report``: judges a model on slices that it was not trained on; says the verdict, writes it down.
+
+``report.json`` holds all numbers, ``report.html`` shows them with pictures.
+"""
 
 from __future__ import annotations
 
@@ -6,26 +9,30 @@ import hashlib
 import json
 import logging
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from denoise.api import Compute, load_checkpoint, make_denoiser
 from denoise.archive import software_versions
-from denoise.checkpoint import Checkpoint, RunFolder, find_model
+from denoise.checkpoint import CRITERIA, Checkpoint, RunFolder, find_model
 from denoise.commands.display import say, say_device
 from denoise.commands.inputs import given_normalization, open_splits
 from denoise.config import RunConfig, load_config, render
 from denoise.config.recipes import RECIPES
-from denoise.errors import DenoiseError, OutputError, VolumeError
+from denoise.errors import CheckpointError, DenoiseError, OutputError, VolumeError
 from denoise.files import require_free, write_text
 from denoise.inference.engine import Denoiser, denoise_slices
 from denoise.launch import describe_device
 from denoise.modes import MODES, mode_of
 from denoise.patches.holdout import HoldOut
+from denoise.report.images import CROP, Trial, centred, data_uri, pictures_of, window_of
+from denoise.report.page import render_page
 from denoise.tiles import Region, TileGrid
 from denoise.training.observers import read_history
 from denoise.trust.before import check_splits, judge_full
@@ -33,7 +40,7 @@ from denoise.trust.evidence import Evidence, Run, collect
 from denoise.trust.report import FORMAT, FORMAT_VERSION, Report
 from denoise.trust.seams import shifted, tile_borders
 from denoise.trust.verdict import Verdict
-from denoise.volumes import SplitSet, Volume, open_volume, require_same_grid, slice_range
+from denoise.volumes import MeanVolume, SplitSet, Volume, open_volume, require_same_grid, slice_range
 from denoise.volumes.volume import Float32Array
 
 _log = logging.getLogger(__name__)
@@ -71,19 +78,35 @@ class Judgement:
     region: Region
     path: Path
 
+    @property
+    def page(self) -> Path:
+        """The same for people."""
+        return self.path.with_suffix(".html")
+
 
 def report(config: RunConfig, compute: Compute, request: Request) -> Judgement:
-    """Judge the model, write ``report.json`` into the folder, and say headline and verdict.
+    """As ``write_report``; says headline, verdict and what was written."""
+    judgement = write_report(config, compute, request)
+    for sentence in judgement.report.headline:
+        say(sentence)
+    say(str(judgement.page))
+    say(str(judgement.path))
+    return judgement
+
+
+def write_report(config: RunConfig, compute: Compute, request: Request) -> Judgement:
+    """Judge the model, and write ``report.json`` and ``report.html`` into the folder.
 
     Raises
     ------
     DenoiseError
-        Model or splits cannot be used; the held-out part is too small; the file is there already.
+        Model or splits cannot be used; the held-out part is too small; one of the files is there already.
     """
     begun = time.monotonic()
     folder = request.output or config.dataset.folder / f"{config.sample_name}_report"
     path = folder / "report.json"
-    require_free(path, overwrite=request.overwrite)
+    for written in (path, path.with_suffix(".html")):
+        require_free(written, overwrite=request.overwrite)
     if folder.exists() and not folder.is_dir():
         raise OutputError(f"{folder} is a file; --output takes the folder for the report")
     model_path = request.model or config.output_dir
@@ -91,20 +114,12 @@ def report(config: RunConfig, compute: Compute, request: Request) -> Judgement:
     splits = open_splits(config)
     if config.infer.input == "full" and config.full_path is not None:
         require_same_grid(splits.volumes[0], open_volume(config.full_path), "split 0", "the full reconstruction")
+    model_file = find_model(model_path, request.criterion)
     run = RunFolder(model_path if model_path.is_dir() else model_path.parent)
     region, where = held_out_region(config, checkpoint, splits, run)
     device = compute.devices()[0]
     say_device([device], compute.device == "cpu")
-    denoiser = make_denoiser(
-        checkpoint,
-        # Half precision would round away how the image answers to a small change of its input.
-        config.infer.model_copy(update={"precision": "float32"}),
-        device,
-        shape=splits.shape,
-        normalization=given_normalization(config),
-        patch_size=config.given_patch(mode_of(checkpoint.network).name) or RECIPES[checkpoint.network.name].patch_size,
-        fill_non_finite=config.dataset.non_finite == "fill",
-    )
+    denoiser = _denoiser(config, checkpoint, splits, device)
     _log.info("judging %d slices of %d x %d, five times each", *region.shape_zyx)
     evidence = collect(
         splits.volumes, region, runner(denoiser), strategy=checkpoint.strategy, delivers=config.infer.input
@@ -132,18 +147,73 @@ def report(config: RunConfig, compute: Compute, request: Request) -> Judgement:
             "why": where,
         },
         "provenance": {
-            **_provenance(config, checkpoint, find_model(model_path, request.criterion), splits),
+            **_provenance(config, checkpoint, model_file, splits),
             "device": describe_device(device),
             "seconds": round(time.monotonic() - begun, 1),
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
         },
     }
+    judgement = Judgement(judged, evidence, region, path)
     folder.mkdir(parents=True, exist_ok=True)
     write_text(path, json.dumps(content, indent=1, allow_nan=False) + "\n")
-    for sentence in judged.headline:
-        say(sentence)
-    say(str(path))
-    return Judgement(judged, evidence, region, path)
+    pictures = pictures_of(
+        evidence,
+        slice_numbers=numbers[low : high + 1],
+        first_row=region.start_zyx[1],
+        first_column=region.start_zyx[2],
+    )
+    middle = region.start_zyx[0] + evidence.shape[0] // 2
+
+    def middle_slice(other: Checkpoint) -> Float32Array:
+        run_other = runner(_denoiser(config, other, splits, device))
+        return np.asarray(run_other(MeanVolume(splits.volumes), range(middle, middle + 1))[0][region.slices[1:]])
+
+    trials = _trials(run, model_file, evidence, middle_slice)
+    write_text(judgement.page, render_page(content, pictures, trials))
+    return judgement
+
+
+def _denoiser(config: RunConfig, checkpoint: Checkpoint, splits: SplitSet, device: torch.device) -> Denoiser:
+    return make_denoiser(
+        checkpoint,
+        # Half precision would round away how the image answers to a small change of its input.
+        config.infer.model_copy(update={"precision": "float32"}),
+        device,
+        shape=splits.shape,
+        normalization=given_normalization(config),
+        patch_size=config.given_patch(mode_of(checkpoint.network).name) or RECIPES[checkpoint.network.name].patch_size,
+        fill_non_finite=config.dataset.non_finite == "fill",
+    )
+
+
+def _trials(
+    run: RunFolder, model: Path, evidence: Evidence, denoised: Callable[[Checkpoint], Float32Array]
+) -> list[Trial]:
+    """The middle of the middle held-out slice by each model of the run; none where there is one model only.
+
+    Parameters
+    ----------
+    model
+        The one that is judged.
+    denoised
+        What a model makes of that slice.
+    """
+    there = [criterion for criterion in CRITERIA if run.model(criterion).is_file()]
+    if len(there) < 2:
+        return []
+    crop = tuple(centred(n, CROP) for n in evidence.shape[1:])
+    window = window_of(evidence)
+    trials = [Trial("before", data_uri(evidence.full[evidence.shape[0] // 2][crop], window))]
+    for criterion in there:
+        try:
+            checkpoint = load_checkpoint(run.path, criterion)
+        except CheckpointError as error:
+            _log.warning("left out of the comparison of models: %s", error)
+            continue
+        said = f"{criterion}, epoch {checkpoint.epoch}"
+        said += " (judged here)" if run.model(criterion).samefile(model) else ""
+        trials.append(Trial(said, data_uri(denoised(checkpoint)[crop], window)))
+    return trials
 
 
 def runner(denoiser: Denoiser) -> Run:

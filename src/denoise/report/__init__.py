@@ -1,0 +1,1 @@
+"""The report as one HTML page that opens anywhere, offline: pictures, curves, findings and provenance."""

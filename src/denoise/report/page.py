@@ -1,0 +1,277 @@
+"""From the content of ``report.json``, and pictures, to one HTML page.
+
+The page holds all that it shows and asks for nothing: style, script and images are inside, and its content security
+policy forbids requests. All text is escaped. Whatever the content lacks is left out.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from html import escape
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from denoise.report.curves import Plain, entries, figures, number
+from denoise.report.images import KINDS, Pictures, Trial
+from denoise.report.svg import number_text
+
+UNKNOWN = "unknown"
+_SEVERITIES = {"invalid": "not valid", "reservation": "reservation", "note": "note", "fine": "fine"}
+_VERDICTS = {"fine": "fine", "usable with reservations": "reservation", "not valid": "invalid"}
+_CITED = re.compile(r"(?P<doi>10\.\d{4,9}/[^\s,;)]+[^\s,;).])|arXiv (?P<arxiv>\d{4}\.\d{4,5})")
+_KIND_NAMES = {"before": "before", "after": "after", "residual": "taken away", "other": "other split"}
+
+
+@dataclass(frozen=True)
+class Tile:
+    """A number of the headline."""
+
+    title: str
+    value: str
+    more: str
+    sentence: str = ""
+
+
+@dataclass(frozen=True)
+class Test:
+    """A finding, in words."""
+
+    name: str
+    question: str
+    severity: str
+    word: str
+    sentence: str
+    number: str
+    threshold: str
+    why: str
+
+
+def render_page(content: Plain, pictures: Pictures | None = None, trials: Sequence[Trial] = ()) -> str:
+    """The whole page.
+
+    Parameters
+    ----------
+    content
+        What ``report.json`` holds.
+    trials
+        The same crop by several models, the noisy one first; fewer than two are not shown.
+    """
+    environment = Environment(
+        loader=PackageLoader("denoise.report", "templates"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    verdict = text(content.get("verdict")) or UNKNOWN
+    found = tests(content)
+    charts = {
+        part: [{"title": f.title, "svg": Markup(f.svg), "caption": f.caption} for f in found]
+        for part, found in figures(content).items()
+    }
+    provenance = content.get("provenance")
+    return environment.get_template("page.html").render(
+        sample=text(content.get("sample")) or UNKNOWN,
+        verdict=verdict,
+        verdict_class=_VERDICTS.get(verdict, "note"),
+        sentence=text(content.get("sentence")),
+        reasons=[t.sentence for t in found if t.severity in ("invalid", "reservation")],
+        tiles=headline(content),
+        held_out=_held_out(content),
+        origin=_origin(content),
+        pictures=pictures,
+        kinds=[(kind, _KIND_NAMES[kind]) for kind in KINDS],
+        number_text=number_text,
+        trials=trials if len(trials) > 1 else (),
+        charts=charts,
+        materials=_materials(content),
+        bands=_bands(content),
+        tests=found,
+        provenance=_provenance(provenance if isinstance(provenance, Mapping) else {}),
+    )
+
+
+def text(value: object) -> str:
+    """What is said of a value; nothing for null."""
+    return "" if value is None else str(value)
+
+
+def headline(content: Plain) -> list[Tile]:
+    """The numbers at the top, with the sentences that the report words them in."""
+    scores = content.get("scores")
+    if not isinstance(scores, Mapping):
+        return []
+    said = [text(s) for s in content.get("headline") or ()]
+
+    def sentence(start: str) -> str:
+        return next((s for s in said if s.startswith(start)), "")
+
+    gain, dose = (_interval(scores.get(n)) for n in ("gain", "equivalent_dose"))
+    before, after = (_interval(scores.get(n)) for n in ("psnr_before", "psnr_after"))
+    size = number(content.get("voxel_size_um"))
+    coarse, fine = (_period(scores.get(n), size) for n in ("resolution_before", "resolution_after"))
+    bound = " or finer" if scores.get("resolution_is_bound") else ""
+    return [
+        Tile("Gain", _signed(gain[0], " dB"), _between(gain, " dB")),
+        Tile("Resolution", f"{coarse} → {fine}{bound}", "period with a correlation of 0.5 with the truth"),
+        Tile(
+            "Equivalent dose",
+            UNKNOWN if dose[0] is None else f"as if exposed {_rounded(dose[0])} times longer",
+            _between(dose, " times"),
+            "" if dose[0] is None else sentence("Equivalent dose"),
+        ),
+        Tile("PSNR", f"{_plain(before[0], '')} → {_plain(after[0], ' dB')}", _between(after, " dB, after")),
+    ]
+
+
+def tests(content: Plain) -> list[Test]:
+    """All findings, the gravest first, otherwise in their order."""
+    order = list(_SEVERITIES)
+    found = []
+    for finding in entries(content, "findings"):
+        severity = text(finding.get("severity"))
+        severity = severity if severity in _SEVERITIES else "note"
+        value, threshold = number(finding.get("value")), number(finding.get("threshold"))
+        unit = text(finding.get("unit"))
+        found.append(
+            Test(
+                name=text(finding.get("name")).replace("_", " "),
+                question=text(finding.get("question")),
+                severity=severity,
+                word=_SEVERITIES[severity],
+                sentence=text(finding.get("sentence")),
+                number="not measured" if value is None else f"{number_text(value)} {unit}".strip(),
+                threshold="" if threshold is None else number_text(threshold),
+                why=text(finding.get("why")),
+            )
+        )
+    return sorted(found, key=lambda t: order.index(t.severity))
+
+
+def cited(source: str) -> Markup:
+    """A citation, its DOI or arXiv number as a link."""
+    parts, end = [], 0
+    for match in _CITED.finditer(source):
+        address = f"https://doi.org/{match['doi']}" if match["doi"] else f"https://arxiv.org/abs/{match['arxiv']}"
+        parts.append(escape(source[end : match.start()]))
+        parts.append(f'<a href="{escape(address)}" rel="noreferrer noopener">{escape(match[0])}</a>')
+        end = match.end()
+    return Markup("".join([*parts, escape(source[end:])]))
+
+
+def _interval(value: object) -> tuple[float | None, float | None, float | None]:
+    stored = value if isinstance(value, Mapping) else {}
+    return number(stored.get("value")), number(stored.get("low")), number(stored.get("high"))
+
+
+def _rounded(value: float) -> str:
+    return f"{value:.1f}" if value < 10 else f"{value:.0f}"
+
+
+def _plain(value: float | None, unit: str) -> str:
+    return UNKNOWN if value is None else f"{value:.1f}{unit}".replace("-", "−")
+
+
+def _signed(value: float | None, unit: str) -> str:
+    return UNKNOWN if value is None else f"{value:+.1f}{unit}".replace("-", "−")
+
+
+def _between(interval: tuple[float | None, float | None, float | None], unit: str) -> str:
+    if interval[1] is None and interval[2] is None:
+        return "interval unknown"
+    low, high = ("?" if v is None else f"{v:.1f}".replace("-", "−") for v in interval[1:])
+    return f"95 % interval {low} to {high}{unit}"
+
+
+def _period(value: object, voxel_size_um: float | None) -> str:
+    """A frequency as a length; none means that there is no limit."""
+    if not isinstance(value, Mapping):
+        return UNKNOWN
+    frequency = number(value.get("value"))
+    period = 2.0 if frequency is None else 1 / frequency if frequency > 0 else math.inf
+    size = "" if voxel_size_um is None else f" ({number_text(period * voxel_size_um)} µm)"
+    return f"{period:.1f} voxels{size}"
+
+
+def _held_out(content: Plain) -> str:
+    stored = content.get("held_out")
+    if not isinstance(stored, Mapping):
+        return ""
+    slices, shape = stored.get("slices") or (), stored.get("shape_zyx") or ()
+    which = f"Slices {' to '.join(map(str, slices))}" if slices else "Slices"
+    size = f", {' × '.join(map(str, shape))} voxels" if shape else ""
+    return f"{which}{size}: {text(stored.get('why'))}." if stored.get("why") else f"{which}{size}."
+
+
+def _origin(content: Plain) -> str:
+    """From where findings count their places; nothing where that is the first voxel anyway."""
+    stored = content.get("held_out")
+    start = stored.get("start_zyx") if isinstance(stored, Mapping) else None
+    if not isinstance(start, Sequence) or len(start) != 3 or not any(start):
+        return ""
+    return "slice {}, row {}, column {}".format(*start)
+
+
+def _materials(content: Plain) -> list[list[str]]:
+    rows = []
+    for i, material in enumerate(entries(content, "materials"), 1):
+        values = [number(material.get(n)) for n in ("grey_before", "grey_after", "width_before", "width_after")]
+        share = number(material.get("share"))
+        rows.append([str(i), "" if share is None else f"{100 * share:.1f} %", *map(_cell, values)])
+    return rows
+
+
+def _bands(content: Plain) -> list[list[str]]:
+    rows = []
+    for band in entries(content, "bands"):
+        low, high = number(band.get("low")), number(band.get("high"))
+        if low and high:
+            values = (_cell(number(band.get(n))) for n in ("support", "kept", "linear"))
+            rows.append([f"{0.5 / high:.0f} to {0.5 / low:.0f} voxels", *values])
+    return rows
+
+
+def _cell(value: float | None) -> str:
+    return "" if value is None or not math.isfinite(value) else number_text(value)
+
+
+def _provenance(stored: Plain) -> dict[str, Any]:
+    model, software = stored.get("model"), stored.get("software")
+    facts = {
+        "made": text(stored.get("created")),
+        "device": text(stored.get("device")),
+        "time for this report": f"{stored['seconds']} s" if number(stored.get("seconds")) is not None else "",
+        "seed": text(stored.get("seed")),
+        "software": _listed(software),
+        "SHA-256 of the config": text(stored.get("config_sha256")),
+    }
+    of_model = dict(model) if isinstance(model, Mapping) else {}
+    return {
+        "facts": {name: value for name, value in facts.items() if value},
+        "model": {
+            text(name).replace("_", " "): _listed(value) if isinstance(value, Mapping) else text(value)
+            for name, value in of_model.items()
+            if value not in (None, {}, "")
+        },
+        "inputs": [
+            {
+                "path": text(entry.get("path")),
+                "what": f"{' × '.join(map(str, entry.get('shape_zyx') or ()))} {text(entry.get('dtype'))}".strip(),
+                "sha256": text(entry.get("sha256")),
+                "slices": ", ".join(map(str, entry.get("slices_hashed") or ())),
+            }
+            for entry in entries(stored, "inputs")
+        ],
+        "config": text(stored.get("config")),
+        "repeat": [text(line) for line in stored.get("repeat") or ()],
+        "cite": [cited(text(line)) for line in stored.get("cite") or ()],
+    }
+
+
+def _listed(values: object) -> str:
+    return ", ".join(f"{name} {value}" for name, value in values.items()) if isinstance(values, Mapping) else ""
