@@ -64,7 +64,7 @@ def test_strips_are_all_that_is_read_at_once(
 def test_where_no_slab_fits_it_says_how_much_would() -> None:
     grid = TileGrid((100, 4096, 4096), SLICES)
     needed = least(grid.shape_zyx, SLICES)
-    with pytest.raises(DeviceError, match=rf"4096 x 4096 voxels need at least {needed / 1e9:.1f} GB .* --max-memory"):
+    with pytest.raises(DeviceError, match=rf"4096 x 4096 voxels need at least {needed / 1e6:,.0f} MB .* --max-memory"):
         plan_slabs(grid, 1, needed - 1)
 
 

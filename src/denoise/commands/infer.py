@@ -17,7 +17,6 @@ import numpy as np
 from denoise.api import Compute, load_checkpoint, make_denoiser
 from denoise.archive import software_versions
 from denoise.checkpoint import Checkpoint
-from denoise.commands.confidence import require_uncertainty, uncertainty_path, write_uncertainty
 from denoise.commands.display import say, say_device, slices_bar
 from denoise.commands.inputs import (
     InferenceInputs,
@@ -74,31 +73,52 @@ def denoise_volume(
         name += f"_slices_{numbers[0]:05d}-{numbers[-1]:05d}"
     output = choice.output or str(config.dataset.folder / name)
     if choice.confidence:
-        require_uncertainty(config, output, overwrite=choice.overwrite or choice.resume)
+        _denoise_with_uncertainty(config, compute, choice, checkpoint, inputs, z_range, output)
+    elif _is_done(choice, output):
+        say(output)
+    else:
+        _denoise(config, compute, choice, checkpoint, inputs, z_range, output)
+    return output
+
+
+def _denoise_with_uncertainty(
+    config: RunConfig,
+    compute: Compute,
+    choice: Choice,
+    checkpoint: Checkpoint,
+    inputs: InferenceInputs,
+    z_range: range,
+    output: str,
+) -> None:
+    # Imported where it is used: what judges results takes 70 MB of memory.
+    from denoise.commands.confidence import require_uncertainty, uncertainty_path, write_uncertainty
+
+    require_uncertainty(config, output, overwrite=choice.overwrite or choice.resume)
     if _is_done(choice, output):
         say(output)
     else:
         _denoise(config, compute, choice, checkpoint, inputs, z_range, output)
-    if choice.confidence and not _is_done(choice, uncertainty_path(output)):
-        denoiser = _denoiser(config, compute, checkpoint, inputs.grid)
-        write_uncertainty(
-            config,
-            compute,
-            checkpoint,
-            denoiser,
-            model=choice.model or config.output_dir,
-            grid=inputs.grid,
-            z_range=z_range,
-            result=output,
-            how={
-                "overwrite": choice.overwrite,
-                "compression": choice.compression,
-                "resumable": len(z_range) > 1,
-                "resume": choice.resume,
-                "facts": _facts(checkpoint, denoiser, inputs),
-            },
-        )
-    return output
+    if _is_done(choice, uncertainty_path(output)):
+        say(uncertainty_path(output))
+        return
+    denoiser = _denoiser(config, compute, checkpoint, inputs.grid)
+    write_uncertainty(
+        config,
+        compute,
+        checkpoint,
+        denoiser,
+        model=choice.model or config.output_dir,
+        grid=inputs.grid,
+        z_range=z_range,
+        result=output,
+        how={
+            "overwrite": choice.overwrite,
+            "compression": choice.compression,
+            "resumable": len(z_range) > 1,
+            "resume": choice.resume,
+            "facts": _facts(checkpoint, denoiser, inputs),
+        },
+    )
 
 
 def _is_done(choice: Choice, output: str) -> bool:

@@ -16,6 +16,7 @@ from denoise.inference.reader import layer_bytes
 from denoise.launch import World
 from denoise.memory import process_bytes
 from denoise.volumes import VolumeSink
+from denoise.volumes.slice_pool import waiting_bytes
 from denoise.volumes.volume import Float32Array, Volume
 
 Progress = Callable[[int], AbstractContextManager[Callable[[int], None]]]
@@ -87,9 +88,10 @@ def _budget(job: InferenceJob, world: World) -> int | None:
     if job.max_memory is None:
         return None
     _, height, width = job.inputs[0].shape
-    kept = sum(map(layer_bytes, job.inputs))
+    plane = 4 * height * width
+    kept = sum(map(layer_bytes, job.inputs)) + waiting_bytes(plane)
     if job.sink.slices_together > 1:
-        kept += 8 * job.sink.slices_together * height * width  # a group that is being collected, and one stored
+        kept += 2 * job.sink.slices_together * plane  # a group that is being collected, and one stored
     return max(0, job.max_memory // world.local_size - process_bytes() - _BATCH_BYTES - kept)
 
 

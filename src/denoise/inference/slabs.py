@@ -66,8 +66,8 @@ def plan_slabs(grid: TileGrid, inputs: int, budget: int | None = None) -> SlabPl
             rows = -(-rows // 2)
         else:
             raise DeviceError(
-                f"slices of {grid.shape_zyx[1]} x {grid.shape_zyx[2]} voxels need at least {plan.n_bytes / 1e9:.1f} GB "
-                f"for slabs, and {budget / 1e9:.1f} GB are left for them; allow more with --max-memory, or use a "
+                f"slices of {grid.shape_zyx[1]} x {grid.shape_zyx[2]} voxels need at least {plan.n_bytes / 1e6:,.0f} MB"
+                f" for slabs, and {budget / 1e6:,.0f} MB are left for them; allow more with --max-memory, or use a "
                 "smaller infer.tile_size"
             )
         plan = SlabPlan(grid, inputs, layers, rows)

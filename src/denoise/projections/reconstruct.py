@@ -20,6 +20,7 @@ from denoise.memory import available_bytes, process_bytes
 from denoise.projections.preprocess import Repairs, line_integrals, remove_stripes
 from denoise.projections.scan import Scan
 from denoise.tiles import Triple
+from denoise.volumes.slice_pool import waiting_bytes
 from denoise.volumes.volume import Float32Array, VolumeSink
 
 logger = logging.getLogger(__name__)
@@ -181,7 +182,7 @@ def reconstruct_scan(
     if not 0 <= center <= columns - 1:
         raise ScanError(f"center {center:g} is not on the detector of {scan.path}; it has columns 0..{columns - 1}")
     assert len(splits) == n_splits, f"{len(splits)} sinks for {n_splits} splits"
-    depth = min(rows_per_slab or _rows_that_fit(scan, max_memory), rows)
+    depth = min(rows_per_slab or _rows_that_fit(scan, n_splits + 1, max_memory), rows)
     outputs = [(full, np.arange(n_angles)), *zip(splits, parts, strict=True)]
     repairs = Repairs()
     for start in range(0, rows, depth):
@@ -276,19 +277,20 @@ def _overlap(run: range, start: int, stop: int) -> range:
     return range(max(run.start, start), min(run.stop, stop))
 
 
-def bytes_per_row(scan: Scan) -> int:
+def _bytes_per_row(scan: Scan) -> int:
     """Memory that one detector row takes on its way: about eight copies of its sinogram, and three slices."""
     angles, _, columns = scan.shape
     return 4 * (8 * angles * columns + 3 * columns * columns)
 
 
-def _rows_that_fit(scan: Scan, max_memory: int | None) -> int:
+def _rows_that_fit(scan: Scan, outputs: int, max_memory: int | None) -> int:
     """Take at most a quarter of the free memory, or all that is allowed."""
     if max_memory is None:
-        return int(np.clip(available_bytes() // 4 // bytes_per_row(scan), 1, _MOST_ROWS_PER_SLAB))
-    fitting = (max_memory - process_bytes() - _COMPILED_BYTES) // bytes_per_row(scan)
+        return int(np.clip(available_bytes() // 4 // _bytes_per_row(scan), 1, _MOST_ROWS_PER_SLAB))
+    besides = process_bytes() + _COMPILED_BYTES + outputs * waiting_bytes(4 * scan.shape[2] ** 2)
+    fitting = (max_memory - besides) // _bytes_per_row(scan)
     if fitting < 1:
-        needed = process_bytes() + _COMPILED_BYTES + bytes_per_row(scan)
+        needed = besides + _bytes_per_row(scan)
         raise DeviceError(
             f"reconstructing {scan.path} one detector row at a time needs about {needed / 1024**3:.2f}G of memory, and "
             f"{max_memory / 1024**3:.2f}G are allowed; allow more with --max-memory"

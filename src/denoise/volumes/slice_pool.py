@@ -12,6 +12,13 @@ from numpy.typing import NDArray
 _THREADS = 4
 # Slices waiting to be written: enough to keep the threads busy, few enough that memory stays that of a slab.
 _WAITING = 16
+#: What those may take; one slice may always wait, however large it is.
+_WAITING_BYTES = 2**26
+
+
+def waiting_bytes(image_bytes: int) -> int:
+    """What a pool may hold of slices of this size."""
+    return max(image_bytes, min(_WAITING * image_bytes, _WAITING_BYTES))
 
 
 class SlicePool:
@@ -24,8 +31,9 @@ class SlicePool:
 
     def store(self, z_start: int, slab: NDArray[Any]) -> None:
         """Hand over copies of slices z_start, z_start + 1, ...; raises the first error of an earlier one."""
+        most = max(1, min(_WAITING, _WAITING_BYTES // max(slab[0].nbytes, 1))) if len(slab) else 1
         for k, image in enumerate(slab):
-            while len(self._pending) >= _WAITING:
+            while len(self._pending) >= most:
                 self._pending.popleft().result()
             self._pending.append(self._threads.submit(self._write, z_start + k, image.copy()))
 

@@ -1,0 +1,89 @@
+"""Do prepare, train and volume keep to ``--max-memory``, and does ``check`` predict what they take?
+
+    python benchmarks/limits.py --folder scratch [--size 512 --slices 64]
+
+A simulated scan is prepared, trained on and denoised under several limits. Measured is the resident memory of the whole
+process tree, summed twenty times a second (pages that processes share count once for each: the sum is never too small).
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+
+from denoise.projections.phantom import simulate_foam_scan
+
+_CONFIG = "dataset: {{folder: rec, splits: [foam_split0, foam_split1], full: foam_full, sample: foam{more}}}\n"
+
+
+def measured(arguments: list[str]) -> tuple[int, float, str]:
+    """Peak memory of the tree in bytes, seconds, and what the command said last."""
+    begun = time.monotonic()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "denoise", *arguments], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    root, peak = psutil.Process(process.pid), 0
+    while process.poll() is None:
+        tree = 0
+        for each in [root, *(root.children(recursive=True) if root.is_running() else [])]:
+            try:
+                tree += each.memory_info().rss
+            except psutil.Error:  # it has ended meanwhile
+                continue
+        peak = max(peak, tree)
+        time.sleep(0.05)
+    said = process.communicate()[0].strip().splitlines()
+    return peak, time.monotonic() - begun, said[-1] if process.returncode else ""
+
+
+def predicted(config: Path, limit: list[str], line: str) -> str:
+    """What ``check`` says of memory, in MB."""
+    command = [sys.executable, "-m", "denoise", "check", "--config", str(config), *limit]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    found = re.search(rf"^{line}\s+about ([\d.]+) (MB|GB)", done.stdout, re.MULTILINE)
+    return "" if found is None else f"{float(found[1]) * (1000 if found[2] == 'GB' else 1):.0f}"
+
+
+def main() -> None:
+    """Measure and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--folder", type=Path, required=True)
+    parser.add_argument("--size", type=int, default=512)
+    parser.add_argument("--slices", type=int, default=64)
+    options = parser.parse_args()
+    folder = options.folder.resolve()
+    folder.mkdir(parents=True, exist_ok=True)
+    scan, config = folder / "scan.h5", folder / "config.yaml"
+    if not scan.exists():
+        simulate_foam_scan(scan, size=options.size, slices=options.slices, angles=3 * options.size // 2)
+    config.write_text(_CONFIG.format(more=""))
+    print("| command | --max-memory, MB | predicted, MB | measured, MB | seconds |\n| --- | --- | --- | --- | --- |")
+
+    def row(name: str, limit: str | None, arguments: list[str], line: str = "") -> None:
+        allowed = [] if limit is None else ["--max-memory", limit]
+        peak, seconds, failed = measured([*arguments, *allowed])
+        said = predicted(config, allowed, line) if line else ""
+        shown = "" if limit is None else f"{int(limit[:-1]) * 1.048576:.0f}"
+        print(f"| {name} | {shown} | {said} | {failed or f'{peak / 1e6:.0f}'} | {seconds:.1f} |", flush=True)
+
+    for limit in (None, "700M", "450M", "300M"):
+        row("prepare", limit, ["prepare", str(scan), "--out", str(folder / "rec"), "--overwrite", "--center", "255.5"])
+    for mode in ("2.5d", "3d"):
+        for limit in (None, "620M", "560M", "400M"):
+            run = ["--output-dir", str(folder / f"run_{mode}_{limit}"), "--max-minutes", "0.3", "--mode", mode]
+            config.write_text(_CONFIG.format(more="") + f"train: {{mode: {mode}}}\n")
+            row(f"train {mode}", limit, ["train", "--config", str(config), *run], "host memory")
+        model = ["--model", str(folder / f"run_{mode}_None"), "--output", str(folder / f"out_{mode}"), "--overwrite"]
+        for limit in (None, "400M", "350M"):
+            row(f"volume {mode}", limit, ["volume", "--config", str(config), *model], "memory")
+    row("volume 3d, 2 processes", None, ["volume", "--config", str(config), *model, "--processes", "2"])
+
+
+if __name__ == "__main__":
+    main()
