@@ -13,8 +13,8 @@ from denoise.training.schedule import Schedule, has_stopped_improving
 
 NAMES = ["constant", "cosine", "hold"]
 PEAK = 0.004
-#: A step after any warm-up.
-WARM = 10_000
+#: A step after any warm-up, and before a rate that is held wears off.
+WARM = 1000
 
 Curve = list[tuple[int, float]]
 
@@ -145,3 +145,9 @@ def test_neither_the_unit_of_the_error_nor_that_of_the_steps_matters(errors: lis
     plain = scored(errors, every=3)
     other = [(step * 2**pace, error * 2.0**unit) for step, error in plain]
     assert has_stopped_improving(plain) == has_stopped_improving(other)
+
+
+@pytest.mark.parametrize(("step", "share"), [(100, 1.0), (1500, 1.0), (6000, 0.5), (150_000, 0.1)])
+def test_a_rate_that_is_held_wears_off_in_long_runs(step: int, share: float) -> None:
+    assert Schedule("hold", PEAK).rate(step, 0.3) == pytest.approx(PEAK * share)
+    assert Schedule("constant", PEAK).rate(step, 0.3) == PEAK
