@@ -177,10 +177,11 @@ def test_a_second_run_on_the_same_output_is_refused_and_harms_nothing(tmp_path):
     np.testing.assert_array_equal(_whole(tmp_path / "out"), _numbered())
 
 
-def test_a_line_cut_short_by_a_death_is_not_believed(tmp_path):
+def test_a_line_cut_short_or_damaged_by_a_death_is_not_believed(tmp_path):
     unfinished = Unfinished(tmp_path / "out")
     unfinished.folder.mkdir()
     (unfinished.folder / "done-a-1.txt").write_text("0 2\n3 4")
+    (unfinished.folder / "done-c-3.txt").write_text("\0\0\0\n1 x\n\n")
     (unfinished.folder / "done-b-2.txt").write_text("4 6\n2")
     assert runs_of(unfinished.done(6)) == [range(2), range(4, 6)]
 
@@ -251,3 +252,14 @@ def test_a_death_after_the_result_was_named_leaves_it_whole_and_nothing_to_resum
     np.testing.assert_array_equal(_whole(tmp_path / "out.tif"), _numbered())
     with pytest.raises(OutputError, match="exists already"):
         _sink(tmp_path / "out.tif")
+
+
+def test_what_is_kept_for_another_run_is_not_cleared_away_by_one_that_keeps_nothing(tmp_path):
+    _killed(tmp_path / "out")
+    with pytest.raises(OutputError, match=r"left .* unfinished"):
+        create_sink(tmp_path / "out", shape=SHAPE)
+    with _sink(tmp_path / "out", resume=True) as sink:
+        assert sum(map(len, sink.missing)) < SHAPE[0]
+        for run in sink.missing:
+            _write(sink, (run.start, run.stop))
+    np.testing.assert_array_equal(_whole(tmp_path / "out"), _numbered())

@@ -26,7 +26,7 @@ from denoise.errors import OutputError
 from denoise.tiles import Triple
 from denoise.volumes.integer_output import GreyValueEncoder
 from denoise.volumes.slice_groups import SliceGroups
-from denoise.volumes.unfinished import Journal, Unfinished, runs_of
+from denoise.volumes.unfinished import KEPT, Journal, Unfinished, runs_of
 from denoise.volumes.volume import VoxelSize
 
 _log = logging.getLogger(__name__)
@@ -164,8 +164,8 @@ class WholeVolumeSink:
             the disk is too small.
         """
         unfinished = self.unfinished
-        done = int(unfinished.done(self.header.shape[0]).sum()) if self.resumable else 0
-        if done and not self.resume and not self.overwrite:
+        unasked = not self.resume and not self.overwrite and unfinished.is_kept
+        if unasked and (done := int(unfinished.done(self.header.shape[0]).sum())):
             raise OutputError(
                 f"an earlier run left {self.path} unfinished, {done} of its slices are done; continue with --resume, "
                 "or begin anew with --overwrite"
@@ -276,6 +276,7 @@ class WholeVolumeSink:
             "voxel size": header.voxel_size_um,
             "compression": header.compression,
             "slices together": self.slices_together,
+            KEPT: self.resumable,
             **self.facts,
         }
 

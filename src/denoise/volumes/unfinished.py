@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import socket
 import uuid
 from collections.abc import Iterator, Mapping
@@ -24,6 +25,8 @@ from denoise.errors import OutputError
 from denoise.locking import only_run
 
 _RUN, _LOCK, _REPLACED, _NAMED = "run.json", "lock", "replaced", "named"
+#: In the description of a run: whether what it has done is to be kept for another.
+KEPT = "kept for --resume"
 
 
 @dataclass(frozen=True)
@@ -48,6 +51,11 @@ class Unfinished:
         # A run may die after it has given the result its final name, and before it has removed this folder.
         was_named = (self.folder / _NAMED).exists() and not os.path.lexists(self.result)
         return (self.folder / _RUN).is_file() and not was_named
+
+    @property
+    def is_kept(self) -> bool:
+        """Whether the run that began it meant it to be continued: another may not clear it away unasked."""
+        return self.exists and bool(_facts(self.folder / _RUN).get(KEPT))
 
     @contextmanager
     def locked(self) -> Iterator[None]:
@@ -91,10 +99,10 @@ class Unfinished:
         """Which of the slices are stored, by the journals of all processes so far; (depth,)."""
         done = np.zeros(depth, dtype=bool)
         for journal in sorted(self.folder.glob("done-*.txt")):
-            # The last line may be cut short, by the death of its process.
+            # A line may be cut short by the death of its process, or damaged by that of the machine: it is not believed.
             for line in journal.read_text(encoding="ascii", errors="replace").split("\n")[:-1]:
-                start, stop = (int(part) for part in line.split())
-                done[start:stop] = True
+                if found := re.fullmatch(r"(\d{1,18}) (\d{1,18})", line):
+                    done[int(found[1]) : int(found[2])] = True
         return done
 
     def journal(self) -> Journal:
