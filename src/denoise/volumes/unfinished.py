@@ -99,7 +99,7 @@ class Unfinished:
         """Which of the slices are stored, by the journals of all processes so far; (depth,)."""
         done = np.zeros(depth, dtype=bool)
         for journal in sorted(self.folder.glob("done-*.txt")):
-            # A line may be cut short by the death of its process, or damaged by that of the machine: it is not believed.
+            # A line that the death of its process has cut short, or that of the machine damaged, is not believed.
             for line in journal.read_text(encoding="ascii", errors="replace").split("\n")[:-1]:
                 if found := re.fullmatch(r"(\d{1,18}) (\d{1,18})", line):
                     done[int(found[1]) : int(found[2])] = True
