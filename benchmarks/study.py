@@ -50,6 +50,16 @@ class Variant:
 
 
 BASE = Variant(batch=4, patch=64, learning_rate=8e-3, warmup=0.02, loss="l2")
+CUBE_BASE = Variant(
+    network={"dimensions": 3, "middle_blocks": 1},
+    patch=24,
+    batch=2,
+    learning_rate=4e-3,
+    warmup=0.02,
+    loss="l2",
+    schedule="flat",
+    ema=0.995,
+)
 _NETWORKS: dict[str, dict[str, Any]] = {
     "out2": {"n_in": 6, "n_out": 2},
     "out4": {"n_in": 8, "n_out": 4},
@@ -105,6 +115,23 @@ VARIANTS: dict[str, Variant] = {
     "cube32": replace(BASE, network={"dimensions": 3, "middle_blocks": 1}, patch=32, batch=1),
     "cube40": replace(BASE, network={"dimensions": 3, "middle_blocks": 1}, patch=40, batch=1),
     "cube24": replace(BASE, network={"dimensions": 3, "middle_blocks": 1}, patch=24, batch=2),
+    "cube": CUBE_BASE,
+    "cube_b4": replace(CUBE_BASE, batch=4),
+    "cube_p32": replace(CUBE_BASE, patch=32),
+    "cube_lr8": replace(CUBE_BASE, learning_rate=8e-3),
+    **{
+        f"cube_{name}": replace(CUBE_BASE, network={**CUBE_BASE.network, **network})
+        for name, network in {
+            "flat1": {"flat": 1},
+            "flat2": {"flat": 2},
+            "flat1_w24": {"flat": 1, "widths": (24, 48, 96)},
+            "flat1_m2": {"flat": 1, "middle_blocks": 2},
+            "levels4": {"widths": (16, 32, 64, 128)},
+            "w32": {"flat": 1, "widths": (32, 64, 128)},
+        }.items()
+    },
+    "cube_flat1_lr8": replace(CUBE_BASE, network={**CUBE_BASE.network, "flat": 1}, learning_rate=8e-3),
+    "cube_flat2_p32": replace(CUBE_BASE, network={**CUBE_BASE.network, "flat": 2}, patch=32),
 }
 
 

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+#: Kernels of a block that looks within slices, then across them.
+_FLAT = ((1, 3, 3), (3, 1, 1))
 
 
 class StudyUNet(nn.Module):
@@ -26,6 +30,8 @@ class StudyUNet(nn.Module):
         "none", or "channel": layer norm over the channels of each voxel, which knows nothing of the tile.
     residual
         Whether the output is a correction to the input.
+    flat
+        In 3D, how many levels, finest first, have blocks of a convolution within slices and one across them.
     """
 
     def __init__(
@@ -43,6 +49,7 @@ class StudyUNet(nn.Module):
         residual: bool = True,
         block_residual: bool = True,
         gain: float = 0.3,
+        flat: int = 0,
     ) -> None:
         super().__init__()
         self.dimensions, self.n_in, self.n_out = dimensions, n_in, n_out
@@ -50,7 +57,10 @@ class StudyUNet(nn.Module):
         conv = nn.Conv2d if dimensions == 2 else nn.Conv3d
 
         def stack(width: int, count: int) -> nn.Sequential:
-            return nn.Sequential(*(_Block(conv, width, norm, activation, block_residual, gain) for _ in range(count)))
+            kernels = _FLAT if width in widths[:flat] else (3, 3)
+            return nn.Sequential(
+                *(_Block(conv, width, norm, activation, block_residual, gain, kernels) for _ in range(count))
+            )
 
         inputs, outputs = (n_in * unshuffle**2, n_out * unshuffle**2) if dimensions == 2 else (1, 1)
         self.enter = conv(inputs, widths[0], 3, padding=1)
@@ -103,10 +113,18 @@ class StudyUNet(nn.Module):
 
 
 class _Block(nn.Module):
-    def __init__(self, conv: type, width: int, norm: str, activation: str, residual: bool, gain: float) -> None:
+    def __init__(
+        self,
+        conv: type,
+        width: int,
+        norm: str,
+        activation: str,
+        residual: bool,
+        gain: float,
+        kernels: tuple[Any, Any],
+    ) -> None:
         super().__init__()
-        self.first = conv(width, width, 3, padding=1)
-        self.second = conv(width, width, 3, padding=1)
+        self.first, self.second = (conv(width, width, kernel, padding="same") for kernel in kernels)
         self.norm = _ChannelNorm(width) if norm == "channel" else None
         self.activation = {"relu": nn.ReLU(), "leaky": nn.LeakyReLU(0.1), "silu": nn.SiLU(), "gelu": nn.GELU()}[
             activation

@@ -95,7 +95,7 @@ class ResidualUNet(nn.Module):
             features = shrink(features)
         features = self.middle(features)
         for grow, block in zip(self.grow, self.up_blocks, strict=True):
-            features = block(grow(features) + skips.pop())
+            features = block(grow(features).add_(skips.pop()))
         correction: Tensor = self.leave(features)
         return correction
 
@@ -145,7 +145,7 @@ class _Block(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         change = self.second(self.activation(self.first(features)))
-        result: Tensor = self.activation(features + change)
+        result: Tensor = self.activation(change.add_(features))  # in place: nothing else reads it, backward neither
         return result
 
 
