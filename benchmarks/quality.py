@@ -10,7 +10,8 @@ slices 16 to 31 of 48 (the middle third) of the full reconstruction, inside the 
 reconstruction of the noise-free projections, whose range is the data range.
 
 Calibrate on an idle machine: minutes are minutes of training there. A budget is turned into optimiser steps with the
-calibrated seconds per step, so a machine that is busy changes how long the benchmark takes and not what it finds.
+calibrated seconds per step, so a machine that is busy changes how long the benchmark takes and not what it finds. Our
+3D network is trained on single slices first, then on blocks: both kinds of step have a time of their own.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ from baselines import CLASSICAL
 from cases import CASES, CaseData, chosen_cases, open_case
 from denoise.api import denoise_volume, load_checkpoint, train
 from denoise.checkpoint import find_model
+from denoise.config.recipes import RECIPES
 from denoise.quality import psnr, ssim
 from denoise.training.job import Plan, Record
 from denoise.training.validation import Preview
@@ -238,8 +240,18 @@ def result_of(run: Run, scratch: Path, options: argparse.Namespace) -> dict[str,
         return {"points": [{"steps": 0, "seconds": 0.0, **score(data.full[rows.start : rows.stop], data)}]}
     if run.method in CLASSICAL:
         return classical(run.method, data)
-    steps = round(60 * run.minutes / seconds_per_step(scratch)[_clocked(run)])
-    return trained(run, data, scratch, steps, options.points)
+    return trained(run, data, scratch, steps_in(60 * run.minutes, run, seconds_per_step(scratch)), options.points)
+
+
+def steps_in(seconds: float, run: Run, calibrated: Mapping[str, float]) -> int:
+    """How many optimiser steps a run makes in a time."""
+    each = calibrated[_clocked(run)]
+    on_slices = calibrated.get(f"{_clocked(run)}_on_slices")
+    if on_slices is None:
+        return round(seconds / each)
+    first = RECIPES["residual3d"].slices_first
+    in_halves = 2 * seconds / (on_slices + each)
+    return round(in_halves if in_halves <= 2 * first else first + (seconds - first * on_slices) / each)
 
 
 def seconds_per_step(scratch: Path) -> dict[str, float]:
@@ -265,9 +277,12 @@ def calibrate(scratch: Path, options: argparse.Namespace) -> None:
             for k in map(int, options.splits.split(",")):
                 run = Run("foam_low", k, name, 0.0)
                 steps = 5 if name.startswith("published") else 100
-                point = trained(run, data, scratch, steps, 1, steps_per_epoch=steps)["points"][-1]
-                found.setdefault(_clocked(run), []).append(point["seconds"] / point["steps"])
-                print(name, k, found[_clocked(run)], flush=True)
+                halves = 2 if METHODS[name].mode == "3d" and not name.startswith("published") else 1
+                points = trained(run, data, scratch, steps, halves, steps_per_epoch=steps // halves)["points"]
+                times = np.diff([0.0, *(point["seconds"] for point in points)]) / (steps / halves)
+                for key, value in zip((_clocked(run), f"{_clocked(run)}_on_slices"), times[::-1], strict=False):
+                    found.setdefault(key, []).append(float(value))
+                print(name, k, found, flush=True)
     medians = {name: round(float(np.median(values)), 5) for name, values in found.items()}
     path = scratch / "seconds_per_step.json"
     path.write_text(json.dumps({**(seconds_per_step(scratch) if path.exists() else {}), **medians}, indent=1) + "\n")

@@ -17,8 +17,8 @@ def flat(n_slices: int, edge: int = 64, overlap: float = 0.5, taper: str = "hann
     return MODES["2.5d"].window(NetworkSpec("residual2d", {"n_slices": n_slices}), edge, overlap, taper)
 
 
-def deep(edge: int, overlap: float = 0.5) -> Window:
-    return MODES["3d"].window(NetworkSpec("residual3d", {}), edge, overlap, "hann")
+def deep(edge: int, overlap: float = 0.5, network: str = "unet3d") -> Window:
+    return MODES["3d"].window(NetworkSpec(network, {}), edge, overlap, "hann")
 
 
 @pytest.mark.parametrize(("n_slices", "before", "after"), [(1, 0, 0), (2, 1, 0), (3, 1, 1), (4, 2, 1), (5, 2, 2)])
@@ -36,13 +36,13 @@ def test_a_depth_that_the_spec_leaves_out_is_the_networks_default() -> None:
 
 
 def test_the_predicted_slice_is_the_one_that_the_residual_network_corrects() -> None:
-    """Both must mean the same slice of an even number."""
+    """Both must mean the same slices, of an even number too."""
     import torch
 
-    for n_slices in (1, 2, 4, 5, 8):
-        spec = NetworkSpec("residual2d", {"n_slices": n_slices, "levels": 1, "width": 2})
-        block = torch.randn(1, n_slices, 8, 8)
-        window = MODES["2.5d"].window(spec, 8, 0.0, "uniform")
+    for name, n_slices in itertools.product(("residual2d", "residual3d"), (1, 2, 4, 5, 8)):
+        spec = NetworkSpec(name, {"n_slices": n_slices, "levels": 1, "width": 2})
+        window = mode_of(spec).window(spec, 8, 0.0, "uniform")
+        block = torch.randn(1, *window.read_zyx)
         predicted = find_network(spec.name).build(spec.options)(block)  # starts as the identity
         torch.testing.assert_close(predicted, block[(slice(None), *window.predicted)])
 
@@ -52,6 +52,14 @@ def test_cubes_are_predicted_from_cubes() -> None:
     assert window.read_zyx == window.predict_zyx == (32, 32, 32)
     assert window.stride_zyx == (16, 16, 16)
     assert window.before_zyx == window.after_zyx == (0, 0, 0)
+
+
+def test_the_residual_network_reads_flat_blocks_and_the_neighbours_of_their_slices() -> None:
+    window = deep(32, network="residual3d")
+    assert window.read_zyx == (9, 32, 32)
+    assert window.predict_zyx == (5, 32, 32)
+    assert window.stride_zyx == (2, 16, 16)
+    assert window.before_zyx == window.after_zyx == (2, 0, 0)
 
 
 @pytest.mark.parametrize(

@@ -148,6 +148,7 @@ def run_training(
         objective=Objective(config.loss, config.train.huber_delta, config.train.strategy, config.lcl_weight),
         folder=run.path,
         ema_decay=config.ema_decay,
+        slices_first=config.recipe.slices_first,
         sample=config.sample_name,
         patches_per_epoch=config.patches_per_epoch,
         train_slices=None if first is None and last is None else slice_range(splits.volumes[0], first, last),

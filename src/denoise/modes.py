@@ -1,13 +1,13 @@
 """The two modes: a sampler, the networks that fit, and a window are all that distinguishes 2.5D from 3D.
 
-2.5D reads ``n_slices`` adjacent slices and predicts the centre one; its z axis is the network's channel axis. 3D reads
-and predicts cubes.
+2.5D reads ``n_slices`` adjacent slices and predicts the centre one. 3D reads and predicts blocks, those of `residual3d`
+with a few slices of context above and below.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from denoise.networks.catalogue import find_network
 from denoise.networks.spec import NetworkSpec
@@ -29,16 +29,23 @@ class Mode:
 
 
 def _slice_window(network: NetworkSpec, edge: int, overlap: float, taper: str) -> Window:
-    depth = find_network(network.name).complete(network.options)["n_slices"]
     stride = _stride(edge, overlap)
-    # An even number of slices has its centre after the middle: n // 2 slices lie before it, n // 2 - 1 after.
-    return Window((depth, edge, edge), (1, edge, edge), (1, stride, stride), (depth // 2, 0, 0), taper)
+    return _with_context(network, Window((1, edge, edge), (1, edge, edge), (1, stride, stride), (0, 0, 0), taper))
 
 
 def _cube_window(network: NetworkSpec, edge: int, overlap: float, taper: str) -> Window:
-    del network
+    depth = max(1, edge // find_network(network.name).flatness)
     stride = _stride(edge, overlap)
-    return Window((edge, edge, edge), (edge, edge, edge), (stride, stride, stride), (0, 0, 0), taper)
+    block = (depth, edge, edge)
+    return _with_context(network, Window(block, block, (_stride(depth, overlap), stride, stride), (0, 0, 0), taper))
+
+
+def _with_context(network: NetworkSpec, window: Window) -> Window:
+    """The same, reading the slices that the network sees for each that it predicts."""
+    n_slices = find_network(network.name).n_slices(network.options)
+    depth, height, width = window.read_zyx
+    # An even number of slices has its centre after the middle: n // 2 slices lie before it, n // 2 - 1 after.
+    return replace(window, read_zyx=(depth + n_slices - 1, height, width), before_zyx=(n_slices // 2, 0, 0))
 
 
 def _stride(edge: int, overlap: float) -> int:

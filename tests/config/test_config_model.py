@@ -72,10 +72,15 @@ def test_every_old_name_means_a_field_and_excludes_the_new_one(section: str, old
     ("train", "name", "options", "multiple"),
     [
         ({}, "residual2d", {"n_slices": 5, "width": 16, "levels": 3}, 4),
-        ({"mode": "3D"}, "residual3d", {"width": 16, "levels": 3}, 4),
+        ({"mode": "3D"}, "residual3d", {"n_slices": 5, "width": 16, "levels": 3}, 4),
         ({"mode": "2.5D", "network": "unet"}, "unet2d", {"n_slices": 5}, 8),
         ({"mode": "3d", "network": "unet"}, "unet3d", {"n_blocks": 4, "start_filters": 56}, 16),
-        ({"mode": "3d", "network": "residual3d", "levels": 1}, "residual3d", {"width": 16, "levels": 1}, 1),
+        (
+            {"mode": "3d", "network": "residual3d", "levels": 1},
+            "residual3d",
+            {"n_slices": 5, "width": 16, "levels": 1},
+            1,
+        ),
         ({"network": "unet2d", "n_slices": 4}, "unet2d", {"n_slices": 4}, 8),
     ],
 )

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from denoise.inference.engine import Denoiser, denoise_slices
 from denoise.networks.catalogue import build_network
+from denoise.networks.residual import mixing_weights
 from denoise.networks.spec import NetworkSpec
 from denoise.normalization import Normalization
 from denoise.tiles import Region, Triple, Window
@@ -109,12 +110,13 @@ def run(
 
 
 def random_network(name: str, seed: int = 3, **options: int) -> nn.Module:
-    """A residual network that corrects: its last layer, zero at the start of training, is random too."""
+    """A residual network that corrects: what is zero at the start of training is random too."""
     torch.manual_seed(seed)
     network = build_network(NetworkSpec(name, options))
     leave = network.get_submodule("leave")
-    assert isinstance(leave, nn.Conv2d | nn.Conv3d)
-    nn.init.normal_(leave.weight, std=0.05)
+    assert isinstance(leave, nn.Conv2d)
+    for weights in (leave.weight, *mixing_weights(network)):
+        nn.init.normal_(weights, std=0.05)
     return network.eval()
 
 

@@ -19,9 +19,10 @@ def count_macs(network: nn.Module, block: Tensor) -> int:
     def add(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         nonlocal total
         if isinstance(module, nn.ConvTranspose2d | nn.ConvTranspose3d):
-            total += inputs[0][0].numel() * module.out_channels * math.prod(module.kernel_size)
+            total += inputs[0].numel() * module.out_channels * math.prod(module.kernel_size)
         elif isinstance(module, nn.Conv2d | nn.Conv3d):
-            total += output[0].numel() * module.in_channels * math.prod(module.kernel_size)
+            # Of all outputs: a network may take the slices of a block for a batch.
+            total += output.numel() * module.in_channels * math.prod(module.kernel_size)
 
     for module in network.modules():
         module.register_forward_hook(add)
@@ -35,18 +36,17 @@ def count_macs(network: nn.Module, block: Tensor) -> int:
         ("unet2d", (1, 5, 64, 32), 2_375_809, 297_072),
         ("unet3d", (1, 16, 32, 16), 17_151_513, 652_876),
         ("residual2d", (1, 5, 32, 64), 207_809, 29_792),
-        ("residual3d", (1, 16, 32, 8), None, 46_656),
+        ("residual3d", (1, 36, 32, 8), 240_289, 34_400),
     ],
 )
 def test_default_networks_have_the_known_size_and_cost(
-    name: str, shape: tuple[int, ...], parameters: int | None, macs_per_voxel: int
+    name: str, shape: tuple[int, ...], parameters: int, macs_per_voxel: int
 ) -> None:
     with torch.device("meta"):
         network, block = build_network(NetworkSpec(name, {})), torch.zeros(shape)
-    voxels = math.prod(shape[2:]) if NETWORKS[name].dimensions == 2 else math.prod(shape[1:])
+    voxels = math.prod(shape[2:]) * (shape[1] - NETWORKS[name].n_slices({}) + 1)
     assert count_macs(network, block) == pytest.approx(macs_per_voxel * voxels, abs=0.5 * voxels)
-    if parameters is not None:
-        assert sum(p.numel() for p in network.parameters()) == parameters
+    assert sum(p.numel() for p in network.parameters()) == parameters
 
 
 @pytest.mark.parametrize(
@@ -56,6 +56,7 @@ def test_default_networks_have_the_known_size_and_cost(
         ("unet3d", {"n_blocks": 2, "start_filters": 4}),
         ("residual2d", {"n_slices": 3, "width": 8, "levels": 4}),
         ("residual3d", {"width": 4, "levels": 2}),
+        ("residual3d", {"n_slices": 4, "width": 4, "levels": 1}),
     ],
 )
 def test_every_network_keeps_the_contract_at_its_divisor(name: str, options: dict[str, int]) -> None:
@@ -65,7 +66,8 @@ def test_every_network_keeps_the_contract_at_its_divisor(name: str, options: dic
     if kind.dimensions == 2:
         assert network(torch.randn(2, options["n_slices"], side, 3 * side)).shape == (2, 1, side, 3 * side)
     else:
-        assert network(torch.randn(2, side, 2 * side, side)).shape == (2, side, 2 * side, side)
+        read = side + kind.n_slices(options) - 1
+        assert network(torch.randn(2, read, 2 * side, side)).shape == (2, side, 2 * side, side)
 
 
 @pytest.mark.parametrize(
@@ -76,7 +78,7 @@ def test_every_network_keeps_the_contract_at_its_divisor(name: str, options: dic
         ("unet3d", {"n_blocks": 3}, 8, None),
         ("residual2d", {}, 4, 33),
         ("residual2d", {"levels": 1}, 1, 6),
-        ("residual3d", {}, 4, 25),
+        ("residual3d", {"levels": 2}, 2, 15),
     ],
 )
 def test_divisor_and_radius_follow_the_options(

@@ -2,60 +2,99 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import Literal
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from denoise.networks.residual import ResidualUNet, receptive_radius
+from denoise.networks.residual import ResidualUNet, _Mixing, receptive_radius
 
 
-def scrambled(dimensions: Literal[2, 3], **options: int) -> ResidualUNet:
-    """In float64, with a last convolution that is not zero."""
+def scrambled(mixes: bool = False, **options: int) -> ResidualUNet:
+    """In float64, with a last convolution and mixing that are not zero."""
     torch.manual_seed(3)
-    network = ResidualUNet(dimensions, **options).double()
+    network = ResidualUNet(**options, mixes=mixes).double()
     torch.nn.init.normal_(network.leave.weight, std=0.1)
+    for name, weights in network.named_parameters():
+        if name.endswith("mixing.weights.weight"):
+            torch.nn.init.normal_(weights, std=0.1)
     return network
 
 
+@pytest.mark.parametrize("mixes", [False, True])
 @pytest.mark.parametrize(("n_slices", "centre"), [(1, 0), (2, 1), (4, 2), (5, 2)])
-def test_an_untrained_2d_network_returns_the_centre_slice(n_slices: int, centre: int) -> None:
-    block = torch.randn(2, n_slices, 8, 12)
-    assert torch.equal(ResidualUNet(2, n_slices)(block), block[:, centre : centre + 1])
-
-
-def test_an_untrained_3d_network_returns_its_input() -> None:
-    block = torch.randn(2, 4, 8, 12)
-    assert torch.equal(ResidualUNet(3)(block), block)
+def test_an_untrained_network_returns_the_slices_that_have_their_neighbours(
+    n_slices: int, centre: int, mixes: bool
+) -> None:
+    for depth in (1, 3):
+        block = torch.randn(2, depth + n_slices - 1, 8, 12)
+        assert torch.equal(ResidualUNet(n_slices, mixes=mixes)(block), block[:, centre : centre + depth])
 
 
 @pytest.mark.parametrize(
-    ("dimensions", "levels", "shape"),
-    [(2, 3, (1, 5, 6, 8)), (2, 3, (1, 5, 8, 6)), (2, 4, (1, 5, 8, 12)), (3, 3, (1, 6, 8, 8)), (2, 2, (1, 4, 8, 8))],
+    ("levels", "shape"),
+    [(3, (1, 5, 6, 8)), (3, (1, 5, 8, 6)), (4, (1, 5, 8, 12)), (2, (1, 4, 8, 8))],
 )
-def test_a_block_that_does_not_fit_is_refused_with_its_shape(
-    dimensions: Literal[2, 3], levels: int, shape: tuple[int, ...]
-) -> None:
+def test_a_block_that_does_not_fit_is_refused_with_its_shape(levels: int, shape: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match=rf"\({shape[1]}, {shape[2]}, {shape[3]}\)"):
-        ResidualUNet(dimensions, levels=levels)(torch.zeros(shape))
+        ResidualUNet(levels=levels)(torch.zeros(shape))
 
 
 def test_one_level_takes_any_size() -> None:
-    assert ResidualUNet(2, 3, levels=1)(torch.zeros(1, 3, 5, 7)).shape == (1, 1, 5, 7)
+    assert ResidualUNet(3, levels=1)(torch.zeros(1, 3, 5, 7)).shape == (1, 1, 5, 7)
 
 
-@pytest.mark.parametrize(("dimensions", "levels"), [(2, 1), (2, 2), (2, 3), (3, 1), (3, 2)])
-def test_nothing_beyond_the_receptive_radius_matters_and_the_radius_is_reached(
-    dimensions: Literal[2, 3], levels: int
-) -> None:
-    radius = receptive_radius(dimensions, levels)
+def test_without_mixing_a_block_is_predicted_as_its_slices_are() -> None:
+    network = scrambled(n_slices=3, width=4, levels=2)
+    block = torch.randn(2, 7, 8, 12, dtype=torch.float64)
+    with torch.no_grad():
+        slices = [network(block[:, z : z + 3]) for z in range(5)]
+        torch.testing.assert_close(network(block), torch.cat(slices, dim=1), rtol=0, atol=1e-12)
+
+
+def test_mixing_starts_as_nothing_so_that_the_3d_network_begins_as_the_2d_one() -> None:
+    flat = scrambled(n_slices=3, width=4, levels=2)
+    deep = ResidualUNet(3, 4, 2, mixes=True).double()
+    missing = deep.load_state_dict(flat.state_dict(), strict=False).missing_keys
+    assert missing
+    assert all(".mixing." in name for name in missing)
+    block = torch.randn(2, 7, 8, 12, dtype=torch.float64)
+    with torch.no_grad():
+        torch.testing.assert_close(deep(block), flat(block), rtol=0, atol=1e-12)
+
+
+def test_mixing_reaches_one_slice_further_with_every_block_and_no_other_sample() -> None:
+    """Two blocks at the only level, so two slices beyond those that are seen directly."""
+    network = scrambled(True, n_slices=1, width=4, levels=1)
+    block = torch.randn(2, 9, 6, 6, dtype=torch.float64)
+    changed = block.clone()
+    changed[0, 4] += 1
+    with torch.no_grad():
+        difference = (network(changed) - network(block)).abs().amax(dim=(2, 3))
+    assert (difference[0] > 1e-9).tolist() == [False, False, True, True, True, True, True, False, False]
+    assert torch.equal(difference[1], torch.zeros(9, dtype=torch.float64))
+
+
+def test_mixing_is_a_convolution_along_z() -> None:
+    mixing = _Mixing(4).double()
+    torch.nn.init.normal_(mixing.weights.weight)
+    stack = torch.randn(2, 4, 5, 6, 7, dtype=torch.float64)  # B, C, Z, Y, X
+    change = F.conv3d(stack, mixing.weights.weight.unsqueeze(-1), mixing.weights.bias, padding=(1, 0, 0))
+    expected = F.relu(stack + change).transpose(1, 2).flatten(0, 1)
+    with torch.no_grad():
+        found = mixing(stack.transpose(1, 2).flatten(0, 1), depth=5)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("mixes", [False, True])
+@pytest.mark.parametrize("levels", [1, 2, 3])
+def test_nothing_beyond_the_receptive_radius_matters_and_the_radius_is_reached(levels: int, mixes: bool) -> None:
+    radius = receptive_radius(levels)
     cell = 2 ** (levels - 1)
     side = 2 * math.ceil((radius + cell + 1) / cell) * cell
-    network = scrambled(dimensions, n_slices=3, width=2, levels=levels)
-    shape = (1, 3, side, side) if dimensions == 2 else (1, side, side, side)
-    block = torch.randn(shape, dtype=torch.float64)
+    network = scrambled(mixes, n_slices=3, width=2, levels=levels)
+    block = torch.randn((1, 5 if mixes else 3, side, side), dtype=torch.float64)
     furthest = 0
     for place in range(side // 2 - cell, side // 2):  # every alignment with the coarsest grid
         reached = reach_of_output(network, block, place)
@@ -78,8 +117,8 @@ def reach_of_output(network: ResidualUNet, block: Tensor, place: int) -> int:
 
 
 def test_tiles_that_overlap_by_the_radius_give_what_the_whole_slice_gives() -> None:
-    network = scrambled(2, n_slices=3, width=4, levels=2)
-    radius = receptive_radius(2, 2)
+    network = scrambled(n_slices=3, width=4, levels=2)
+    radius = receptive_radius(2)
     block = torch.randn(1, 3, 16, 96, dtype=torch.float64)
     with torch.no_grad():
         whole, tile = network(block), network(block[..., 20:92])
@@ -114,7 +153,7 @@ def test_it_learns_to_remove_noise_from_noisy_pairs_alone() -> None:
     torch.manual_seed(0)
     generator = torch.Generator().manual_seed(1)
     _, one, other = noisy_discs(generator, 32, 32)
-    network = ResidualUNet(2).to(memory_format=torch.channels_last)
+    network = ResidualUNet().to(memory_format=torch.channels_last)
     optimizer = torch.optim.AdamW(network.parameters(), lr=2e-3)
     for step in range(80):
         optimizer.param_groups[0]["lr"] = 2e-3 * min(1, (step + 1) / 10) * 0.5 * (1 + math.cos(math.pi * step / 80))
@@ -134,12 +173,12 @@ def test_it_learns_to_remove_noise_from_noisy_pairs_alone() -> None:
     assert gain > 8
 
 
-@pytest.mark.parametrize("dimensions", [2, 3])
-def test_activations_neither_vanish_nor_explode_at_the_start(dimensions: Literal[2, 3]) -> None:
+@pytest.mark.parametrize("mixes", [False, True])
+def test_activations_neither_vanish_nor_explode_at_the_start(mixes: bool) -> None:
     torch.manual_seed(0)
-    network = ResidualUNet(dimensions, levels=4)
+    network = ResidualUNet(levels=4, mixes=mixes)
     torch.nn.init.normal_(network.leave.weight, std=(1 / network.leave.weight[0].numel()) ** 0.5)
-    block = torch.randn(1, 5 if dimensions == 2 else 16, 32, 32)
+    block = torch.randn(1, 12, 32, 32)
     with torch.no_grad():
-        correction = network(block) - (block[:, 2:3] if dimensions == 2 else block)
+        correction = network(block) - block[:, 2:-2]
     assert 0.3 < correction.std() < 10

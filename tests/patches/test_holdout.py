@@ -22,7 +22,11 @@ def _slices(n_slices: int, edge: int) -> Window:
 
 
 def _cubes(edge: int) -> Window:
-    return MODES["3d"].window(NetworkSpec("residual3d", {}), edge, 0.0, "uniform")
+    return MODES["3d"].window(NetworkSpec("unet3d", {}), edge, 0.0, "uniform")
+
+
+def _flat_blocks(n_slices: int, edge: int) -> Window:
+    return MODES["3d"].window(NetworkSpec("residual3d", {"n_slices": n_slices}), edge, 0.0, "uniform")
 
 
 def _read(place: BlockPlace) -> list[np.ndarray]:
@@ -80,6 +84,8 @@ WINDOWS = {
     "cubes of 4": _cubes(4),
     "cubes of 8": _cubes(8),
     "cubes of 16": _cubes(16),
+    "flat blocks of 8": _flat_blocks(4, 8),
+    "flat blocks of 16": _flat_blocks(5, 16),
 }
 SHAPES = [(z, y, x) for z in (1, 2, 3, 6, 7, 13, 48) for y, x in ((8, 3), (9, 20), (13, 12))]
 

@@ -10,7 +10,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from denoise.patches.holdout import HoldOut, Source
-from denoise.patches.sampler import FEWEST_PATCHES, BlockPlace, CubeSampler, SliceSampler, block_offsets
+from denoise.patches.sampler import (
+    FEWEST_PATCHES,
+    BlockPlace,
+    CubeSampler,
+    SliceSampler,
+    block_offsets,
+    single_slices,
+    sliced,
+)
 from denoise.patches.symmetry import CUBE, IDENTITY, SQUARE
 from denoise.tiles import Region, Window
 from denoise.volumes import ArrayVolume, read_reflected
@@ -21,7 +29,7 @@ CUBES = Window((8, 8, 8), (8, 8, 8), (8, 8, 8), (0, 0, 0), "uniform")
 
 
 def _sampler(window: Window, shape=SHAPE, seed: int = 0, **options) -> SliceSampler | CubeSampler:
-    kind = CubeSampler if window is CUBES else SliceSampler
+    kind = SliceSampler if window.predict_zyx[0] == 1 else CubeSampler
     return kind(HoldOut.of(shape, window, 0.1), window, seed, **options)
 
 
@@ -215,3 +223,31 @@ def test_sources_that_are_not_there_are_never_drawn_from():
     sampler = SliceSampler(HoldOut((source,), Region((0, 0, 0), (1, 20, 24))), SLICES, 0)
     assert sorted(_centres(sampler, 0, 3)) == [5, 6, 7]
     assert set(_centres(sampler, 0)) == {5, 6, 7}
+
+
+@pytest.mark.parametrize(("depth", "count"), [(12, 4), (8, 4), (2, 4), (1, 1)])
+@pytest.mark.parametrize("n_slices", [4, 5])
+def test_single_slices_of_a_block_are_slices_that_the_block_predicts_read_with_their_neighbours(depth, count, n_slices):
+    window = Window((depth + n_slices - 1, 8, 8), (depth, 8, 8), (depth, 8, 8), (n_slices // 2, 0, 0))
+    block = _sampler(window, (40, 24, 24)).places(0, range(1))[0]
+    parts = sliced(block, window, count)
+    single = single_slices(window)
+    assert single.predict_zyx == (1, 8, 8)
+    assert len(parts) == count
+    predicted = [part.region.start_zyx[0] + single.before_zyx[0] for part in parts]
+    first = block.region.start_zyx[0] + window.before_zyx[0]
+    assert all(first <= z < first + depth for z in predicted)
+    assert len(set(predicted)) == min(count, depth), "spread over the block"
+    for part in parts:
+        assert part.region.shape_zyx == single.read_zyx == (n_slices, 8, 8)
+        assert part.region.start_zyx[1:] == block.region.start_zyx[1:]
+        assert (part.box, part.symmetry) == (block.box, block.symmetry)
+
+
+def test_flat_blocks_are_never_turned_out_of_the_plane_of_their_slices():
+    window = Window((8, 16, 16), (8, 16, 16), (8, 16, 16), (0, 0, 0))
+    sampler = _sampler(window, (40, 32, 32))
+    assert len(set(sampler.symmetries)) == 16
+    assert {symmetry.source_axis[0] for symmetry in sampler.symmetries} == {0}
+    assert {symmetry.reverse[0] for symmetry in sampler.symmetries} == {False, True}
+    assert len(set(_sampler(CUBES).symmetries)) == 48

@@ -38,7 +38,7 @@ DEEP = NetworkSpec("residual3d", {"width": 8, "levels": 2})
 # Learning
 
 
-@pytest.mark.parametrize(("network", "epochs"), [(FLAT, 10), (DEEP, 6)], ids=["2.5d", "3d"])
+@pytest.mark.parametrize(("network", "epochs"), [(FLAT, 10), (DEEP, 12)], ids=["2.5d", "3d"])
 def test_the_loss_falls_on_a_noise2noise_problem(
     train: Train, jobs: Jobs, tmp_path: Path, network: NetworkSpec, epochs: int, history_of: History
 ) -> None:

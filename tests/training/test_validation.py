@@ -70,7 +70,7 @@ def score(validator: Validator, network: nn.Module, source: BlockSource) -> Scor
         (FLAT, (1, 40, 16), 16),  # rows are held out: a band thinner than a tile
         (FLAT, (9, 10, 12), 16),  # smaller than a tile
         (DEEP, (40, 16, 16), 8),
-        (DEEP, (5, 40, 8), 8),
+        (DEEP, (6, 40, 8), 8),
     ],
     ids=str,
 )

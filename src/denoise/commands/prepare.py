@@ -171,13 +171,9 @@ def _nothing_left_on_failure(folder: Path) -> Iterator[None]:
 
 def default_settings(shape: tuple[int, int, int]) -> dict[str, Any]:
     """Sections ``train`` and ``infer`` that fit the reconstruction; what is left out has defaults."""
-    depth, width = shape[0], shape[2]
     train: dict[str, Any] = {"mode": "2.5d", "network": "residual", "n_slices": 5}
-    for name, recipe, available in (
-        ("patch_size", RECIPES["residual2d"], width),
-        ("patch_size_3d", RECIPES["residual3d"], min(width, max(depth, 16))),
-    ):
-        train[name] = _fitting(recipe.patch_size, available)
+    for name, network in (("patch_size", "residual2d"), ("patch_size_3d", "residual3d")):
+        train[name] = _fitting(RECIPES[network].patch_size, shape[2])
     return {"train": train, "infer": {"input": "full"}}
 
 

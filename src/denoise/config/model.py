@@ -105,7 +105,7 @@ class RunConfig(Section):
             "unet2d": ("n_slices",),
             "unet3d": ("n_blocks", "start_filters"),
             "residual2d": ("n_slices", "width", "levels"),
-            "residual3d": ("width", "levels"),
+            "residual3d": ("n_slices", "width", "levels"),
         }[self.network_name]
         return {name: getattr(self.train, name) for name in names}
 

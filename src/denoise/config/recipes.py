@@ -22,6 +22,7 @@ class Recipe:
     loss: LossName = "l1"
     lcl_weight: float = 0.01
     ema_decay: float = 0.0
+    slices_first: int = 0
 
 
 #: The published networks as they are published (docs/about.md, "Networks"); ours as the study found them.
@@ -30,6 +31,6 @@ RECIPES: Mapping[str, Recipe] = MappingProxyType(
         "unet2d": Recipe(256, 32, 1e-3, "constant", "l1", 0.01),
         "unet3d": Recipe(96, 4, 1e-3, "constant", "l1", 0.01),
         "residual2d": Recipe(64, 4, 8e-3, "hold", "l2", 0.0, ema_decay=0.995),
-        "residual3d": Recipe(24, 2, 4e-3, "hold", "l2", 0.0, ema_decay=0.995),
+        "residual3d": Recipe(48, 2, 8e-3, "hold", "l2", 0.0, ema_decay=0.995, slices_first=2500),
     }
 )

@@ -53,9 +53,9 @@ class TrainSection(Section):
     n_slices: Annotated[
         Annotated[int, Field(strict=True, ge=1, le=99)],
         About(
-            "Slices that the 2.5D network sees at once",
+            "Slices that the network sees at once",
             "a whole number, 1 to 99",
-            "More slices use more of the context along z. Only in 2.5D.",
+            "More slices use more of the context along z. Of residual3d its first layer sees so many; not for unet3d.",
             unit="slices",
         ),
     ] = 5
@@ -72,9 +72,10 @@ class TrainSection(Section):
     patch_size_3d: Annotated[
         Edge | None,
         About(
-            "Edge of the training cubes in 3D",
+            "Edge of the training blocks in 3D",
             f"null, or {EDGE_RULE}",
-            "Divisible by 2^n_blocks for unet3d, by 2^(levels-1) for residual3d. Memory grows with its third power. "
+            "Divisible by 2^n_blocks for unet3d, which has cubes, by 2^(levels-1) for residual3d, whose blocks are as "
+            "many times as wide as deep as docs/about.md says. Memory grows with its third power. "
             f"null: {RECIPES['residual3d'].patch_size} for residual3d, {RECIPES['unet3d'].patch_size} for unet3d.",
             "voxels",
         ),

@@ -43,14 +43,16 @@ class NetworkKind:
     description
         One line for the user.
     dimensions
-        2: ``(B, n_slices, Y, X) -> (B, 1, Y, X)``; 3: ``(B, Z, Y, X) -> (B, Z, Y, X)``.
+        2: ``(B, n_slices, Y, X) -> (B, 1, Y, X)``; 3: ``(B, Z + n_slices - 1, Y, X) -> (B, Z, Y, X)``.
     options
-        What its spec may say, with defaults and limits.
+        What its spec may say, with defaults and limits; where ``n_slices`` is none of them it is 1.
     content_dependent
         Whether the output for a voxel depends on the content of its whole tile, through norm layers: such a network is
         best run at the tile size that it was trained at.
     overlap
         Voxels by which neighbouring tiles must overlap at inference; see docs/benchmarks.md, "Overlap of tiles".
+    flatness
+        In 3D, how many times as wide as deep the blocks are that it is best trained on; 1: cubes.
     """
 
     description: str
@@ -61,6 +63,7 @@ class NetworkKind:
     _build: Callable[[Mapping[str, int]], nn.Module]
     _divisor: Callable[[Mapping[str, int]], int]
     _receptive_radius: Callable[[Mapping[str, int]], int] | None = None
+    flatness: int = 1
 
     @property
     def defaults(self) -> dict[str, int]:
@@ -87,12 +90,16 @@ class NetworkKind:
                 )
         return {**self.defaults, **options}
 
+    def n_slices(self, options: Mapping[str, int]) -> int:
+        """How many slices it reads for each that it predicts. Raises as `complete` does."""
+        return self.complete(options).get("n_slices", 1)
+
     def divisor(self, options: Mapping[str, int]) -> int:
         """What tile sizes must be divisible by: in y and x, in 3D also in z. Raises as `complete` does."""
         return self._divisor(self.complete(options))
 
     def receptive_radius(self, options: Mapping[str, int]) -> int | None:
-        """Voxels of context in y and x (in 3D also z) on which an output depends, to each side.
+        """Voxels of context in y and x on which an output depends, to each side.
 
         None where it depends on the whole tile. Raises as `complete` does.
         """
@@ -177,19 +184,20 @@ NETWORKS: Mapping[str, NetworkKind] = MappingProxyType(
             options=MappingProxyType({"n_slices": _N_SLICES, "width": _WIDTH, "levels": _LEVELS}),
             content_dependent=False,
             overlap=8,
-            _build=lambda o: ResidualUNet(2, o["n_slices"], o["width"], o["levels"]),
+            _build=lambda o: ResidualUNet(o["n_slices"], o["width"], o["levels"]),
             _divisor=lambda o: 2 ** (o["levels"] - 1),
-            _receptive_radius=lambda o: receptive_radius(2, o["levels"]),
+            _receptive_radius=lambda o: receptive_radius(o["levels"]),
         ),
         "residual3d": NetworkKind(
-            description="small, fast 3D network: corrects the cube it reads; no norm layers",
+            description="the same in 3D: corrects the block it reads, features of neighbouring slices are mixed",
             dimensions=3,
-            options=MappingProxyType({"width": _WIDTH, "levels": _LEVELS}),
+            options=MappingProxyType({"n_slices": _N_SLICES, "width": _WIDTH, "levels": _LEVELS}),
             content_dependent=False,
             overlap=8,
-            _build=lambda o: ResidualUNet(3, width=o["width"], levels=o["levels"]),
+            _build=lambda o: ResidualUNet(o["n_slices"], o["width"], o["levels"], mixes=True),
             _divisor=lambda o: 2 ** (o["levels"] - 1),
-            _receptive_radius=lambda o: receptive_radius(3, o["levels"]),
+            _receptive_radius=lambda o: receptive_radius(o["levels"]),
+            flatness=6,
         ),
     }
 )

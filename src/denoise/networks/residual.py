@@ -1,101 +1,109 @@
 """A small, fast U-Net that predicts a correction to its input; this package's own, in 2.5D and 3D.
 
-2.5D: ``(B, n_slices, Y, X) -> (B, 1, Y, X)``; 3D: ``(B, Z, Y, X) -> (B, Z, Y, X)``. No norm layers: what comes out for
-a voxel depends on the voxels within `receptive_radius` of it and on nothing else, so that tiles which read a halo of
-that much, and start at multiples of ``2**(levels-1)``, give exactly what one pass over the whole slice gives.
+``(B, Z + n_slices - 1, Y, X) -> (B, Z, Y, X)``: every predicted slice sees ``n_slices`` slices, the same network goes
+over each of them, and in 3D what it finds in one slice is mixed with what it finds in the slices above and below. In
+2.5D there is no mixing, and Z is 1 as a rule. So the 3D network is the 2.5D one and a little more (15 % more
+arithmetic): it can be trained slice by slice first, where steps are cheap, and then on blocks.
+
+No norm layers: what comes out for a voxel depends on the voxels within `receptive_radius` of it and on nothing else, so
+that tiles which read a halo of that much, and start at multiples of ``2**(levels-1)``, give exactly what one pass over
+the whole slice gives.
 """
 
 from __future__ import annotations
 
-from typing import Literal
-
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 _BRANCH_GAIN = 0.3
+_MIDDLE_BLOCKS = 2
 
 
 class ResidualUNet(nn.Module):
     """Residual blocks at each level of a U-Net with additive skips; it starts as the identity.
 
-    Per level one block of two convolutions of side 3 down and one up, 2 blocks (2D) or 1 (3D) at the coarsest level;
-    strided convolutions of side 2 halve; a convolution of side 1, then nearest-neighbour repetition, doubles. With the
-    defaults 29,792 multiply-accumulates per pixel (2.5D) and 46,656 per voxel (3D). For speed: channels_last memory
-    format, bfloat16 autocast, and a ``width`` that is a multiple of 16.
+    Per level one block of two convolutions of side 3 down and one up, 2 blocks at the coarsest level; strided
+    convolutions of side 2 halve y and x; a convolution of side 1, then nearest-neighbour repetition, doubles them. With
+    the defaults 29,792 multiply-accumulates per voxel, 34,400 with mixing. For speed: channels_last memory format,
+    bfloat16 autocast, and a ``width`` that is a multiple of 16. All convolutions are 2D (mixing, too, is one over z and
+    all voxels of a slice in a row): they are faster than 3D ones on every device.
 
     Measured on discs in noise after 200 steps, gain in dB with two seeds: this network 18.3, 18.2; transposed
     convolutions instead of repetition 18.1, 18.1. Before that change, 18.1, 18.1 against: max pooling 18.0, 17.8;
     LeakyReLU(0.1) 17.8, 18.0; no activation after the addition 17.7, 18.0; one block at the coarsest level 17.9, 16.9
-    (15 % faster); no additions within blocks 15.3, 15.1. The others take the same time within 5 %.
+    (15 % faster); no additions within blocks 15.3, 15.1. The others take the same time within 5 %. Mixing against
+    volumetric convolutions of side 3: docs/network-study.md.
 
     Without norm layers the start decides whether it trains: He-normal weights, the second convolution of each
-    block scaled by 0.3 (by 0.1: 16.9, 18.0 dB; by 1: 15.0, 16.3 dB), the last convolution zero.
+    block scaled by 0.3 (by 0.1: 16.9, 18.0 dB; by 1: 15.0, 16.3 dB), the last convolution and all mixing zero.
 
     Parameters
     ----------
-    dimensions
-        2: predicts slice ``n_slices // 2`` of the block; 3: the whole block.
     n_slices
-        Neighbouring slices read in 2.5D; has no meaning in 3D.
+        Neighbouring slices that a predicted slice sees directly; it is slice ``n_slices // 2`` of them.
     width
         Channels at full resolution, doubled at each further level.
     levels
         Resolutions; 1 never halves.
+    mixes
+        Whether features of neighbouring slices are mixed, after every block (3D).
     """
 
-    def __init__(self, dimensions: Literal[2, 3], n_slices: int = 5, width: int = 16, levels: int = 3) -> None:
+    def __init__(self, n_slices: int = 5, width: int = 16, levels: int = 3, *, mixes: bool = False) -> None:
         super().__init__()
-        self.dimensions = dimensions
         self.n_slices = n_slices
         self.divisor: int = 2 ** (levels - 1)
-        conv: type[nn.Conv2d | nn.Conv3d] = nn.Conv2d if dimensions == 2 else nn.Conv3d
         fine = [width * 2**level for level in range(levels - 1)]
         coarsest = width * self.divisor
-        self.enter = conv(n_slices if dimensions == 2 else 1, width, 3, padding=1)
-        self.down_blocks = nn.ModuleList(_Block(conv, channels) for channels in fine)
-        self.shrink = nn.ModuleList(conv(channels, 2 * channels, 2, stride=2) for channels in fine)
-        self.middle = nn.Sequential(*(_Block(conv, coarsest) for _ in range(_middle_blocks(dimensions))))
+        self.enter = nn.Conv2d(n_slices, width, 3, padding=1)
+        self.down_blocks = nn.ModuleList(_Block(channels, mixes) for channels in fine)
+        self.shrink = nn.ModuleList(nn.Conv2d(channels, 2 * channels, 2, stride=2) for channels in fine)
+        self.middle = nn.ModuleList(_Block(coarsest, mixes) for _ in range(_MIDDLE_BLOCKS))
         self.grow = nn.ModuleList(
-            nn.Sequential(conv(2 * channels, channels, 1), nn.Upsample(scale_factor=2, mode="nearest"))
+            nn.Sequential(nn.Conv2d(2 * channels, channels, 1), nn.Upsample(scale_factor=2, mode="nearest"))
             for channels in reversed(fine)
         )
-        self.up_blocks = nn.ModuleList(_Block(conv, channels) for channels in reversed(fine))
-        self.leave = conv(width, 1, 3, padding=1)
+        self.up_blocks = nn.ModuleList(_Block(channels, mixes) for channels in reversed(fine))
+        self.leave = nn.Conv2d(width, 1, 3, padding=1)
         self._initialise()
 
     def forward(self, block: Tensor) -> Tensor:
-        """Predict the centre slice (2.5D) or the whole block (3D).
+        """Predict the slices of a block that have all their neighbours in it.
 
         Parameters
         ----------
         block
-            ``(B, n_slices, Y, X)`` or ``(B, Z, Y, X)``, normalised.
+            ``(B, Z + n_slices - 1, Y, X)``, normalised.
 
         Returns
         -------
-        ``(B, 1, Y, X)`` or ``(B, Z, Y, X)``.
+        ``(B, Z, Y, X)``.
 
         Raises
         ------
         ValueError
-            A side is not divisible by ``2**(levels-1)``, or there are not ``n_slices`` slices.
+            Y or X is not divisible by ``2**(levels-1)``, or there are fewer than ``n_slices`` slices.
         """
         self._require_fitting(block)
-        if self.dimensions == 2:
-            centre = self.n_slices // 2
-            return block[:, centre : centre + 1] + self._correction(block)
-        return block + self._correction(block.unsqueeze(1)).squeeze(1)
+        height, width = block.shape[2:]
+        depth = block.shape[1] - self.n_slices + 1
+        centre = self.n_slices // 2
+        seen = block.unfold(1, self.n_slices, 1).movedim(-1, 2).reshape(-1, self.n_slices, height, width)
+        correction = self._correction(seen, depth)
+        return block[:, centre : centre + depth] + correction.reshape(-1, depth, height, width)
 
-    def _correction(self, features: Tensor) -> Tensor:
+    def _correction(self, features: Tensor, depth: int) -> Tensor:
         features = self.enter(features)
         skips: list[Tensor] = []
         for block, shrink in zip(self.down_blocks, self.shrink, strict=True):
-            features = block(features)
+            features = block(features, depth)
             skips.append(features)
             features = shrink(features)
-        features = self.middle(features)
+        for block in self.middle:
+            features = block(features, depth)
         for grow, block in zip(self.grow, self.up_blocks, strict=True):
-            features = block(grow(features).add_(skips.pop()))
+            features = block(grow(features).add_(skips.pop()), depth)
         correction: Tensor = self.leave(features)
         return correction
 
@@ -103,7 +111,7 @@ class ResidualUNet(nn.Module):
         if self.leave.weight.is_meta:
             return  # nothing to set, and trying costs the import of torch's compiler, two seconds
         for module in self.modules():
-            if isinstance(module, nn.Conv2d | nn.Conv3d):
+            if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
                 assert module.bias is not None
                 nn.init.zeros_(module.bias)
@@ -111,43 +119,68 @@ class ResidualUNet(nn.Module):
             if isinstance(module, _Block):
                 with torch.no_grad():
                     module.second.weight.mul_(_BRANCH_GAIN)
+            elif isinstance(module, _Mixing):
+                nn.init.zeros_(module.weights.weight)
         nn.init.zeros_(self.leave.weight)
 
     def _require_fitting(self, block: Tensor) -> None:
         shape = tuple(block.shape[1:])
-        halved = shape[1:] if self.dimensions == 2 else shape
-        if self.dimensions == 2 and shape[0] != self.n_slices:
-            raise ValueError(f"this network reads blocks of {self.n_slices} slices; this block is (Z, Y, X) = {shape}")
-        if any(side % self.divisor for side in halved):
+        if shape[0] < self.n_slices:
             raise ValueError(
-                f"this network halves {'Y and X' if self.dimensions == 2 else 'Z, Y and X'} and needs them divisible "
-                f"by {self.divisor}; this block is (Z, Y, X) = {shape}"
+                f"this network sees {self.n_slices} slices at once; this block has fewer: (Z, Y, X) = {shape}"
+            )
+        if any(side % self.divisor for side in shape[1:]):
+            raise ValueError(
+                f"this network halves Y and X and needs them divisible by {self.divisor}; this block is "
+                f"(Z, Y, X) = {shape}"
             )
 
 
-def receptive_radius(dimensions: Literal[2, 3], levels: int) -> int:
-    """The largest distance in voxels, along y or x (and z in 3D), at which an input still changes an output."""
-    radius = 2 * _middle_blocks(dimensions)
+def receptive_radius(levels: int) -> int:
+    """The largest distance in voxels, along y or x, at which an input still changes an output."""
+    radius = 2 * _MIDDLE_BLOCKS
     for _ in range(levels - 1):
         # Halved: twice the distance, plus the neighbour within the cell of 2; two blocks of two convolutions.
         radius = 2 * radius + 1 + 4
     return radius + 2
 
 
+def mixing_weights(network: nn.Module) -> list[nn.Parameter]:
+    """What of a network only blocks of several slices can train; none in most."""
+    return [weights for module in network.modules() if isinstance(module, _Mixing) for weights in module.parameters()]
+
+
 class _Block(nn.Module):
-    """Two convolutions of side 3, added to their input."""
+    """Two convolutions of side 3, added to their input; with mixing, features of the slices above and below too."""
 
-    def __init__(self, conv: type[nn.Conv2d | nn.Conv3d], channels: int) -> None:
+    def __init__(self, channels: int, mixes: bool) -> None:
         super().__init__()
-        self.first = conv(channels, channels, 3, padding=1)
-        self.second = conv(channels, channels, 3, padding=1)
+        self.first = nn.Conv2d(channels, channels, 3, padding=1)
+        self.second = nn.Conv2d(channels, channels, 3, padding=1)
         self.activation = nn.ReLU(inplace=True)
+        self.mixing = _Mixing(channels) if mixes else None
 
-    def forward(self, features: Tensor) -> Tensor:
+    def forward(self, features: Tensor, depth: int) -> Tensor:
         change = self.second(self.activation(self.first(features)))
         result: Tensor = self.activation(change.add_(features))  # in place: nothing else reads it, backward neither
+        return result if self.mixing is None else self.mixing(result, depth)
+
+
+class _Mixing(nn.Module):
+    """A convolution across slices, of side 3, added to its input; slices beyond the block count as zero."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.weights = nn.Conv2d(channels, channels, (3, 1), padding=(1, 0))
+        self.activation = nn.ReLU(inplace=True)
+
+    def forward(self, features: Tensor, depth: int) -> Tensor:
+        """Mix (B * Z, C, Y, X), where Z is ``depth``."""
+        if depth == 1:
+            return self.activation(features + F.conv2d(features, self.weights.weight[:, :, 1:2], self.weights.bias))
+        _, channels, height, width = features.shape
+        # As images (B, C, Z, Y * X): in channels_last that is the same memory.
+        stacked = features.permute(0, 2, 3, 1).reshape(-1, depth, height * width, channels).permute(0, 3, 1, 2)
+        change = self.weights(stacked).permute(0, 2, 3, 1).reshape(-1, height, width, channels).permute(0, 3, 1, 2)
+        result: Tensor = self.activation(change.add_(features))
         return result
-
-
-def _middle_blocks(dimensions: int) -> int:
-    return 2 if dimensions == 2 else 1

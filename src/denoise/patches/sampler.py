@@ -1,15 +1,15 @@
 """Which blocks are trained on: a pure function of (seed, epoch, index), whatever the number of workers or ranks.
 
-``SliceSampler`` (2.5D) visits every centre slice once an epoch, with a random crop; ``CubeSampler`` (3D) draws cubes
-anywhere. Both give ``BlockPlace``s; ``block_offsets`` turns a batch of places into index vectors, so that cropping,
-reflection and augmentation together are one gather, on whatever device the data lies.
+``SliceSampler`` (2.5D) visits every centre slice once an epoch, with a random crop; ``CubeSampler`` (3D) draws cubes or
+flat blocks anywhere. Both give ``BlockPlace``s; ``block_offsets`` turns a batch of places into index vectors, so that
+cropping, reflection and augmentation together are one gather, on whatever device the data lies.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Protocol
 
@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from denoise.patches.holdout import HoldOut, Source
-from denoise.patches.symmetry import CUBE, IDENTITY, SQUARE, Symmetry
+from denoise.patches.symmetry import CUBE, IDENTITY, PRISM, SQUARE, Symmetry
 from denoise.tiles import Region, Triple, Window, reflect_indices
 
 
@@ -116,7 +116,7 @@ class SliceSampler:
 
 @dataclass(frozen=True)
 class CubeSampler:
-    """3D: cubes at random places; an epoch is as many as fill the volume once, unless told otherwise."""
+    """3D: blocks at random places; an epoch is as many as fill the volume once, unless told otherwise."""
 
     holdout: HoldOut
     window: Window
@@ -127,7 +127,7 @@ class CubeSampler:
 
     @property
     def epoch_size(self) -> int:
-        """How many cubes make an epoch."""
+        """How many blocks make an epoch."""
         if self.patches_per_epoch:
             return self.patches_per_epoch
         voxels = sum(math.prod(source.box.shape_zyx) for source in self.holdout.sources)
@@ -135,8 +135,10 @@ class CubeSampler:
 
     @property
     def symmetries(self) -> Sequence[Symmetry]:
-        """Those of the cube, or none."""
-        return CUBE if self.augment else (IDENTITY,)
+        """Those of the cube; of a prism, where blocks are none; or none."""
+        if not self.augment:
+            return (IDENTITY,)
+        return CUBE if len(set(self.window.read_zyx)) == 1 else PRISM
 
     @cached_property
     def _starts(self) -> list[tuple[Source, int]]:
@@ -169,6 +171,26 @@ def _place(
         start.append(low + int(generator.integers(max(size - window.read_zyx[axis], 0) + 1)))
     symmetry = symmetries[int(generator.integers(len(symmetries)))]
     return BlockPlace(Region((start[0], start[1], start[2]), window.read_zyx), source.box, symmetry)
+
+
+def single_slices(window: Window) -> Window:
+    """The same context, predicting one slice: what `sliced` blocks read and predict."""
+    depth = window.read_zyx[0] - window.predict_zyx[0] + 1
+    return replace(
+        window,
+        read_zyx=(depth, *window.read_zyx[1:]),
+        predict_zyx=(1, *window.predict_zyx[1:]),
+        stride_zyx=(1, *window.stride_zyx[1:]),
+    )
+
+
+def sliced(place: BlockPlace, window: Window, count: int) -> list[BlockPlace]:
+    """Of a block, ``count`` blocks that predict one slice each, spread evenly over its depth."""
+    read, predicted = single_slices(window).read_zyx, window.predict_zyx[0]
+    z, y, x = place.region.start_zyx
+    return [
+        replace(place, region=Region((z + (2 * i + 1) * predicted // (2 * count), y, x), read)) for i in range(count)
+    ]
 
 
 def validation_places(holdout: HoldOut, window: Window, shape: Triple, at_most: int) -> list[BlockPlace]:

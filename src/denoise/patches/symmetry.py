@@ -70,3 +70,6 @@ CUBE = tuple(
     for axes in permutations((0, 1, 2))
     for reverse in product((False, True), repeat=3)
 )
+
+#: Those of the cube that leave slices in their plane: the square's, and mirrored along z.
+PRISM = tuple(symmetry for symmetry in CUBE if symmetry.source_axis[0] == 0)

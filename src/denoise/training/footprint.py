@@ -66,7 +66,7 @@ class Footprint:
         """
         kind = find_network(self.network.name)
         edge = min(self.window.read_zyx[2], max(_SMALL_EDGE, kind.divisor(self.network.options)))
-        depth = self.window.read_zyx[0] if kind.dimensions == 2 else edge
+        depth = edge if len(set(self.window.read_zyx)) == 1 else self.window.read_zyx[0]
         with torch.device("meta"):  # not initialised: no time is spent on random numbers, and none are used up
             network = build_network(self.network)
         network = network.to_empty(device="cpu")

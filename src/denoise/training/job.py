@@ -29,6 +29,8 @@ class TrainJob:
     objective: Objective
     folder: Path
     ema_decay: float = 0.0
+    slices_first: int = 0
+    """Steps, at most, on single slices of the blocks, before those on whole blocks: where steps are cheap, first."""
     sample: str = "sample"
     patches_per_epoch: int | None = None
     train_slices: range | None = None
@@ -59,6 +61,7 @@ class TrainJob:
             "patches per epoch": self.patches_per_epoch,
             **asdict(self.objective),
             "ema_decay": self.ema_decay,
+            "steps on slices": self.slices_first,
             "training slices": [self.train_slices[0], self.train_slices[-1] + 1] if self.train_slices else None,
             **{
                 name: getattr(settings, name)

@@ -24,8 +24,9 @@ from denoise.launch import StopRequest, World, describe_device, listening_for_si
 from denoise.memory import is_out_of_memory
 from denoise.modes import mode_of
 from denoise.networks.catalogue import build_network
+from denoise.networks.residual import mixing_weights
 from denoise.patches.holdout import HoldOut
-from denoise.patches.sampler import BlockPlace, Sampler, VolumeSampler
+from denoise.patches.sampler import BlockPlace, Sampler, VolumeSampler, sliced
 from denoise.patches.slabs import Division
 from denoise.patches.turns import SlabSampler
 from denoise.training.averaging import AveragedWeights
@@ -45,6 +46,10 @@ _log = logging.getLogger(__name__)
 _VALIDATION_SHARE = 0.15
 #: Reading the loss waits for the device; once in so many steps that is not noticed.
 _STEPS_PER_LOSS = 10
+#: Steps on single slices (``TrainJob.slices_first``) end with this share of the run, however short it is.
+_SLICES_SHARE = 0.5
+#: Single slices that are taken of each block: with two blocks a step, as many voxels as four larger patches have.
+_SLICES_OF_BLOCK = 4
 
 
 def run_worker(world: World, job: TrainJob) -> None:
@@ -86,6 +91,7 @@ class TrainingRun:
                 f"train.batch_size is {job.batch_size}, fewer than the {world.size} processes that share it; "
                 "raise it or use fewer GPUs"
             )
+        self._share = len(world.share(job.batch_size)) / job.batch_size
         state = state_to_resume(job, self.folder, world)
         mode = mode_of(job.network)
         # Training blocks never overlap by plan; overlap and taper matter at inference only.
@@ -139,6 +145,7 @@ class TrainingRun:
         if self.job.initial is not None:
             network.load_state_dict(self.job.initial)
         self.network = fast_layout(network).to(world.device)
+        self._mixing = mixing_weights(self.network)
         self.averaged = AveragedWeights(self.network, self.job.ema_decay) if self.job.ema_decay else None
         # Fused, a step of the optimiser takes a third of the time; Apple's GPUs are left with the ordinary one.
         self.optimizer = torch.optim.Adam(
@@ -195,7 +202,7 @@ class TrainingRun:
         losses = torch.zeros((), dtype=torch.float64, device=summing_device(self.world.device))
         for blocks in self.source.batches(self._places()):
             loss = self._step(blocks, self.course.rate)
-            losses += loss.to(losses.device) * (len(blocks) / self.job.batch_size)
+            losses += loss.to(losses.device) * self._share
             progress.step += 1
             progress.step_in_epoch += 1
             progress.loss_steps += 1
@@ -228,7 +235,15 @@ class TrainingRun:
         if self.course.done >= 1.0:  # stopped after its last step, before that was scored
             return
         for step in range(self.progress.step_in_epoch, self.steps_per_epoch):
-            yield self.sampler.places(epoch, [step * batch + i for i in share])
+            places = self.sampler.places(epoch, [step * batch + i for i in share])
+            if self._is_on_slices(epoch * self.steps_per_epoch + step):
+                places = [part for place in places for part in sliced(place, self.window, _SLICES_OF_BLOCK)]
+            yield places
+
+    def _is_on_slices(self, step: int) -> bool:
+        """Whether this step of the run is made on single slices; asked a step ahead where blocks are cut ahead."""
+        planned = self.job.settings.max_epochs * self.steps_per_epoch
+        return step < min(self.job.slices_first, _SLICES_SHARE * planned) and self.course.done < _SLICES_SHARE
 
     def _step(self, blocks: Tensor, rate: float) -> Tensor:
         for group in self.optimizer.param_groups:
@@ -236,11 +251,15 @@ class TrainingRun:
         inputs, targets = paired(blocks, self.job.objective.strategy)
         with autocast(self.world.device, self.dtype):
             prediction = self.parallel(inputs)
-        targets = targets[(slice(None), *self.window.predicted)]
+        targets = targets[:, self.window.before_zyx[0] : targets.shape[1] - self.window.after_zyx[0]]
         with_lcl = self.progress.step >= self.job.settings.warmup_steps
         loss = self.job.objective(prediction, targets, with_lcl=with_lcl)
         # Gradients are averaged over processes; where their shares differ, that weighs them by their number of blocks.
-        (loss * (len(blocks) * self.world.size / self.job.batch_size)).backward()  # type: ignore[no-untyped-call]
+        (loss * (self._share * self.world.size)).backward()  # type: ignore[no-untyped-call]
+        if blocks.shape[2] < self.window.read_zyx[0]:
+            # Zero for most of them, and Adam takes what follows on many zeros for huge: it must not see them yet.
+            for weights in self._mixing:
+                weights.grad = None
         if self.job.settings.gradient_clip:
             nn.utils.clip_grad_norm_(self.network.parameters(), self.job.settings.gradient_clip)
         self.optimizer.step()
