@@ -56,10 +56,12 @@ def test_cubes_are_predicted_from_cubes() -> None:
 
 def test_the_residual_network_reads_flat_blocks_and_the_neighbours_of_their_slices() -> None:
     window = deep(32, network="residual3d")
-    assert window.read_zyx == (9, 32, 32)
-    assert window.predict_zyx == (5, 32, 32)
-    assert window.stride_zyx == (2, 16, 16)
+    assert window.read_zyx == (12, 32, 32)
+    assert window.predict_zyx == (8, 32, 32)
+    assert window.stride_zyx == (4, 16, 16)
     assert window.before_zyx == window.after_zyx == (2, 0, 0)
+    assert deep(96, network="residual3d").predict_zyx == (16, 96, 96)
+    assert deep(4, network="residual3d").predict_zyx == (4, 4, 4)
 
 
 @pytest.mark.parametrize(

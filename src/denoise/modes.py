@@ -28,13 +28,17 @@ class Mode:
     """(network, tile edge, overlap as a fraction of it, taper) -> Window."""
 
 
+#: Flat blocks of small patches are at least so deep: with fewer slices there is little to mix.
+_SHALLOWEST_BLOCK = 8
+
+
 def _slice_window(network: NetworkSpec, edge: int, overlap: float, taper: str) -> Window:
     stride = _stride(edge, overlap)
     return _with_context(network, Window((1, edge, edge), (1, edge, edge), (1, stride, stride), (0, 0, 0), taper))
 
 
 def _cube_window(network: NetworkSpec, edge: int, overlap: float, taper: str) -> Window:
-    depth = max(1, edge // find_network(network.name).flatness)
+    depth = max(min(edge, _SHALLOWEST_BLOCK), edge // find_network(network.name).flatness)
     stride = _stride(edge, overlap)
     block = (depth, edge, edge)
     return _with_context(network, Window(block, block, (_stride(depth, overlap), stride, stride), (0, 0, 0), taper))

@@ -172,15 +172,14 @@ class _Mixing(nn.Module):
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.weights = nn.Conv2d(channels, channels, (3, 1), padding=(1, 0))
-        self.activation = nn.ReLU(inplace=True)
 
     def forward(self, features: Tensor, depth: int) -> Tensor:
         """Mix (B * Z, C, Y, X), where Z is ``depth``."""
         if depth == 1:
-            return self.activation(features + F.conv2d(features, self.weights.weight[:, :, 1:2], self.weights.bias))
+            alone: Tensor = features + F.conv2d(features, self.weights.weight[:, :, 1:2], self.weights.bias)
+            return alone.relu_()
         _, channels, height, width = features.shape
         # As images (B, C, Z, Y * X): in channels_last that is the same memory.
         stacked = features.permute(0, 2, 3, 1).reshape(-1, depth, height * width, channels).permute(0, 3, 1, 2)
-        change = self.weights(stacked).permute(0, 2, 3, 1).reshape(-1, height, width, channels).permute(0, 3, 1, 2)
-        result: Tensor = self.activation(change.add_(features))
-        return result
+        change: Tensor = self.weights(stacked).permute(0, 2, 3, 1).reshape(-1, height, width, channels)
+        return change.permute(0, 3, 1, 2).add_(features).relu_()
