@@ -24,14 +24,21 @@ import torch
 from torch import Tensor, nn
 
 from cases import CaseData, chosen_cases, open_case
-from denoise.patches.symmetry import CUBE, SQUARE
+from denoise.networks.residual import ResidualUNet, mixing_weights
+from denoise.patches.symmetry import CUBE, PRISM, SQUARE
 from denoise.quality import psnr, ssim
+from denoise.tiles import reflect_indices
 from study_networks import StudyUNet
 
 
 @dataclass(frozen=True)
 class Variant:
-    """A network and a recipe."""
+    """A network and a recipe.
+
+    ``network`` holds options of ``StudyUNet``, or ``mixes: True`` for the package's 3D network. In 3D, ``depth`` is
+    how many slices of a block are predicted (0: as many as it is wide), and ``slices_first`` the share of the time that
+    goes into single slices of it, four of each block.
+    """
 
     network: Mapping[str, Any] = field(default_factory=dict)
     patch: int = 128
@@ -47,6 +54,8 @@ class Variant:
     warmup: float = 0.0
     clean: bool = False
     choices: str = "all"
+    depth: int = 0
+    slices_first: float = 0.0
 
 
 BASE = Variant(batch=4, patch=64, learning_rate=8e-3, warmup=0.02, loss="l2")
@@ -60,6 +69,7 @@ CUBE_BASE = Variant(
     schedule="flat",
     ema=0.995,
 )
+MIXED = replace(CUBE_BASE, network={"mixes": True}, learning_rate=8e-3, patch=48, depth=8, slices_first=0.5)
 _NETWORKS: dict[str, dict[str, Any]] = {
     "out2": {"n_in": 6, "n_out": 2},
     "out4": {"n_in": 8, "n_out": 4},
@@ -116,22 +126,20 @@ VARIANTS: dict[str, Variant] = {
     "cube40": replace(BASE, network={"dimensions": 3, "middle_blocks": 1}, patch=40, batch=1),
     "cube24": replace(BASE, network={"dimensions": 3, "middle_blocks": 1}, patch=24, batch=2),
     "cube": CUBE_BASE,
-    "cube_b4": replace(CUBE_BASE, batch=4),
     "cube_p32": replace(CUBE_BASE, patch=32),
-    "cube_lr8": replace(CUBE_BASE, learning_rate=8e-3),
     **{
         f"cube_{name}": replace(CUBE_BASE, network={**CUBE_BASE.network, **network})
         for name, network in {
             "flat1": {"flat": 1},
             "flat2": {"flat": 2},
-            "flat1_w24": {"flat": 1, "widths": (24, 48, 96)},
-            "flat1_m2": {"flat": 1, "middle_blocks": 2},
-            "levels4": {"widths": (16, 32, 64, 128)},
-            "w32": {"flat": 1, "widths": (32, 64, 128)},
         }.items()
     },
-    "cube_flat1_lr8": replace(CUBE_BASE, network={**CUBE_BASE.network, "flat": 1}, learning_rate=8e-3),
-    "cube_flat2_p32": replace(CUBE_BASE, network={**CUBE_BASE.network, "flat": 2}, patch=32),
+    "mixed": MIXED,
+    "mixed_lr4": replace(MIXED, learning_rate=4e-3),
+    "mixed_d12": replace(MIXED, depth=12),
+    "mixed_p64": replace(MIXED, patch=64),
+    "mixed_b1p64": replace(MIXED, patch=64, batch=1),
+    "mixed_at_once": replace(MIXED, slices_first=0.0),
 }
 
 
@@ -143,8 +151,9 @@ def trained(variant: Variant, data: CaseData, seconds: float, seed: int) -> tupl
     mean, std = float(stack.mean()), float(stack.std())
     splits = torch.from_numpy((stack - mean) / std)
     truth = torch.from_numpy((data.truth - mean) / std) if variant.clean else None
-    network = StudyUNet(**variant.network)
-    volumetric = network.dimensions == 3
+    mixes = variant.network.get("mixes", False)
+    network: nn.Module = ResidualUNet(**variant.network) if mixes else StudyUNet(**variant.network)
+    volumetric = not mixes and network.dimensions == 3
     network = network.to(memory_format=torch.channels_last_3d if volumetric else torch.channels_last)
     optimizer = _optimizer(variant, network)
     averaged = (
@@ -168,7 +177,10 @@ def trained(variant: Variant, data: CaseData, seconds: float, seed: int) -> tupl
             rate *= min(1.0, max(done, 1e-3) / variant.warmup)
         for group in optimizer.param_groups:
             group["lr"] = rate * group.get("scale", 1.0)
-        inputs, targets = _batch(variant, network, splits, truth, rng)
+        on_slices = done < variant.slices_first
+        inputs, targets = (_mixed_batch if mixes else _batch)(variant, network, splits, truth, rng)
+        if on_slices:
+            inputs, targets = _single_slices(inputs, targets, network.n_slices)
         with torch.autocast("cpu", dtype=torch.bfloat16):
             prediction = network(inputs)
         difference = prediction.float() - targets
@@ -179,6 +191,8 @@ def trained(variant: Variant, data: CaseData, seconds: float, seed: int) -> tupl
         loss.backward()
         if variant.clip:
             nn.utils.clip_grad_norm_(network.parameters(), variant.clip)
+        for weights in mixing_weights(network) if on_slices else ():
+            weights.grad = None
         optimizer.step()
         if averaged is not None:
             averaged.update_parameters(network)
@@ -245,6 +259,30 @@ def _orthogonal(g: Tensor) -> Tensor:
     return x if wide else x.T
 
 
+def _mixed_batch(
+    variant: Variant, network: ResidualUNet, splits: Tensor, truth: Tensor | None, rng: np.random.Generator
+) -> tuple[Tensor, Tensor]:
+    """Flat blocks, with the neighbours of their slices, and what is predicted of them."""
+    _, depth, height, width = splits.shape
+    before, edge, predicted = network.n_slices // 2, variant.patch, variant.depth
+    inputs, targets = [], []
+    for _ in range(variant.batch):
+        z = int(rng.integers(depth - predicted + 1))
+        rows = reflect_indices(z - before, predicted + network.n_slices - 1, 0, depth)
+        y, x = int(rng.integers(height - edge + 1)), int(rng.integers(width - edge + 1))
+        block = PRISM[int(rng.integers(16))].turn(splits[:, rows, y : y + edge, x : x + edge])
+        inputs.append(block.flip(0))
+        targets.append(block[:, before : before + predicted])
+    return torch.cat(inputs), torch.cat(targets)
+
+
+def _single_slices(inputs: Tensor, targets: Tensor, n_slices: int) -> tuple[Tensor, Tensor]:
+    """Four slices of each block, evenly spaced."""
+    depth = targets.shape[1]
+    places = [(2 * i + 1) * depth // 8 for i in range(4)]
+    return torch.cat([inputs[:, z : z + n_slices] for z in places]), torch.cat([targets[:, z, None] for z in places])
+
+
 def _batch(
     variant: Variant, network: StudyUNet, splits: Tensor, truth: Tensor | None, rng: np.random.Generator
 ) -> tuple[Tensor, Tensor]:
@@ -288,7 +326,10 @@ def scored(network: nn.Module, facts: dict[str, Any], data: CaseData, turns: int
     for symmetry in SQUARE[:turns]:
         stack = symmetry.turn(full)
         with torch.autocast("cpu", dtype=torch.bfloat16):
-            if network.dimensions == 3:
+            if isinstance(network, ResidualUNet):
+                around = (network.n_slices - 1) // 2 + 6  # all that it sees up and down
+                out = network(stack[None, first - around : last + around])[0, 6 : 6 + last - first]
+            elif network.dimensions == 3:
                 halves = [network(stack[None, ..., i : i + 128, :])[0, first:last] for i in (0, 128)]
                 out = torch.cat(halves, dim=-2)
             else:
