@@ -36,10 +36,10 @@ from baselines import CLASSICAL
 from cases import CASES, CaseData, chosen_cases, open_case
 from denoise.api import denoise_volume, load_checkpoint, train
 from denoise.checkpoint import find_model
-from denoise.config.recipes import RECIPES
 from denoise.quality import psnr, ssim
 from denoise.training.job import Plan, Record
 from denoise.training.validation import Preview
+from quality_clock import Clock, calibrated_as
 
 #: What the published networks are trained with here: their 32 patches of 256^2 (3D: 4 of 96^3) would make fewer than
 #: 50 steps in half an hour on two cores.
@@ -240,18 +240,8 @@ def result_of(run: Run, scratch: Path, options: argparse.Namespace) -> dict[str,
         return {"points": [{"steps": 0, "seconds": 0.0, **score(data.full[rows.start : rows.stop], data)}]}
     if run.method in CLASSICAL:
         return classical(run.method, data)
-    return trained(run, data, scratch, steps_in(60 * run.minutes, run, seconds_per_step(scratch)), options.points)
-
-
-def steps_in(seconds: float, run: Run, calibrated: Mapping[str, float]) -> int:
-    """How many optimiser steps a run makes in a time."""
-    each = calibrated[_clocked(run)]
-    on_slices = calibrated.get(f"{_clocked(run)}_on_slices")
-    if on_slices is None:
-        return round(seconds / each)
-    first = RECIPES["residual3d"].slices_first
-    in_halves = 2 * seconds / (on_slices + each)
-    return round(in_halves if in_halves <= 2 * first else first + (seconds - first * on_slices) / each)
+    steps = Clock.of(run.method, run.splits, seconds_per_step(scratch)).steps(60 * run.minutes)
+    return trained(run, data, scratch, steps, options.points)
 
 
 def seconds_per_step(scratch: Path) -> dict[str, float]:
@@ -260,12 +250,6 @@ def seconds_per_step(scratch: Path) -> dict[str, float]:
     if not path.exists():
         sys.exit(f"{path} is missing; run with --calibrate on an idle machine first")
     return {str(name): float(value) for name, value in json.loads(path.read_text()).items()}
-
-
-def _clocked(run: Run) -> str:
-    """What the calibration calls it: targets and turns do not change the time of a step, the splits do."""
-    base = run.method.replace("clean", "ours").removesuffix("_tta")
-    return f"{base}_k{run.splits}"
 
 
 def calibrate(scratch: Path, options: argparse.Namespace) -> None:
@@ -280,7 +264,8 @@ def calibrate(scratch: Path, options: argparse.Namespace) -> None:
                 halves = 2 if METHODS[name].mode == "3d" and not name.startswith("published") else 1
                 points = trained(run, data, scratch, steps, halves, steps_per_epoch=steps // halves)["points"]
                 times = np.diff([0.0, *(point["seconds"] for point in points)]) / (steps / halves)
-                for key, value in zip((_clocked(run), f"{_clocked(run)}_on_slices"), times[::-1], strict=False):
+                names = calibrated_as(name, k), f"{calibrated_as(name, k)}_on_slices"
+                for key, value in zip(names, times[::-1], strict=False):
                     found.setdefault(key, []).append(float(value))
                 print(name, k, found, flush=True)
     medians = {name: round(float(np.median(values)), 5) for name, values in found.items()}

@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from cases import CASES
-from denoise.networks.catalogue import find_network
+from denoise.modes import mode_of
 from denoise.networks.spec import NetworkSpec
+from quality_clock import Clock
 from throughput import counted
 
 Row = Mapping[str, Any]
@@ -66,10 +67,11 @@ def _table(rows: Sequence[Row]) -> Iterable[str]:
         yield f"| {label} | " + " | ".join(cells) + " |"
 
 
-def clock(row: Row, seconds_per_step: Mapping[str, float]) -> float:
-    """Seconds per step of a row's method on the calibrated machine."""
+def clocked(row: Row, seconds_per_step: Mapping[str, float]) -> list[float]:
+    """When each point of a row was reached, in seconds of the calibrated machine."""
     _, splits, method, _ = row["key"]
-    return seconds_per_step[f"{method.replace('clean', 'ours').removesuffix('_tta')}_k{splits}"]
+    clock, last = Clock.of(method, splits, seconds_per_step), row["points"][-1]["steps"]
+    return [clock.seconds(point["steps"], last) for point in row["points"]]
 
 
 def _times(rows: Sequence[Row], seconds_per_step: Mapping[str, float]) -> Iterable[str]:
@@ -81,12 +83,12 @@ def _times(rows: Sequence[Row], seconds_per_step: Mapping[str, float]) -> Iterab
         if method != "published2d":
             continue
         last = row["points"][-1]
-        seconds = last["steps"] * clock(row, seconds_per_step)
+        seconds = clocked(row, seconds_per_step)[-1]
         rivals = [
-            (point["steps"] * clock(other, seconds_per_step), point["psnr"])
+            (then, point["psnr"])
             for other in rows
             if other["key"][:3] == [case, splits, "ours2d"]
-            for point in other["points"]
+            for then, point in zip(clocked(other, seconds_per_step), other["points"], strict=True)
             if point["psnr"] >= last["psnr"]
         ]
         if rivals:
@@ -106,7 +108,7 @@ def _costs(rows: Sequence[Row], seconds_per_step: Mapping[str, float]) -> Iterab
         if "parameters" not in row or (method, splits) in seen:
             continue
         seen.add((method, splits))
-        step = clock(row, seconds_per_step)
+        step = Clock.of(method, splits, seconds_per_step).per_step
         macs = macs_per_voxel(row["network"])
         yield (
             f"| {_NAMES[method]}, K = {splits} | {row['parameters']:,} | {macs:,.0f} | {step:.3f} | {row['peak_mb']} |"
@@ -115,10 +117,9 @@ def _costs(rows: Sequence[Row], seconds_per_step: Mapping[str, float]) -> Iterab
 
 def macs_per_voxel(name: str) -> float:
     """Multiply-accumulates for one predicted voxel, with the network's default options."""
-    flat = find_network(name).dimensions == 2
-    options = find_network(name).complete({})
-    block = (options["n_slices"], 64, 64) if flat else (32, 32, 32)
-    return counted(NetworkSpec(name, options), block, (1, 64, 64) if flat else block)[1]
+    spec = NetworkSpec(name, {})
+    window = mode_of(spec).window(spec, 64, 0.0, "uniform")
+    return counted(spec, window.read_zyx, window.predict_zyx)[1]
 
 
 def draw_curves(rows: Sequence[Row], seconds_per_step: Mapping[str, float], path: Path) -> None:
@@ -150,8 +151,9 @@ def draw_curves(rows: Sequence[Row], seconds_per_step: Mapping[str, float], path
                     va="bottom",
                 )
                 continue
-            seconds = [point["steps"] * clock(row, seconds_per_step) for point in row["points"]]
-            panel.plot(seconds, psnr, ".-", color=styles[method], label=_NAMES[method], markersize=3)
+            panel.plot(
+                clocked(row, seconds_per_step), psnr, ".-", color=styles[method], label=_NAMES[method], markersize=3
+            )
         panel.set_xscale("log")
         panel.set_xlim(8, 1000)
         panel.set_xticks([10, 30, 100, 300, 1000], ["10", "30", "100", "300", "1000"], minor=False)

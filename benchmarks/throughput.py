@@ -12,7 +12,8 @@ Prints four tables and writes them with all single measurements to ``throughput.
    redundancy: what reading, batching, blending and writing leave of the network's speed.
 3. TIFF folder to TIFF folder: the plain implementation (``plain.py``) and the engine, with the same weights.
 4. Training: the real loop from its second step on, without scoring and saving. A sample is one patch that goes forward
-   and backward; the loop makes two of every block of two splits.
+   and backward; the loop makes two of every block of two splits. Those of residual3d are whole blocks, without the
+   steps on single slices that come before them.
 
 "Of matmul" is the arithmetic of the convolutions (two operations per multiply-accumulate; training three times that),
 over the rate of a matrix multiplication in the same number format, measured in the same round.
@@ -44,6 +45,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import torch
@@ -62,6 +64,7 @@ from denoise.networks.catalogue import NETWORKS, build_network
 from denoise.networks.spec import NetworkSpec
 from denoise.normalization import Normalization
 from denoise.tiles import TileGrid, Triple
+from denoise.training import loop
 from denoise.training.job import Plan, Record
 from denoise.training.validation import Preview
 from denoise.volumes import ArrayVolume, create_sink, open_volume
@@ -452,7 +455,7 @@ def training(name: str, splits: Sequence[Float32Array], blocks: int, options: Op
         watch = StepWatch(options.seconds / 10, 10 if options.is_cuda else 1)
         compute = Compute(options.device.type, gpus=(0,) if options.is_cuda else None)
         settings: dict[str, Any] = {"mode": mode, "network": name, "validate_every": NEVER, **sizes}
-        with contextlib.suppress(EnoughError):
+        with contextlib.suppress(EnoughError), mock.patch.object(loop, "_SLICES_SHARE", 0.0):
             train(splits, folder, compute=compute, observers=(watch,), **settings)
         shutil.rmtree(folder)
         return 2 * blocks * watch.steps_per_second
