@@ -42,7 +42,7 @@ def write_model(path: Path, mode: str) -> None:
     spec = NetworkSpec(name, NETWORKS[name].defaults)
     torch.manual_seed(0)
     weights = build_network(spec).state_dict()
-    Checkpoint(spec, weights, Normalization(0.0, 1.0), patch_size=MODES[mode].large_tile).save(path)
+    Checkpoint(spec, weights, Normalization(0.0, 1.0), patch_size=NETWORKS[name].tile).save(path)
 
 
 def measured(command: list[str]) -> tuple[float, float]:

@@ -41,7 +41,7 @@ def main() -> None:
     volume = ArrayVolume(np.array(data.full))
     rows = scored_slices(len(data.truth))
     volumetric = find_network(checkpoint.network.name).dimensions == 3
-    divisor = find_network(checkpoint.network.name).divisor(checkpoint.network.options)
+    divisors = find_network(checkpoint.network.name).divisors(checkpoint.network.options)
     base = make_denoiser(checkpoint, InferSection(window=options.taper), torch.device("cpu"), shape=volume.shape)
     print("| tile | overlap, voxels | redundancy | PSNR, dB |\n| --- | --- | --- | --- |")
     for depth in map(int, options.depths.split(",")):
@@ -52,7 +52,7 @@ def main() -> None:
                 if voxels > edge // 2:
                     continue
                 edges = {0: deep, 1: edge, 2: edge} if volumetric else {1: edge, 2: edge}
-                window = base.window.spread_over(volume.shape, edges, overlap=voxels, multiple=divisor, shrinks=True)
+                window = base.window.spread_over(volume.shape, edges, overlap=voxels, multiples=divisors, shrinks=True)
                 result = np.empty((len(rows), *volume.shape[1:]), np.float32)
 
                 def keep(start: int, slab: np.ndarray, result: np.ndarray = result) -> None:

@@ -280,7 +280,7 @@ def test_a_tile_that_the_network_cannot_take_is_refused(network: str, options: d
     [
         ("residual2d", 16, 256),
         ("residual2d", 512, 512),
-        ("residual3d", 16, 64),
+        ("residual3d", 16, 128),
         ("unet2d", 48, 48),
         ("unet2d", None, 256),
     ],

@@ -105,7 +105,13 @@ class Window:
         return z, y, x
 
     def spread_over(
-        self, shape_zyx: Triple, edges: Mapping[int, int], *, overlap: int, multiple: int, shrinks: bool
+        self,
+        shape_zyx: Triple,
+        edges: Mapping[int, int],
+        *,
+        overlap: int,
+        multiples: Mapping[int, int],
+        shrinks: bool,
     ) -> Window:
         """The same context with tiles of about these edges that cover a volume evenly.
 
@@ -116,25 +122,26 @@ class Window:
         edges
             Axis (0 to 2) to the desired size of the tiles along it; axes that are left out stay as they are.
         overlap
-            Of neighbouring tiles, voxels; rounded up to a multiple of ``multiple``.
-        multiple
-            What tile sizes and starts must be divisible by.
+            Of neighbouring tiles, voxels; rounded up to a multiple of what ``multiples`` says.
+        multiples
+            Axis to what tile sizes and starts along it must be divisible by; 1 for axes that are left out.
         shrinks
             Whether a tile gets smaller where the volume is smaller than it, instead of reading reflections.
         """
         read, predict, stride = list(self.read_zyx), list(self.predict_zyx), list(self.stride_zyx)
-        multiples = [1, 1, 1]
+        all_multiples = [1, 1, 1]
         for axis, edge in edges.items():
+            multiple = multiples.get(axis, 1)
             length = shape_zyx[axis] if shrinks else max(shape_zyx[axis], edge)
             context = read[axis] - predict[axis]
             predict[axis], stride[axis] = even_tiles(length, edge, overlap, multiple)
-            read[axis], multiples[axis] = predict[axis] + context, multiple
+            read[axis], all_multiples[axis] = predict[axis] + context, multiple
         return replace(
             self,
             read_zyx=(read[0], read[1], read[2]),
             predict_zyx=(predict[0], predict[1], predict[2]),
             stride_zyx=(stride[0], stride[1], stride[2]),
-            multiple_zyx=(multiples[0], multiples[1], multiples[2]),
+            multiple_zyx=(all_multiples[0], all_multiples[1], all_multiples[2]),
         )
 
 

@@ -314,7 +314,9 @@ def test_a_voxel_far_enough_from_the_edges_of_its_tiles_is_as_if_there_were_one_
     plain = window_of("2.5d" if flat else "3d", options["n_slices"] if flat else 0, taper=taper)
     axes = (1, 2) if flat else (0, 1, 2)
     tiles, whole = (
-        plain.spread_over(shape, dict.fromkeys(axes, size), overlap=overlap, multiple=multiple, shrinks=True)
+        plain.spread_over(
+            shape, dict.fromkeys(axes, size), overlap=overlap, multiples=dict.fromkeys(axes, multiple), shrinks=True
+        )
         for size in (edge, max(shape))
     )
     data = volume(shape)
@@ -341,7 +343,9 @@ def test_a_voxel_far_enough_from_the_edges_of_its_tiles_is_as_if_there_were_one_
         # What is wrong near an edge has little weight there.
         hard = engine(
             data,
-            plain.spread_over(shape, dict.fromkeys(axes, edge), overlap=0, multiple=multiple, shrinks=True),
+            plain.spread_over(
+                shape, dict.fromkeys(axes, edge), overlap=0, multiples=dict.fromkeys(axes, multiple), shrinks=True
+            ),
             network,
         ).result
         assert np.square(several - one).mean() < 0.1 * np.square(hard - one).mean()
@@ -427,7 +431,7 @@ def test_an_identity_network_stays_one_however_its_tiles_are_turned(
 
     several = volume((9, 21, 13))
     oblong = window.spread_over(
-        several.shape, {1: 8, 2: 12} if n_slices else {0: 4, 1: 8, 2: 12}, overlap=4, multiple=1, shrinks=True
+        several.shape, {1: 8, 2: 12} if n_slices else {0: 4, 1: 8, 2: 12}, overlap=4, multiples={}, shrinks=True
     )
     assert oblong.read_zyx[1] != oblong.read_zyx[2]
     done = engine(several, oblong, CentreSlice(), turns=turns)

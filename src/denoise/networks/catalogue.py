@@ -51,6 +51,10 @@ class NetworkKind:
         best run at the tile size that it was trained at.
     overlap
         Voxels by which neighbouring tiles must overlap at inference; see docs/benchmarks.md, "Overlap of tiles".
+    tile
+        Edge in y and x of the tiles at inference, where the network does not keep the size that it was trained on.
+    halves_z
+        Whether it halves z as it does y and x.
     flatness
         In 3D, how many times as wide as deep the blocks are that it is best trained on; 1: cubes.
     """
@@ -60,9 +64,11 @@ class NetworkKind:
     options: Mapping[str, Option]
     content_dependent: bool
     overlap: int
+    tile: int
     _build: Callable[[Mapping[str, int]], nn.Module]
     _divisor: Callable[[Mapping[str, int]], int]
     _receptive_radius: Callable[[Mapping[str, int]], int] | None = None
+    halves_z: bool = False
     flatness: int = 1
 
     @property
@@ -95,8 +101,13 @@ class NetworkKind:
         return self.complete(options).get("n_slices", 1)
 
     def divisor(self, options: Mapping[str, int]) -> int:
-        """What tile sizes must be divisible by: in y and x, in 3D also in z. Raises as `complete` does."""
+        """What tile sizes must be divisible by in y and x, in z too where it ``halves_z``. Raises as `complete` does."""
         return self._divisor(self.complete(options))
+
+    def divisors(self, options: Mapping[str, int]) -> dict[int, int]:
+        """The same by axis: 0 (z) to 2 (x)."""
+        divisor = self.divisor(options)
+        return {0: divisor if self.halves_z else 1, 1: divisor, 2: divisor}
 
     def receptive_radius(self, options: Mapping[str, int]) -> int | None:
         """Voxels of context in y and x on which an output depends, to each side.
@@ -165,6 +176,7 @@ NETWORKS: Mapping[str, NetworkKind] = MappingProxyType(
             options=MappingProxyType({"n_slices": _N_SLICES}),
             content_dependent=True,
             overlap=32,
+            tile=256,
             _build=lambda o: UNet2d(o["n_slices"]),
             _divisor=lambda _: unet2d.DIVISOR,
         ),
@@ -174,6 +186,8 @@ NETWORKS: Mapping[str, NetworkKind] = MappingProxyType(
             options=MappingProxyType({"n_blocks": Option(4, 1, 7), "start_filters": Option(56, 1, 512)}),
             content_dependent=True,
             overlap=32,
+            tile=64,
+            halves_z=True,
             _build=lambda o: UNet3d(o["n_blocks"], o["start_filters"]),
             # The published rule; the network itself takes any size.
             _divisor=lambda o: 2 ** o["n_blocks"],
@@ -184,6 +198,7 @@ NETWORKS: Mapping[str, NetworkKind] = MappingProxyType(
             options=MappingProxyType({"n_slices": _N_SLICES, "width": _WIDTH, "levels": _LEVELS}),
             content_dependent=False,
             overlap=8,
+            tile=256,
             _build=lambda o: ResidualUNet(o["n_slices"], o["width"], o["levels"]),
             _divisor=lambda o: 2 ** (o["levels"] - 1),
             _receptive_radius=lambda o: receptive_radius(o["levels"]),
@@ -193,7 +208,8 @@ NETWORKS: Mapping[str, NetworkKind] = MappingProxyType(
             dimensions=3,
             options=MappingProxyType({"n_slices": _N_SLICES, "width": _WIDTH, "levels": _LEVELS}),
             content_dependent=False,
-            overlap=8,
+            overlap=4,
+            tile=128,
             _build=lambda o: ResidualUNet(o["n_slices"], o["width"], o["levels"], mixes=True),
             _divisor=lambda o: 2 ** (o["levels"] - 1),
             _receptive_radius=lambda o: receptive_radius(o["levels"]),
