@@ -20,11 +20,11 @@ The first is E p.Af less E m.Af. That is not 0: the noise of each split lies on 
 it, and A finds them again. As E n m' = E m n', it is E n.A J m, and E y.A J p = E n.A J m + k D. The second term comes
 from detail that f has lost, most where noise is strong: it is the sum over Fourier rings of E t.e = E f.t - E t^2,
 which the splits tell without truth, as they tell the correlation, each times what A makes of a power of 1 there,
-measured on white noise. The streaks hide (1 - k) D of it as well, spread over the rings like those of the result, so that D is
-the solution of a linear equation. Interpolation weakens A by a factor c, about 1.1, which is put in.
+measured on white noise. The streaks hide (1 - k) D of it as well, spread over the rings like those of the result, so
+that D is the solution of a linear equation. Interpolation weakens A by a factor c, about 1.1, which is put in.
 
 **Does A fit the scan?** Wrong angles give an E d.Af of 0 or less. The regression coefficient of d on the simulated
-streaks, b = E d.Af / E A f(x_0).A f(x_1), is 1 or somewhat more; the outputs of both views have independent noise.
+streaks, b = E d.Af / E A f(x_0).A f(x_1), is 1 or more; the outputs of both views have independent noise.
 """
 
 from __future__ import annotations
@@ -158,7 +158,7 @@ def judge_streaks(facts: StreakFacts | None) -> Finding:
         )  # fmt: skip
     why = (
         "Streaks were computed from the result, as this scan would make them, and looked for in the difference of the "
-        "splits: how strong they are there is about 1, or 0 if the angles, their order, or the rotation axis are "
+        "splits: how strong they are there is 1 to 3, or 0 or less if the angles, their order, or the rotation axis are "
         "not those of the splits."
     )
     if not facts.fits:
