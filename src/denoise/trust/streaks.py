@@ -158,8 +158,8 @@ def judge_streaks(facts: StreakFacts | None) -> Finding:
         )  # fmt: skip
     why = (
         "Streaks were computed from the result, as this scan would make them, and looked for in the difference of the "
-        "splits: how strong they are there is 1 to 3, or 0 or less if the angles, their order, or the rotation axis are "
-        "not those of the splits."
+        "splits: how strong they are there is 1 to 3, or 0 or less if the angles, their order, or the rotation axis "
+        "are not those of the splits."
     )
     if not facts.fits:
         sentence = (
