@@ -55,6 +55,8 @@ def test_the_summary_holds_the_figures_and_denoising_improves_them(shown: Path) 
     assert summary["psnr_denoised"] > summary["psnr_noisy"] + 1
     assert summary["ssim_denoised"] > summary["ssim_noisy"]
     assert summary["seconds"] > 0
+    low, high = summary["gain_reported_95"]
+    assert low < summary["gain_reported"] < high
     assert summary["mode"] == "2.5d"
     assert summary["device"].startswith("CPU")
     assert set(summary["versions"]) == {"ct-denoise", "torch", "numpy", "python"}
@@ -68,8 +70,8 @@ def test_the_picture_is_a_png_of_1320_by_946_pixels(shown: Path) -> None:
 
 def test_nothing_partial_is_left(shown: Path) -> None:
     assert sorted(path.name for path in shown.iterdir()) == [
-        "before_after_truth.png", "foam_config.yaml", "foam_denoised_volume_2.5d", "foam_full", "foam_report",
-        "foam_scan.h5", "foam_split0", "foam_split1", "foam_training_2.5d", "foam_truth", "summary.json",
+        "before_after_truth.png", "foam_angles.txt", "foam_config.yaml", "foam_denoised_volume_2.5d", "foam_full",
+        "foam_report", "foam_scan.h5", "foam_split0", "foam_split1", "foam_training_2.5d", "foam_truth", "summary.json",
     ]  # fmt: skip
 
 

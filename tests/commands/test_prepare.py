@@ -13,6 +13,7 @@ import pytest
 
 from denoise.config import load_config
 from denoise.projections.phantom import simulate_foam_scan
+from denoise.projections.scan import Scan
 
 if TYPE_CHECKING:
     from tiny_dataset import Outcome, Tools
@@ -47,7 +48,10 @@ def test_a_scan_becomes_a_full_volume_splits_and_a_config_that_trains(
     assert outcome.code == 0, outcome.err
     assert scan.read_bytes() == before
     out = scan.with_name("raw_rec")
-    assert sorted(p.name for p in out.iterdir()) == ["foam_config.yaml", "foam_full", "foam_split0", "foam_split1"]
+    assert sorted(p.name for p in out.iterdir()) == [
+        "foam_angles.txt", "foam_config.yaml", "foam_full", "foam_split0", "foam_split1",
+    ]  # fmt: skip
+    np.testing.assert_allclose(np.loadtxt(out / "foam_angles.txt"), np.rad2deg(Scan.open(scan).angles_rad), atol=1e-6)
     assert outcome.out.strip() == str(out / "foam_config.yaml")
     full, *splits = (tools.read(out / f"foam_{name}") for name in ("full", "split0", "split1"))
     assert full.shape == (ROWS, SIZE, SIZE)

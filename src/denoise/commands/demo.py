@@ -21,7 +21,7 @@ from denoise.archive import software_versions
 from denoise.commands.display import say
 from denoise.commands.infer import Choice, denoise_volume
 from denoise.commands.prepare import prepare
-from denoise.commands.report import Request, write_report
+from denoise.commands.report import Judgement, Request, write_report
 from denoise.commands.train import train
 from denoise.config import RunConfig, load_config
 from denoise.errors import OutputError
@@ -32,6 +32,7 @@ from denoise.projections.reconstruct import reconstruct_rows
 from denoise.projections.scan import Scan
 from denoise.quality import psnr, ssim
 from denoise.tiles import Region
+from denoise.trust.verdict import finite
 from denoise.volumes import create_sink, open_volume
 from denoise.volumes.volume import Float32Array
 
@@ -42,10 +43,10 @@ _MINUTES = {"2.5d": 1.0, "3d": 2.5}
 
 #: What a demo, and other commands on its config, write into its folder; hidden ones are of runs that were killed.
 _OWN_NAMES = re.compile(
-    r"foam_(scan\.h5|truth|full|split\d+|config\.yaml|training_(2\.5d|3d)|denoised_slices|denoised_volume_.+|report)"
+    r"foam_(scan\.h5|truth|full|angles\.txt|split\d+|config\.yaml|training_(2\.5d|3d)|denoised_slices|denoised_volume_.+|report)"
     r"|before_after_truth\.png|summary\.json|\.(foam_\w+|before_after_truth|summary)\.(partial|replaced)-.+"
 )
-_OWN_SUFFIXES = (".tif", ".pth", ".yaml", ".jsonl", ".png", ".json", ".html")
+_OWN_SUFFIXES = (".tif", ".txt", ".pth", ".yaml", ".jsonl", ".png", ".json", ".html")
 
 
 @dataclass(frozen=True)
@@ -125,13 +126,14 @@ def demo(
     inside = torch.from_numpy(phantom.inside())
     before, after = _figures(noisy, truth, inside), _figures(denoised, truth, inside)
     draw_comparison({"noisy": noisy, "denoised": denoised, "truth": truth}, (before, after), folder.picture)
-    page = write_report(config, compute, Request()).page
+    judgement = write_report(config, compute, Request())
     seconds = time.monotonic() - begun
     summary = {
         "psnr_noisy": round(before.psnr, 3),
         "psnr_denoised": round(after.psnr, 3),
         "ssim_noisy": round(before.ssim, 4),
         "ssim_denoised": round(after.ssim, 4),
+        **_told_and_true(judgement, truth),
         "seconds": round(seconds, 1),
         "mode": config.mode,
         "network": config.network_name,
@@ -141,7 +143,7 @@ def demo(
     }
     write_text(folder.summary, json.dumps(summary, indent=2) + "\n")
     _say_results(folder, summary)
-    say(f"To open in a browser: {page}")
+    say(f"To open in a browser: {judgement.page}")
     return folder.summary
 
 
@@ -192,6 +194,25 @@ def _figures(image: Float32Array, truth: Float32Array, inside: torch.Tensor) -> 
     return Figures(psnr(found, wanted, data_range, inside), ssim(found, wanted, data_range, inside))
 
 
+def _told_and_true(judgement: Judgement, truth: Float32Array) -> dict[str, float | list[float | None] | None]:
+    """The gain as the report tells it without the truth, and as it is on the same voxels.
+
+    These are the whole field of view of held-out slices, with the air around the object, where noise is easy to remove.
+    """
+    evidence, gain = judgement.evidence, judgement.report.scores.gain
+    before, after = (
+        np.square(stack.astype(np.float64) - truth[judgement.region.slices])[:, evidence.mask].mean()
+        for stack in (evidence.full, evidence.delivered)
+    )
+    low, high = (None if (v := finite(end)) is None else round(v, 2) for end in (gain.low, gain.high))
+    told = finite(gain.value)
+    return {
+        "gain_reported": None if told is None else round(told, 2),
+        "gain_reported_95": [low, high],
+        "gain_true_there": round(float(10 * np.log10(before / after)), 2),
+    }
+
+
 def draw_comparison(volumes: dict[str, Float32Array], figures: tuple[Figures, Figures], path: Path) -> None:
     """The middle slice of each volume at one grey window; below, an enlarged part."""
     from matplotlib.figure import Figure
@@ -222,6 +243,12 @@ def _say_results(folder: DemoFolder, summary: dict[str, Any]) -> None:
         f"\nPSNR {summary['psnr_noisy']:.1f} -> {summary['psnr_denoised']:.1f} dB ({gain:+.1f} dB), "
         f"SSIM {summary['ssim_noisy']:.2f} -> {summary['ssim_denoised']:.2f}, in {summary['seconds']:.0f} s "
         f"on {summary['device']} (demonstration setting)"
+    )
+    low, high = ("?" if end is None else f"{end:.1f}" for end in summary["gain_reported_95"])
+    told = "?" if summary["gain_reported"] is None else f"{summary['gain_reported']:+.1f}"
+    say(
+        f"Without the truth, `denoise report` tells a gain of {told} dB ({low} to {high}) for the held-out slices, air "
+        f"included; there it is {summary['gain_true_there']:+.1f} dB"
     )
     say("Written:")
     for path in sorted(folder.path.iterdir()):

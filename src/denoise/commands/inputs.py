@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
+
 from denoise.api import input_views
 from denoise.config import RunConfig
 from denoise.errors import ConfigError, OutputError
@@ -47,6 +50,29 @@ def open_inference_inputs(config: RunConfig, strategy: str) -> InferenceInputs:
             "set infer.input: splits"
         )
     return InferenceInputs((open_volume(config.full_path),), (config.full_path,))
+
+
+def scan_angles(config: RunConfig) -> NDArray[np.float64] | None:
+    """Angles (projections,) of the scan in radians, from ``SAMPLE_angles.txt`` beside the splits; None without it.
+
+    Raises
+    ------
+    ConfigError
+        The file cannot be read, or holds something else than a number on each line, in degrees.
+    """
+    path = config.dataset.folder / f"{config.sample_name}_angles.txt"
+    if not path.is_file():
+        return None
+    try:
+        angles = np.array([float(line) for line in path.read_text(encoding="utf-8").split()])
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path} must hold one angle in degrees on each line ({error}); mend or remove it") from None
+    if not np.isfinite(angles).all() or angles.size < 2 * len(config.split_paths):
+        raise ConfigError(
+            f"{path} holds {angles.size} angles; expected at least two finite ones for each of "
+            f"{len(config.split_paths)} splits: mend or remove it"
+        )
+    return np.asarray(np.deg2rad(angles), np.float64)
 
 
 def given_normalization(config: RunConfig) -> Normalization | None:

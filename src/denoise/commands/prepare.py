@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from denoise.commands.display import progress_bar, say
 from denoise.config import RunConfig
 from denoise.config.recipes import RECIPES
@@ -39,6 +41,11 @@ class Layout:
     def split(self, k: int) -> str:
         """The reconstruction from angles k, k + K, k + 2K, ..."""
         return f"{self.sample}_split{k}"
+
+    @property
+    def angles(self) -> Path:
+        """The angles of all projections, in degrees, one a line."""
+        return self.folder / f"{self.sample}_angles.txt"
 
     @property
     def config(self) -> Path:
@@ -92,7 +99,7 @@ def prepare(
         _log.info("nothing is left to do")
         say(str(layout.config))
         return layout.config
-    for path in (layout.config, *(layout.folder / name for name in names)):
+    for path in (layout.config, layout.angles, *(layout.folder / name for name in names)):
         require_free(path, overwrite=overwrite or resume, option="--out")
     rows, columns = scan.shape[1:]
     if center is not None and not 0 <= center <= columns - 1:
@@ -133,6 +140,7 @@ def prepare(
             max_memory=max_memory,
             progress=lambda done, total: progress(done),
         )
+    write_text(layout.angles, "".join(f"{angle:.9g}\n" for angle in np.rad2deg(scan.angles_rad)))
     write_text(layout.config, text)
     say(str(layout.config))
     return layout.config

@@ -22,7 +22,7 @@ from denoise.api import Compute, load_checkpoint, make_denoiser
 from denoise.archive import software_versions
 from denoise.checkpoint import CRITERIA, Checkpoint, RunFolder, find_model
 from denoise.commands.display import say, say_device
-from denoise.commands.inputs import given_normalization, open_splits
+from denoise.commands.inputs import given_normalization, open_splits, scan_angles
 from denoise.config import RunConfig, load_config, render
 from denoise.config.recipes import RECIPES
 from denoise.errors import CheckpointError, DenoiseError, OutputError, VolumeError
@@ -117,6 +117,7 @@ def write_report(config: RunConfig, compute: Compute, request: Request) -> Judge
     model_file = find_model(model_path, request.criterion)
     run = RunFolder(model_path if model_path.is_dir() else model_path.parent)
     region, where = held_out_region(config, checkpoint, splits, run)
+    angles = scan_angles(config)
     device = compute.devices()[0]
     say_device([device], compute.device == "cpu")
     denoiser = _denoiser(config, checkpoint, splits, device)
@@ -131,6 +132,7 @@ def write_report(config: RunConfig, compute: Compute, request: Request) -> Judge
         borders=shifted(tile_borders(TileGrid(splits.shape, denoiser.window)), first_row, first_column),
         history=read_history(run.history),
         inputs=_inputs(config, splits, evidence, region),
+        angles_rad=angles,
         voxel_size_um=None if size is None else size[2],
     )
     numbers = splits.volumes[0].slice_numbers

@@ -115,6 +115,8 @@ def headline(content: Plain) -> list[Tile]:
     before, after = (_interval(scores.get(n)) for n in ("psnr_before", "psnr_after"))
     size = number(content.get("voxel_size_um"))
     coarse, fine = (_period(scores.get(n), size) for n in ("resolution_before", "resolution_after"))
+    if scores.get("error_is_bound"):
+        return _bounds(gain[2], dose[2], before[0], after[2], f"{coarse} → {fine}")
     bound = " or finer" if scores.get("resolution_is_bound") else ""
     return [
         Tile("Gain", _signed(gain[0], " dB"), _between(gain, " dB")),
@@ -126,6 +128,19 @@ def headline(content: Plain) -> list[Tile]:
             "" if dose[0] is None else sentence("Equivalent dose"),
         ),
         Tile("PSNR", f"{_plain(before[0], '')} → {_plain(after[0], ' dB')}", _between(after, " dB, after")),
+    ]
+
+
+def _bounds(
+    gain: float | None, dose: float | None, before: float | None, after: float | None, resolution: str
+) -> list[Tile]:
+    """The same where a part of the error is hidden: upper ends of intervals."""
+    hidden = "upper bound: streaks hide a part of the error"
+    return [
+        Tile("Gain", UNKNOWN if gain is None else f"at most {_signed(gain, ' dB')}", hidden),
+        Tile("Resolution", resolution, "period with a correlation of 0.5 with the truth"),
+        Tile("Equivalent dose", UNKNOWN if dose is None else f"at most {_rounded(dose)} times longer", hidden),
+        Tile("PSNR", UNKNOWN if after is None else f"{_plain(before, '')} → at most {_plain(after, ' dB')}", hidden),
     ]
 
 

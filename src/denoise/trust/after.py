@@ -75,6 +75,11 @@ def _gain(scores: Scores) -> Finding:
             "held out, or what differs between the splits is not independent noise, as with too few angles for each, "
             "whose streaks are opposed in the splits; then none of these numbers is valid."
         )
+    elif scores.error_is_bound and not worse:
+        sentence = (
+            f"The result is at most {gain.high:.1f} dB closer to the truth than the noisy reconstruction; by how much "
+            "less is not known, as streaks of unknown strength hide a part of its error."
+        )
     elif worse:
         sentence = f"The result is further from the truth than the noisy reconstruction, by {-gain.value:.1f} dB."
     elif unsure:

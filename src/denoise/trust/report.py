@@ -15,15 +15,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from denoise.trust.after import judge
-from denoise.trust.errors import error_sums
+from denoise.trust.errors import ErrorSums, error_sums
 from denoise.trust.evidence import Evidence
 from denoise.trust.greys import GreyShift, Histograms, Material, grey_shift, histograms, materials
 from denoise.trust.pictures import Profile, edge_profiles
 from denoise.trust.scores import RESOLVED, Interval, Scores, scores_of
 from denoise.trust.seams import Seams, find_seams
 from denoise.trust.spectra import RingSums, ring_sums
+from denoise.trust.streaks import ENOUGH_ANGLES, StreakFacts, judge_streaks, measure_streaks
 from denoise.trust.support import BandSupport, support_of
-from denoise.trust.verdict import Verdict, finite
+from denoise.trust.verdict import Finding, Severity, Verdict, finite
 
 Float64Array = NDArray[np.float64]
 
@@ -42,6 +43,7 @@ class Report:
     greys: GreyShift
     bands: tuple[BandSupport, ...]
     seams: Seams | None
+    streaks: StreakFacts | None
     profiles: tuple[Profile, ...]
     verdict: Verdict
     history: tuple[dict[str, Any], ...]
@@ -55,6 +57,7 @@ class Report:
         borders: tuple[NDArray[np.int64], NDArray[np.int64]] | None = None,
         history: Sequence[dict[str, Any]] = (),
         inputs: Verdict | None = None,
+        angles_rad: Float64Array | None = None,
         voxel_size_um: float | None = None,
     ) -> Report:
         """Judge a model by its evidence.
@@ -67,11 +70,15 @@ class Report:
             Records of the training run, as ``history.jsonl`` holds them.
         inputs
             What was found on the splits (``denoise.trust.before``): the estimates rest on it.
+        angles_rad
+            (angles,) of the whole scan, where the slices are square, whole, and turned about their middle. With fewer
+            than 1.5 for each column in a split, the errors are corrected for its streaks. None: not known.
         voxel_size_um
             In the plane, micrometres.
         """
         errors, rings = error_sums(evidence), ring_sums(evidence)
-        scores, bands, greys = scores_of(evidence, errors, rings), support_of(evidence), grey_shift(evidence, errors)
+        scores, streaks, disturbed = _scored(evidence, errors, rings, inputs, angles_rad)
+        bands, greys = support_of(evidence), grey_shift(evidence, errors)
         seams = None if borders is None else find_seams(evidence.delivered, borders, evidence.mask)
         low, high = (float(v) for v in np.percentile(evidence.delivered[:, evidence.mask], (0.05, 99.95)))
         return cls(
@@ -82,8 +89,11 @@ class Report:
             greys=greys,
             bands=bands,
             seams=seams,
+            streaks=streaks,
             profiles=edge_profiles(evidence),
-            verdict=Verdict.of((*judge(scores, bands, greys, seams, history), *(inputs.findings if inputs else ()))),
+            verdict=Verdict.of(
+                (*judge(scores, bands, greys, seams, history), *disturbed, *(inputs.findings if inputs else ()))
+            ),
             history=tuple(history),
             voxel_size_um=voxel_size_um,
         )
@@ -94,11 +104,12 @@ class Report:
         scores = self.scores
         gain, dose = scores.gain, scores.equivalent_dose
         bound = "at least " if scores.resolution_is_bound else ""
+        most = scores.error_is_bound
         return (
-            f"Gain: {_said(gain, ' dB')}; PSNR {_said(scores.psnr_before, ' dB')} before, "
-            f"{_said(scores.psnr_after, ' dB')} after.",
+            f"Gain: {_said(gain, ' dB', most)}; PSNR {_said(scores.psnr_before, ' dB')} before, "
+            f"{_said(scores.psnr_after, ' dB', most)} after.",
             "Equivalent dose: the plain reconstruction would have this squared error if it had been exposed "
-            f"{_said(dose, ' times')} longer.",
+            f"{_said(dose, ' times', most)} longer.",
             f"Resolution (correlation with the truth 0.5): {self.as_length(scores.resolution_before)} before, "
             f"{bound}{self.as_length(scores.resolution_after)} after.",
             self.verdict.sentence,
@@ -152,6 +163,7 @@ class Report:
                 for p in self.profiles
             ],
             "seams": None if self.seams is None else asdict(self.seams),
+            "streaks": None if self.streaks is None else asdict(self.streaks),
             "history": list(self.history),
         }
 
@@ -160,8 +172,28 @@ def _plain(values: Float64Array) -> list[float | None]:
     return [finite(float(f"{v:.6g}")) for v in values]
 
 
-def _said(interval: Interval, unit: str) -> str:
-    """A value with the ends of its interval, as far as they are known."""
+def _scored(
+    evidence: Evidence, errors: ErrorSums, rings: RingSums, inputs: Verdict | None, angles_rad: Float64Array | None
+) -> tuple[Scores, StreakFacts | None, tuple[Finding, ...]]:
+    """The headline, corrected for streaks where that is needed and possible, or as bounds; and what is to be said."""
+    columns = evidence.shape[2]
+    if angles_rad is not None and angles_rad.size >= ENOUGH_ANGLES * len(evidence.splits) * columns:
+        return scores_of(evidence, errors, rings), None, ()
+    if angles_rad is not None and evidence.shape[1] == columns and len(evidence.splits) == 2:
+        streaks = measure_streaks(evidence, rings, angles_rad)
+        scores = scores_of(evidence, errors, rings, streaks if streaks.fits else None)
+        return (scores if streaks.fits else scores.as_bounds()), streaks, (judge_streaks(streaks),)
+    few = inputs is not None and any(
+        f.name == "enough_angles" and f.severity >= Severity.RESERVATION for f in inputs.findings
+    )
+    scores = scores_of(evidence, errors, rings)
+    return (scores.as_bounds(), None, (judge_streaks(None),)) if few else (scores, None, ())
+
+
+def _said(interval: Interval, unit: str, is_bound: bool = False) -> str:
+    """A value with the ends of its interval, as far as they are known; of a bound, its upper end."""
+    if is_bound and math.isfinite(interval.high):
+        return f"at most {interval.high:.1f}{unit}"
     if not math.isfinite(interval.value):
         return "unknown"
     low, high = ("?" if not math.isfinite(v) else f"{v:.1f}" for v in (interval.low, interval.high))

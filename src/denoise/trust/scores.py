@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -18,6 +18,7 @@ from denoise.resolution import first_below
 from denoise.trust.errors import ErrorSums, bootstrap
 from denoise.trust.evidence import Evidence
 from denoise.trust.spectra import RingSums
+from denoise.trust.streaks import StreakFacts
 from denoise.trust.verdict import finite
 
 #: Grey values between these percentiles of the delivered image are its range: single voxels do not decide.
@@ -60,6 +61,9 @@ class Scores:
         Cycles per voxel where the correlation with the truth falls below 0.5; infinite: not before the Nyquist limit.
     resolution_is_bound
         The splits cannot tell what lies beyond ``resolution_after``: it is at least that.
+    error_is_bound
+        Streaks of the splits are hidden in the estimates of error, and their strength is not known: the error is at
+        least, and PSNR, gain and equivalent dose are at most, what is said; lower ends are -infinite (dose: 0).
     """
 
     data_range: float
@@ -71,6 +75,18 @@ class Scores:
     resolution_before: Interval
     resolution_after: Interval
     resolution_is_bound: bool
+    error_is_bound: bool = False
+
+    def as_bounds(self) -> Scores:
+        """The same where streaks of unknown strength hide a part of the error."""
+        return replace(
+            self,
+            psnr_after=replace(self.psnr_after, low=-math.inf),
+            psnr_of_view=replace(self.psnr_of_view, low=-math.inf),
+            gain=replace(self.gain, low=-math.inf),
+            equivalent_dose=replace(self.equivalent_dose, low=0.0),
+            error_is_bound=True,
+        )
 
     def as_plain(self) -> dict[str, object]:
         """For JSON."""
@@ -80,15 +96,26 @@ class Scores:
         }
 
 
-def scores_of(evidence: Evidence, errors: ErrorSums, rings: RingSums) -> Scores:
-    """The headline of an evidence."""
+def scores_of(evidence: Evidence, errors: ErrorSums, rings: RingSums, streaks: StreakFacts | None = None) -> Scores:
+    """The headline of an evidence.
+
+    Parameters
+    ----------
+    streaks
+        What the errors are corrected for (``denoise.trust.streaks``); its uncertainty widens the intervals. None:
+        nothing, as splits with enough angles have none.
+    """
     low, high = np.percentile(evidence.delivered[:, evidence.mask], RANGE_PERCENTILES)
     data_range = float(high - low)
 
-    def psnr(column: str) -> Interval:
-        return _over_blocks(errors, lambda s: _decibels(data_range**2 * s.voxels.sum(), getattr(s, column).sum()))
+    cases = [errors]
+    if streaks is not None:
+        cases = [_corrected(errors, streaks, sign) for sign in (0, -1, 1)]
 
-    gain = _over_blocks(errors, lambda s: _decibels(s.noisy.sum(), s.delivered.sum()))
+    def psnr(column: str) -> Interval:
+        return _of_cases(cases, lambda s: _decibels(data_range**2 * s.voxels.sum(), getattr(s, column).sum()))
+
+    gain = _of_cases(cases, lambda s: _decibels(s.noisy.sum(), s.delivered.sum()))
     return Scores(
         data_range=data_range,
         psnr_before=psnr("noisy"),
@@ -126,11 +153,29 @@ def _is_bound(rings: RingSums) -> bool:
     return bool(len(below) and np.isnan(correlation[below[0]]))
 
 
+def _corrected(errors: ErrorSums, streaks: StreakFacts, sign: int) -> ErrorSums:
+    """Without the streaks, spread evenly over the voxels; with ``sign`` -1 or 1, weaker or stronger ones."""
+    power = max(streaks.power + sign * streaks.uncertainty, 0.0) * errors.voxels
+    hidden = (1 - 2 * streaks.passed) * power
+    return replace(
+        errors,
+        delivered=errors.delivered + hidden,
+        view=errors.view + hidden,
+        noisy=errors.noisy - power,
+    )
+
+
+def _of_cases(cases: list[ErrorSums], statistic: Callable[[ErrorSums], float]) -> Interval:
+    """The value of the first case, with an interval that holds those of all."""
+    found = [_over_blocks(errors, statistic) for errors in cases]
+    return Interval(found[0].value, min(i.low for i in found), max(i.high for i in found))
+
+
 def _over_blocks(errors: ErrorSums, statistic: Callable[[ErrorSums], float]) -> Interval:
     low, high = bootstrap(lambda blocks: statistic(errors.of(blocks)), len(errors.voxels))
     return Interval(statistic(errors), low, high)
 
 
 def _decibels(power: float, error: float) -> float:
-    """10 log10 of a ratio; infinite for an error that is estimated to be nothing."""
-    return 10 * math.log10(power / error) if error > 0 else math.inf
+    """10 log10 of a ratio; infinite for an error that is estimated to be nothing, -infinite for a power that is."""
+    return math.inf if error <= 0 else 10 * math.log10(power / error) if power > 0 else -math.inf

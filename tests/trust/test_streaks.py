@@ -1,0 +1,126 @@
+"""Splits with few angles: errors are right although their streaks look like noise, or they are said to be bounds."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from scipy.ndimage import gaussian_filter
+
+from denoise.projections.phantom import FoamPhantom
+from denoise.projections.reconstruct import reconstruct_rows, split_indices
+from denoise.tiles import Region
+from denoise.trust.errors import error_sums
+from denoise.trust.evidence import Evidence, collect
+from denoise.trust.report import Report
+from denoise.trust.scores import scores_of
+from denoise.trust.spectra import ring_sums
+from denoise.trust.streaks import measure_streaks
+from denoise.trust.verdict import Finding, Severity, Verdict
+from denoise.volumes import ArrayVolume, Volume
+
+Float32Array = NDArray[np.float32]
+SIZE, SLICES = 96, 12
+#: Of the line integrals: weak, so that streaks matter.
+NOISE = 0.03
+
+
+def angles_of(count: int) -> NDArray[np.float64]:
+    return np.arange(count) * (np.pi / count)
+
+
+def scanned(count: int, noise: float = NOISE) -> tuple[Float32Array, list[Float32Array]]:
+    """The truth, and the splits of a scan with so many angles."""
+    phantom = FoamPhantom.create(size=SIZE, slices=SLICES, seed=4, n_pores=120)
+    angles = angles_of(count)
+    clean = phantom.project(angles)
+    noisy = clean + np.float32(noise) * np.random.default_rng(count).standard_normal(clean.shape).astype(np.float32)
+    splits = [
+        reconstruct_rows(np.ascontiguousarray(noisy[part]), angles[part], phantom.center)
+        for part in split_indices(count, 2)
+    ]
+    return reconstruct_rows(clean, angles, phantom.center), splits
+
+
+def smoothed(volume: Volume, z_range: range) -> Float32Array:
+    """A denoiser that keeps edges: strong smoothing where the image is flat."""
+    stack = volume.read(Region.of_slices(z_range.start, z_range.stop, volume.shape))
+    fine, coarse = gaussian_filter(stack, (0, 0.5, 0.5)), gaussian_filter(stack, (1, 1, 1))
+    edge = np.square(gaussian_filter(coarse, (0, 1, 1)) - coarse)
+    share = edge / (edge + np.float32(1e-7))
+    return np.asarray(share * fine + (1 - share) * coarse, np.float32)
+
+
+def evidence_of(splits: list[Float32Array], *, delivers: str = "full") -> Evidence:
+    volumes = [ArrayVolume(split, name=f"split {k}") for k, split in enumerate(splits)]
+    return collect(volumes, Region((0, 0, 0), splits[0].shape), smoothed, delivers=delivers)
+
+
+def few_angles() -> Verdict:
+    return Verdict.of([Finding("enough_angles", "?", 0.4, "", 0.18, "", Severity.RESERVATION, "Few angles.")])
+
+
+def true_gain(evidence: Evidence, truth: Float32Array) -> float:
+    before, after = (
+        np.square(stack.astype(np.float64) - truth)[:, evidence.mask].mean()
+        for stack in (evidence.full, evidence.delivered)
+    )
+    return float(10 * np.log10(before / after))
+
+
+@pytest.mark.parametrize(("count", "noise"), [(72, 0.1), (96, 0.1), (96, 0.03), (144, 0.03)])
+@pytest.mark.parametrize("delivers", ["full", "splits"])
+def test_the_gain_is_right_although_the_splits_have_streaks(count: int, noise: float, delivers: str) -> None:
+    truth, splits = scanned(count, noise)
+    evidence = evidence_of(splits, delivers=delivers)
+    errors, rings = error_sums(evidence), ring_sums(evidence)
+    streaks = measure_streaks(evidence, rings, angles_of(count))
+    found, true = scores_of(evidence, errors, rings, streaks).gain, true_gain(evidence, truth)
+    assert streaks.fits
+    assert found.value == pytest.approx(true, abs=0.35)
+    assert found.low <= true <= found.high
+
+
+def test_the_power_of_streaks_is_that_of_a_noise_free_scan() -> None:
+    count = 96
+    _, clean = scanned(count, 0.0)
+    evidence = evidence_of(scanned(count)[1])
+    found = measure_streaks(evidence, ring_sums(evidence), angles_of(count))
+    true = np.square(0.5 * (clean[0] - clean[1])[:, evidence.mask].astype(np.float64)).mean()
+    assert found.power == pytest.approx(true, abs=found.uncertainty)
+    assert found.uncertainty < found.power
+    assert found.is_validated
+
+
+def test_angles_that_are_not_those_of_the_splits_are_noticed_and_nothing_is_corrected() -> None:
+    evidence = evidence_of(scanned(72, 0.01)[1])
+    wrong = np.roll(angles_of(72), 1)  # even for odd
+    report = Report.of(evidence, angles_rad=wrong)
+    assert report.streaks is not None
+    assert not report.streaks.fits
+    assert report.scores.error_is_bound
+    assert report.headline[0].startswith("Gain: at most ")
+    finding = next(f for f in report.verdict.findings if f.name == "streaks")
+    assert finding.severity is Severity.RESERVATION
+    assert "upper bounds" in finding.sentence
+
+
+def test_without_angles_a_result_of_few_angles_is_a_bound_that_holds() -> None:
+    truth, splits = scanned(96)
+    evidence = evidence_of(splits)
+    report = Report.of(evidence, inputs=few_angles())
+    assert report.scores.error_is_bound
+    assert true_gain(evidence, truth) <= report.scores.gain.high
+    assert report.scores.as_plain()["gain"] == {
+        "value": report.scores.gain.value, "low": None, "high": report.scores.gain.high,
+    }  # fmt: skip
+    assert "at most" in next(f.sentence for f in report.verdict.findings if f.name == "gain")
+    assert report.as_plain()["streaks"] is None
+
+
+def test_nothing_is_said_of_streaks_where_there_are_enough_angles() -> None:
+    evidence = evidence_of(scanned(300)[1])
+    report = Report.of(evidence, angles_rad=angles_of(300))
+    assert report.streaks is None
+    assert not report.scores.error_is_bound
+    assert "streaks" not in {f.name for f in report.verdict.findings}
