@@ -101,7 +101,7 @@ class NetworkKind:
         return self.complete(options).get("n_slices", 1)
 
     def divisor(self, options: Mapping[str, int]) -> int:
-        """What tile sizes must be divisible by in y and x, in z too where it ``halves_z``. Raises as `complete` does."""
+        """What tile sizes must be divisible by in y and x; in z too where it ``halves_z``. Raises as `complete`."""
         return self._divisor(self.complete(options))
 
     def divisors(self, options: Mapping[str, int]) -> dict[int, int]:
