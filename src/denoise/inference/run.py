@@ -14,7 +14,7 @@ from functools import partial
 from denoise.inference.engine import Denoiser, denoise_slices
 from denoise.inference.reader import layer_bytes
 from denoise.launch import World
-from denoise.memory import process_bytes
+from denoise.memory import process_bytes, share_of
 from denoise.volumes import VolumeSink
 from denoise.volumes.slice_pool import waiting_bytes
 from denoise.volumes.volume import Float32Array, Volume
@@ -50,6 +50,9 @@ def run_worker(world: World, job: InferenceJob) -> None:
         As ``denoise_slices`` and ``VolumeSink`` say.
     """
     denoiser = replace(job.denoiser, device=world.device)
+    budget = None
+    if job.max_memory is not None:
+        budget = max(0, share_of(job.max_memory, world.local_size) - besides_slabs(job.inputs, job.sink))
 
     def fill(piece: range, advance: Callable[[int], None]) -> None:
         denoise_slices(
@@ -58,7 +61,7 @@ def run_worker(world: World, job: InferenceJob) -> None:
             range(job.z_range.start + piece.start, job.z_range.start + piece.stop),
             partial(_write, job.sink, piece.start),
             advance,
-            budget=_budget(job, world),
+            budget=budget,
         )
 
     fill_share(world, job.sink, job.progress, fill)
@@ -84,15 +87,24 @@ def fill_share(
         sink.flush()
 
 
-def _budget(job: InferenceJob, world: World) -> int | None:
-    if job.max_memory is None:
-        return None
-    _, height, width = job.inputs[0].shape
+def besides_slabs(inputs: Sequence[Volume], sink: VolumeSink | None = None) -> int:
+    """What this process holds beside slabs while it denoises, in bytes.
+
+    Parameters
+    ----------
+    inputs
+        Those that are read at the same time.
+    sink
+        What is written; None: nothing.
+    """
+    _, height, width = inputs[0].shape
     plane = 4 * height * width
-    kept = sum(map(layer_bytes, job.inputs)) + waiting_bytes(plane)
-    if job.sink.slices_together > 1:
-        kept += 2 * job.sink.slices_together * plane  # a group that is being collected, and one stored
-    return max(0, job.max_memory // world.local_size - process_bytes() - _BATCH_BYTES - kept)
+    taken = process_bytes() + _BATCH_BYTES + sum(map(layer_bytes, inputs))
+    if sink is not None:
+        taken += waiting_bytes(plane)
+        if sink.slices_together > 1:
+            taken += 2 * sink.slices_together * plane  # a group that is being collected, and one stored
+    return taken
 
 
 def _write(sink: VolumeSink, first: int, start: int, slab: Float32Array) -> None:
