@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import os
@@ -16,7 +15,7 @@ import numpy as np
 
 from denoise.api import Compute, load_checkpoint, make_denoiser
 from denoise.archive import software_versions
-from denoise.checkpoint import Checkpoint
+from denoise.checkpoint import Checkpoint, digest
 from denoise.commands.display import say, say_device, slices_bar
 from denoise.commands.inputs import (
     InferenceInputs,
@@ -253,13 +252,9 @@ def _denoiser(config: RunConfig, compute: Compute, checkpoint: Checkpoint, grid:
 
 def _facts(checkpoint: Checkpoint, denoiser: Denoiser, inputs: InferenceInputs) -> dict[str, Any]:
     """What an unfinished result must have been made from, to be continued."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(checkpoint.weights.items()):
-        digest.update(name.encode())
-        digest.update(tensor.contiguous().numpy().tobytes())
     return {
         "inputs": list(inputs.paths),
-        "model": digest.hexdigest(),
+        "model": digest(checkpoint.weights),
         "normalization": [denoiser.normalization.mean, denoiser.normalization.std],
         "tiles": str(denoiser.window),
         "symmetries": denoiser.turns,

@@ -36,7 +36,7 @@ from denoise.training.job import Observer, Plan, Record, TrainJob
 from denoise.training.memory_plan import plan_again, plan_memory
 from denoise.training.objective import paired
 from denoise.training.observers import observers_of
-from denoise.training.state import Progress, keep_stored_bests, on_cpu, restore_optimizer, state_to_resume
+from denoise.training.state import BEGUN_FROM, Progress, keep_stored_bests, on_cpu, restore_optimizer, state_to_resume
 from denoise.training.validation import Scores, Validator
 
 _log = logging.getLogger(__name__)
@@ -87,6 +87,7 @@ class TrainingRun:
                 "raise it or use fewer GPUs"
             )
         state = state_to_resume(job, self.folder, world)
+        self.begun_from = state.fingerprint.get(BEGUN_FROM, job.begun_from) if state else job.begun_from
         mode = mode_of(job.network)
         # Training blocks never overlap by plan; overlap and taper matter at inference only.
         self.window = mode.window(job.network, job.patch_size, 0.0, "uniform")
@@ -325,7 +326,7 @@ class TrainingRun:
         if not self.world.is_chief:
             return
         TrainState(
-            fingerprint=self.job.fingerprint(),
+            fingerprint={**self.job.fingerprint(), BEGUN_FROM: self.begun_from},
             model=on_cpu(self.network.state_dict()),
             ema=on_cpu(self.averaged.model.state_dict()) if self.averaged is not None else None,
             optimizer=self.optimizer.state_dict(),
