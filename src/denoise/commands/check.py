@@ -23,6 +23,7 @@ from denoise.commands.inputs import open_inference_inputs, open_splits
 from denoise.commands.train import require_own_folder
 from denoise.config import RunConfig
 from denoise.errors import OutputError
+from denoise.inference.reader import layer_bytes
 from denoise.inference.slabs import plan_slabs
 from denoise.launch import describe_device
 from denoise.memory import available_bytes, denoising_bytes
@@ -181,7 +182,7 @@ def _inference(
     inputs = 1 if config.infer.input == "full" else len(config.given_splits)
     others = denoising_bytes(devices[0].type, len(devices))
     budget = None if config.max_memory is None else (config.max_memory - others) // len(devices)
-    slabs, free = plan_slabs(tiles, inputs, budget).n_bytes, available_bytes()
+    slabs, free = plan_slabs(tiles, inputs, budget).n_bytes + inputs * layer_bytes(grid), available_bytes()
     needed = int(np.prod(grid.shape, dtype=np.int64)) * 4
     folder: Path = config.dataset.folder
     room = shutil.disk_usage(folder).free
