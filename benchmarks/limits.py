@@ -42,9 +42,9 @@ def measured(arguments: list[str]) -> tuple[int, float, str]:
     return peak, time.monotonic() - begun, said[-1] if process.returncode else ""
 
 
-def predicted(config: Path, limit: list[str], line: str) -> str:
-    """What ``check`` says of memory, in MB."""
-    command = [sys.executable, "-m", "denoise", "check", "--config", str(config), *limit]
+def predicted(asked: list[str], line: str) -> str:
+    """What ``check`` or ``prepare --dry-run`` says of memory, in MB."""
+    command = [sys.executable, "-m", "denoise", *asked]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     found = re.search(rf"^{line}\s+about ([\d.]+) (MB|GB)", done.stdout, re.MULTILINE)
     return "" if found is None else f"{float(found[1]) * (1000 if found[2] == 'GB' else 1):.0f}"
@@ -67,13 +67,16 @@ def main() -> None:
 
     def row(name: str, limit: str | None, arguments: list[str], line: str = "") -> None:
         allowed = [] if limit is None else ["--max-memory", limit]
+        asked = ["check", "--config", str(config)] if arguments[0] != "prepare" else [*arguments, "--dry-run"]
         peak, seconds, failed = measured([*arguments, *allowed])
-        said = predicted(config, allowed, line) if line else ""
+        said = predicted([*asked, *allowed], line) if line else ""
         shown = "" if limit is None else f"{int(limit[:-1]) * 1.048576:.0f}"
         print(f"| {name} | {shown} | {said} | {failed or f'{peak / 1e6:.0f}'} | {seconds:.1f} |", flush=True)
 
-    for limit in (None, "700M", "450M", "300M"):
-        row("prepare", limit, ["prepare", str(scan), "--out", str(folder / "rec"), "--overwrite", "--center", "255.5"])
+    center = str((options.size - 1) / 2)
+    for limit in (None, "700M", "450M", "380M"):
+        run = ["prepare", str(scan), "--out", str(folder / "rec"), "--overwrite", "--center", center]
+        row("prepare", limit, run, "memory")
     for mode in ("2.5d", "3d"):
         for limit in (None, "620M", "560M", "400M"):
             run = ["--output-dir", str(folder / f"run_{mode}_{limit}"), "--max-minutes", "0.3", "--mode", mode]
@@ -82,6 +85,7 @@ def main() -> None:
         model = ["--model", str(folder / f"run_{mode}_None"), "--output", str(folder / f"out_{mode}"), "--overwrite"]
         for limit in (None, "400M", "350M"):
             row(f"volume {mode}", limit, ["volume", "--config", str(config), *model], "memory")
+        row(f"volume {mode} --confidence", "900M", ["volume", "--config", str(config), *model, "--confidence"])
     row("volume 3d, 2 processes", None, ["volume", "--config", str(config), *model, "--processes", "2"])
 
 

@@ -260,7 +260,7 @@ def compared(evidence: Evidence, report: Report, truth: Float32Array) -> dict[st
     told = (rings.frequencies <= limit) & rings.known
     difference, by_chance = np.abs(rings.correlation_after() - true_curve)[told], rings.error_after()[told]
     sharp = by_chance < _SHARP
-    uncertainty = calibrated(evidence).uncertainty(evidence.outputs)
+    uncertainty = calibrated([evidence]).uncertainty(evidence.outputs)
     distance = (np.abs(evidence.delivered - truth) / uncertainty)[:, evidence.mask]
     return {
         "psnr": [scores.psnr_after.value, scores.psnr_after.low, scores.psnr_after.high, after],

@@ -20,7 +20,7 @@ import torch
 from numpy.typing import NDArray
 
 from denoise.arithmetic import resolve_precision
-from denoise.checkpoint import Checkpoint, RunFolder, find_model
+from denoise.checkpoint import Checkpoint, RunFolder, digest, find_model
 from denoise.cluster import Spread, was_restarted
 from denoise.config import InferSection, RunConfig, render
 from denoise.errors import CheckpointError, ConfigError, OutputError
@@ -84,7 +84,8 @@ def train(
     finetune
         Model file or training folder to start from.
     resume
-        Continue the run in ``output_dir``, or begin it where there is none yet.
+        Continue the run in ``output_dir``, or begin it where there is none yet; with ``finetune``, it must have begun
+        from that model.
     compute
         Devices; None: all GPUs that are visible, else the CPU.
     observers
@@ -136,6 +137,7 @@ def run_training(
     run = RunFolder(config.output_dir)
     resume = resume or was_restarted(os.environ)
     network = NetworkSpec(config.network_name, config.network_options)
+    initial = None if finetune is None else _initial_weights(finetune, network)
     devices = compute.devices()
     first, last = config.dataset.train_start_slice, config.dataset.train_end_slice
     job = TrainJob(
@@ -154,7 +156,8 @@ def run_training(
         train_slices=None if first is None and last is None else slice_range(splits.volumes[0], first, last),
         non_finite=config.dataset.non_finite,
         resume=resume,
-        initial=None if finetune is None else _initial_weights(finetune, network),
+        initial=initial,
+        begun_from=None if initial is None else digest(initial),
         show_progress=show_progress,
         max_memory=config.max_memory,
         observers=tuple(observers),
@@ -164,14 +167,14 @@ def run_training(
         job,
         devices,
         spread=compute.spread,
-        guard=lambda: _own_folder(run, config, resume=resume),
+        guard=lambda: _own_folder(run, config, resume=resume, finetune=finetune),
         name=f"{run.path} (settings {hashlib.sha256(render(config).encode()).hexdigest()[:8]})",
     )
     return run
 
 
 @contextmanager
-def _own_folder(run: RunFolder, config: RunConfig, *, resume: bool) -> Iterator[None]:
+def _own_folder(run: RunFolder, config: RunConfig, *, resume: bool, finetune: Path | None) -> Iterator[None]:
     """The folder of a run for this run alone, with the record of its config; what is of value in it is kept."""
     with only_run(run.lock, f"the training in {run.path}"):
         if not resume and run.holds_a_run:
@@ -185,7 +188,8 @@ def _own_folder(run: RunFolder, config: RunConfig, *, resume: bool) -> Iterator[
                     f"--output-dir, from the best model with --finetune {run.path}"
                 )
             if resume:
-                _log.info("nothing to resume in %s yet: the training starts from the beginning", run.path)
+                start = "the beginning" if finetune is None else str(finetune)
+                _log.info("nothing to resume in %s yet: the training starts from %s", run.path, start)
             write_text(run.config, render(config))
         yield
 

@@ -7,6 +7,7 @@ a shared folder is hostile until parsed, and loading one runs no code. Files of 
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -286,6 +287,15 @@ class RunFolder:
         """Whether a run has left something of worth here; one that died before its first score has not."""
         begun = self.history.exists() and self.history.stat().st_size > 0
         return begun or self.state.exists() or self.holds_models
+
+
+def digest(weights: Weights) -> str:
+    """The same for the same weights, SHA-256 in hexadecimal."""
+    found = hashlib.sha256()
+    for name, tensor in sorted(weights.items()):
+        found.update(name.encode())
+        found.update(tensor.contiguous().numpy().tobytes())
+    return found.hexdigest()
 
 
 def find_model(path: Path, criterion: str) -> Path:

@@ -21,10 +21,13 @@ from denoise.cli_options import (
     CheckpointOption,
     CompressionOption,
     ConfigOption,
+    ContinueOption,
     Criterion,
     Device,
     DeviceOption,
+    DryRunOption,
     DtypeOption,
+    FinetuneOption,
     GpusOption,
     MemoryOption,
     ModelOption,
@@ -81,6 +84,7 @@ def prepare(
     max_memory: MemoryOption = None,
     config: TemplateOption = None,
     mode: ModeOption = None,
+    dry_run: DryRunOption = False,
 ) -> None:
     """Reconstruct a raw scan. Writes the full volume, the splits, and a config ready to train from."""
     from denoise.commands.prepare import prepare as run
@@ -96,18 +100,15 @@ def prepare(
         max_memory=_bytes(max_memory),
         settings=_template(config, mode),
         mode=mode,
+        dry_run=dry_run,
     )
 
 
 @app.command()
 def train(
     config: ConfigOption,
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Continue where the run stopped; begin if it has not begun.")
-    ] = False,
-    finetune: Annotated[
-        Path | None, typer.Option("--finetune", help="Start from this model file or training folder.")
-    ] = None,
+    resume: ContinueOption = False,
+    finetune: FinetuneOption = None,
     output_dir: Annotated[
         Path | None, typer.Option("--output-dir", help="Folder of the run.  [default: from config]")
     ] = None,

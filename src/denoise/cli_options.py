@@ -89,6 +89,18 @@ MemoryOption = Annotated[
     ),
 ]
 ResumeOption = Annotated[bool, typer.Option("--resume", help="Go on with what a run that died has left.")]
+ContinueOption = Annotated[
+    bool,
+    typer.Option(
+        "--resume", help="Continue where the run stopped; begin (with --finetune: from its model) if not begun."
+    ),
+]
+FinetuneOption = Annotated[
+    Path | None, typer.Option("--finetune", help="Begin from this model file or training folder.")
+]
+DryRunOption = Annotated[
+    bool, typer.Option("--dry-run", help="Say what memory and disk it would take, and write nothing.")
+]
 OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Replace an earlier result.")]
 DtypeOption = Annotated[OutputType, typer.Option("--dtype", help="Type of the output; input: the input's.")]
 CompressionOption = Annotated[

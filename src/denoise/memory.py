@@ -5,7 +5,9 @@ Figures are in bytes, per node. And whether an error says that it ran out.
 
 from __future__ import annotations
 
+import ctypes
 import errno
+import sys
 from pathlib import Path
 
 import psutil
@@ -32,6 +34,12 @@ _PROCESS = Path("/proc/self/cgroup")
 def process_bytes() -> int:
     """What this process holds in memory now, in bytes (resident set)."""
     return int(psutil.Process().memory_info().rss)
+
+
+def give_back_freed() -> None:
+    """Return what this process has freed to the machine, where the C library keeps it for itself (glibc)."""
+    if sys.platform == "linux" and (trim := getattr(ctypes.CDLL(None), "malloc_trim", None)):
+        trim(0)
 
 
 def available_bytes(process: Path = _PROCESS, root: Path = _ROOT) -> int:
@@ -73,6 +81,11 @@ def processes_bytes(device_type: str, processes: int, each: int) -> int:
 def denoising_bytes(device_type: str, processes: int) -> int:
     """What the processes of ``denoise volume`` take on a node, without slabs; several have a launcher beside them."""
     return processes * _DENOISING_BYTES[device_type] + (_LAUNCHER_BYTES if processes > 1 else 0)
+
+
+def share_of(max_memory: int, processes: int) -> int:
+    """What each of a node's processes may take of what they may take together with the launcher of several."""
+    return (max_memory - (_LAUNCHER_BYTES if processes > 1 else 0)) // processes
 
 
 def data_budget(max_memory: int | None, taken: int) -> int:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
 
+from denoise.commands import confidence
 from denoise.commands.confidence import uncertainty_path
 
 if TYPE_CHECKING:
@@ -50,6 +52,21 @@ def test_what_cannot_be_done_is_said_before_anything_is_denoised(
     config = finished.configured("  splits: [even, odd]   # angles 0, 2, 4, ... and 1, 3, 5, ...\n", "")
     assert "--confidence needs the sub-reconstructions" in denoise(*command, config).error
     assert not (finished.folder / "out.h5").exists()
+
+
+def test_memory_that_would_not_be_enough_is_refused_before_anything_is_denoised(
+    finished: Dataset, denoise: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = finished.folder / "out.h5"
+    command = ("volume", "--config", finished.config, "--output", out, "--confidence", "--device", "cpu")
+    monkeypatch.setattr(confidence, "_CALIBRATED_BYTES", 10**8)  # as if far more had been held out
+    error = denoise(*command, "--max-memory", "8G").error
+    assert re.match(
+        r"--confidence needs about \d{3,}\.\d\d GB of memory .* 8\.59 GB are allowed; .* --max-memory", error
+    )
+    assert not out.exists()
+    monkeypatch.undo()
+    assert denoise(*command, "--max-memory", "8G").code == 0
 
 
 @pytest.mark.parametrize(

@@ -234,9 +234,9 @@ def test_what_a_run_that_died_has_done_is_not_done_again_and_the_result_is_the_s
     monkeypatch: pytest.MonkeyPatch,
     calls: int,
 ) -> None:
-    from denoise.projections import reconstruct
+    from denoise.projections import footprint, reconstruct
 
-    monkeypatch.setattr(reconstruct, "_MOST_ROWS_PER_SLAB", 2)
+    monkeypatch.setattr(footprint, "_MOST_ROWS", 2)
     assert denoise("prepare", scan, *CENTER, "--out", tmp_path / "straight").code == 0
     real, made = reconstruct.reconstruct_rows, []
 
@@ -287,6 +287,28 @@ def test_the_memory_that_is_allowed_is_kept_to_or_what_is_needed_is_said(
     assert "one detector row at a time needs about" in error
     assert "0.10G are allowed" in error
     assert "--max-memory" in denoise("prepare", scan, "--max-memory", "much").error
+
+
+def test_a_dry_run_says_what_it_would_take_and_writes_nothing(
+    scan: Path, denoise: Callable[..., Outcome], tools: Tools, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = tools.fingerprint(scan.parent)
+    outcome = denoise("prepare", scan, "--splits", 3, "--dry-run")
+    assert outcome.code == 0, outcome.err
+    said = {line.split()[0]: line for line in outcome.out.splitlines()}
+    assert list(said) == ["scan", "centre", "memory", "disk", "config"]
+    assert f"60 angles of {ROWS} x {SIZE} pixels" in said["scan"]
+    assert "searched for" in said["centre"]
+    assert f"{ROWS} rows at a time" in said["memory"]
+    # Four volumes of 8 x 48 x 48 float32.
+    assert "0.29 MB: 4 volumes of 8 x 48 x 48 float32" in said["disk"]
+    assert str(scan.with_name("raw_rec") / "foam_config.yaml") in said["config"]
+    limited = denoise("prepare", scan, "--dry-run", "--max-memory", "100M")
+    assert "0.10G are allowed" in limited.error
+    assert "0 to 47" in denoise("prepare", scan, "--dry-run", "--center", 48).error
+    monkeypatch.setattr("shutil.disk_usage", lambda folder: shutil._ntuple_diskusage(10**6, 9 * 10**5, 10**5))
+    assert "has only 0.0001 GB free" in denoise("prepare", scan, "--dry-run").error
+    assert tools.fingerprint(scan.parent) == before
 
 
 @pytest.mark.parametrize(

@@ -6,12 +6,13 @@ import json
 import os
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
-from denoise.checkpoint import Checkpoint, RunFolder
+from denoise.checkpoint import Checkpoint, RunFolder, TrainState
 from denoise.config import load_config
 from denoise.locking import only_run
 
@@ -196,10 +197,56 @@ def test_finetuning_another_network_names_both(finished: Dataset, denoise: Calla
     assert not (finished.folder / "new").exists()
 
 
-def test_resuming_and_finetuning_at_once_is_refused(finished: Dataset, denoise: Callable[..., Outcome]) -> None:
-    error = denoise("train", "--config", finished.config, "--resume", "--finetune", finished.run).error
-    assert "--resume" in error
-    assert "--finetune" in error
+def test_one_command_begins_from_a_model_and_continues_what_it_has_begun(
+    finished: Dataset, denoise: Callable[..., Outcome], tools: Tools
+) -> None:
+    model = finished.folder / "model.pth"
+    (finished.run / "best_val_model.pth").rename(model)
+    shorter = finished.configured("max_epochs: 2", "max_epochs: 1")
+    straight, stopped = finished.folder / "straight", finished.folder / "stopped"
+    assert denoise("train", "--config", shorter, "--finetune", model, "--output-dir", straight).code == 0
+    command = ("--resume", "--finetune", model, "--output-dir", stopped)
+    begun = denoise("train", "--config", shorter, *command)
+    assert begun.code == 0, begun.err
+    assert f"nothing to resume in {stopped} yet: the training starts from {model}" in begun.log
+
+    def scores(run: Path) -> list[float]:
+        return [json.loads(line)["val_l1"] for line in (run / "history.jsonl").read_text().splitlines()]
+
+    assert scores(stopped) == scores(straight)
+    assert denoise("train", "--config", finished.config, *command).code == 0
+    assert len(scores(stopped)) == 2
+    # What it began from is not needed to go on, and is remembered all the same.
+    assert denoise("train", "--config", finished.config, "--resume", "--output-dir", stopped).code == 0
+    assert denoise("train", "--config", finished.config, *command).code == 0
+
+
+def test_a_run_that_began_from_something_else_is_not_continued_and_kept(
+    finished: Dataset, denoise: Callable[..., Outcome], tools: Tools
+) -> None:
+    before = tools.fingerprint(finished.run)
+    command = ("train", "--config", finished.config, "--resume", "--finetune")
+    error = denoise(*command, finished.run).error
+    assert f"the run in {finished.run} began from no model" in error
+    assert "--resume alone" in error
+    assert tools.fingerprint(finished.run) == before
+    run = finished.folder / "tuned"
+    assert denoise(*command, finished.run, "--output-dir", run).code == 0
+    other = run / "best_val_model.pth"
+    before = tools.fingerprint(run)
+    assert f"the run in {run} began from another model" in denoise(*command, other, "--output-dir", run).error
+    assert tools.fingerprint(run) == before
+
+
+def test_a_state_that_does_not_say_what_its_run_began_from_is_continued(
+    finished: Dataset, denoise: Callable[..., Outcome]
+) -> None:
+    path = finished.run / "resume_state.pth"
+    state = TrainState.load(path)
+    known = {name: value for name, value in state.fingerprint.items() if name != "begun from"}
+    replace(state, fingerprint=known).save(path)
+    command = ("train", "--config", finished.config, "--resume", "--finetune", finished.run)
+    assert denoise(*command).code == 0
 
 
 def test_three_splits_train_and_denoise(dataset: Dataset, denoise: Callable[..., Outcome], tools: Tools) -> None:

@@ -1,15 +1,22 @@
 from __future__ import annotations
 
+from collections import Counter
+from itertools import product
+from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
 import pytest
+import zarr
+from numpy.typing import NDArray
 
 from denoise.errors import VolumeError
 from denoise.inference.reader import SlabReader
 from denoise.normalization import Normalization
-from denoise.tiles import TileGrid, Triple, Window
-from denoise.volumes.volume import ArrayVolume
+from denoise.tiles import Region, TileGrid, Triple, Window
+from denoise.volumes import open_volume
+from denoise.volumes.volume import ArrayVolume, Volume
 
 PLAIN = Normalization(0.0, 1.0)
 
@@ -144,3 +151,34 @@ def test_bad_voxels_that_no_tile_needs_do_not_stop_the_run(recording_volume) -> 
     reader.read((0, 7))
     with pytest.raises(VolumeError, match="16 NaN or Inf voxels in slice 9"):
         reader.read((8, 8))
+
+
+@pytest.mark.parametrize("suffix", ["h5", "zarr"])
+@pytest.mark.parametrize("window", [slices(5), with_halo(4, 3)], ids=str)
+@pytest.mark.parametrize("kept", [True, False])
+def test_every_chunk_of_a_file_is_decoded_once_where_a_layer_of_them_may_be_kept(
+    tmp_path: Path, window: Window, suffix: str, kept: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = np.random.default_rng(0).normal(size=(40, 20, 12)).astype(np.float32)
+    path = tmp_path / f"volume.{suffix}"
+    if suffix == "h5":
+        with h5py.File(path, "w") as file:
+            file.create_dataset("data", data=data, chunks=(16, 8, 8), compression="gzip")
+    else:
+        zarr.create_array(path, shape=data.shape, chunks=(16, 8, 8), dtype=data.dtype)[:] = data
+    volume = open_volume(path)
+    grid = TileGrid(data.shape, window)
+    read, decoded = type(volume).read, Counter[tuple[int, int]]()
+
+    def counting(self: Volume, region: Region) -> NDArray[np.float32]:
+        low, high = ([edge[axis] for axis in (0, 1)] for edge in (region.start_zyx, region.stop_zyx))
+        decoded.update(product(range(low[0] // 16, -(-high[0] // 16)), range(low[1] // 8, -(-high[1] // 8))))
+        return read(self, region)
+
+    monkeypatch.setattr(type(volume), "read", counting)
+    reader = SlabReader([volume], grid, PLAIN, fill_non_finite=False, largest_layer=4 * 16 * 20 * 12 - (not kept))
+    plain = SlabReader([ArrayVolume(data)], grid, PLAIN, fill_non_finite=False)
+    for layer in range(len(grid.axes[0].starts)):
+        np.testing.assert_array_equal(reader.read((layer, layer)), plain.read((layer, layer)))
+    assert len(decoded) == 3 * 3
+    assert (set(decoded.values()) == {1}) == kept

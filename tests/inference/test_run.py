@@ -2,9 +2,24 @@
 
 from __future__ import annotations
 
-import pytest
+from contextlib import nullcontext
+from dataclasses import replace
+from typing import Any
 
-from denoise.inference.run import shares
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from denoise.inference import run
+from denoise.inference.engine import Denoiser
+from denoise.inference.reader import layer_bytes
+from denoise.inference.run import InferenceJob, besides_slabs, run_worker, shares
+from denoise.inference.slabs import plan_slabs
+from denoise.launch import World
+from denoise.normalization import Normalization
+from denoise.tiles import TileGrid, Window
+from denoise.volumes.sink import WholeAlready
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 7, 50])
@@ -29,3 +44,24 @@ def test_the_parts_are_of_nearly_equal_size() -> None:
     sizes = [sum(map(len, part)) for part in parts]
     assert max(sizes) - min(sizes) <= 1
     assert max(map(len, parts)) <= 2
+
+
+def test_layers_get_what_the_fastest_slabs_leave_and_no_slab_is_made_smaller_for_them(
+    recording_volume: type[Any], predicted_part: type[nn.Module], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run, "process_bytes", lambda: 0)
+    window = Window((5, 32, 32), (1, 32, 32), (1, 24, 24), (2, 0, 0), "hann")
+    volume = recording_volume(np.zeros((64, 80, 80), np.float32), chunk_depth=16)
+    cpu = torch.device("cpu")
+    denoiser = Denoiser(predicted_part(window), Normalization(0.0, 1.0), window, cpu)
+    job = InferenceJob((volume, volume), denoiser, range(64), WholeAlready("nowhere"), lambda total: nullcontext())
+    layer = 4 * 16 * 80 * 80
+    fastest = plan_slabs(TileGrid(volume.shape, window), 2).n_bytes
+    besides = besides_slabs(job.inputs, job.sink, largest_layer=0)
+    for extra, budget in ((2 * layer, fastest), (2 * layer - 2, fastest + 2 * layer - 2), (-1000, fastest - 1000)):
+        told: dict[str, int] = {}
+        monkeypatch.setattr(run, "denoise_slices", lambda *_, **named: told.update(named))  # noqa: B023
+        monkeypatch.setattr(run, "fill_share", lambda world, sink, progress, fill: fill(range(64), print))
+        run_worker(World(0, 1, cpu), replace(job, max_memory=besides + fastest + extra))
+        assert told["budget"] == budget
+        assert (layer_bytes(volume, told["largest_layer"]) == layer) == (extra == 2 * layer)

@@ -123,7 +123,7 @@ def test_voxels_are_as_far_from_the_truth_as_they_are_said_to_be(scans: Callable
         scan.noise,
     )
     evidence = noisy.evidence(scan.best_filter(2 * scan.noise))
-    found = calibrated(evidence).uncertainty(evidence.outputs)
+    found = calibrated([evidence]).uncertainty(evidence.outputs)
     distance = np.abs(evidence.delivered - scan.truth) / found
     half = scan.truth.shape[2] // 2
     assert found[:, :, half + 4 :].mean() > 1.3 * found[:, :, : half - 4].mean()

@@ -67,7 +67,7 @@ def test_the_field_of_view_is_a_circle_only_where_all_is_zero_outside_it() -> No
 
 def test_the_uncertainty_of_slices_does_not_depend_on_which_others_are_asked_for(scan: Scan) -> None:
     evidence = scan.evidence(scan.best_filter())
-    found = calibrated(evidence)
+    found = calibrated([evidence])
     whole = found.uncertainty(evidence.outputs)
     part = found.uncertainty([output[4:6] for output in evidence.outputs])
     np.testing.assert_array_equal(whole[4:6], part)
@@ -87,7 +87,7 @@ def test_disagreement_is_the_standard_deviation_of_the_outputs() -> None:
 def test_an_uncertainty_that_cannot_be_calibrated_is_an_error_that_says_what_to_do(scan: Scan) -> None:
     same = collect([ArrayVolume(scan.truth), ArrayVolume(scan.truth)], Region((0, 0, 0), scan.truth.shape), _identity)
     with pytest.raises(VolumeError, match="validation_fraction"):
-        calibrated(same)
+        calibrated([same])
 
 
 def _identity(volume: Volume, z_range: range) -> np.ndarray[tuple[int, int, int], np.dtype[np.float32]]:

@@ -18,11 +18,12 @@ from denoise.api import Compute
 from denoise.arithmetic import resolve_precision
 from denoise.checkpoint import CRITERIA, RunFolder
 from denoise.commands.calibration import inference_cost, training_cost
-from denoise.commands.display import say, say_verdict
+from denoise.commands.display import gigabytes, say, say_verdict
 from denoise.commands.inputs import open_inference_inputs, open_splits
 from denoise.commands.train import require_own_folder
 from denoise.config import RunConfig
 from denoise.errors import OutputError
+from denoise.inference.reader import layer_bytes
 from denoise.inference.slabs import plan_slabs
 from denoise.launch import describe_device
 from denoise.memory import available_bytes, denoising_bytes
@@ -142,7 +143,7 @@ def _training(
                 f"{1000 * each:.3g} ms a step, {_duration(steps * each)} an epoch, at most {_duration(longest)}; less "
                 "where it stops improving",
             ),
-            ("training memory", f"{_gigabytes(measured)} measured, for one process"),
+            ("training memory", f"{gigabytes(measured)} measured, for one process"),
         ]
 
     lines = [
@@ -152,8 +153,8 @@ def _training(
             f"{steps} an epoch of {config.batch_size} patches, at most {steps * config.train.max_epochs:,} in all",
         ),
         ("held out", part),
-        ("training data", f"{_kept(memory, sampler)} ({_gigabytes(available_bytes())} free)"),
-        ("host memory", f"about {_gigabytes(memory.data_bytes + footprint.bytes)} for training, data included"),
+        ("training data", f"{_kept(memory, sampler)} ({gigabytes(available_bytes())} free)"),
+        ("host memory", f"about {gigabytes(memory.data_bytes + footprint.bytes)} for training, data included"),
         ("models", f"{run.path} ({state})"),
     ]
     return _Part(lines, costs)
@@ -162,11 +163,11 @@ def _training(
 def _kept(memory: MemoryPlan, sampler: VolumeSampler) -> str:
     """What of the splits is in memory."""
     if memory.division is None:
-        return f"{_gigabytes(memory.data_bytes)}, in memory"
+        return f"{gigabytes(memory.data_bytes)}, in memory"
     slabs = memory.division.slabs(sampler)
     depth, rows, columns = (max(slab.region.shape_zyx[axis] for slab in slabs) for axis in range(3))
     return (
-        f"{_gigabytes(memory.data_bytes)}: {memory.division.slots(slabs)} of {len(slabs)} slabs of {depth} x {rows} x "
+        f"{gigabytes(memory.data_bytes)}: {memory.division.slots(slabs)} of {len(slabs)} slabs of {depth} x {rows} x "
         f"{columns} voxels in memory, read again and again from the files, as they do not all fit"
     )
 
@@ -181,13 +182,13 @@ def _inference(
     inputs = 1 if config.infer.input == "full" else len(config.given_splits)
     others = denoising_bytes(devices[0].type, len(devices))
     budget = None if config.max_memory is None else (config.max_memory - others) // len(devices)
-    slabs, free = plan_slabs(tiles, inputs, budget).n_bytes, available_bytes()
+    slabs, free = plan_slabs(tiles, inputs, budget).n_bytes + inputs * layer_bytes(grid), available_bytes()
     needed = int(np.prod(grid.shape, dtype=np.int64)) * 4
     folder: Path = config.dataset.folder
     room = shutil.disk_usage(folder).free
     if needed > room:
         raise OutputError(
-            f"the denoised volume needs {_gigabytes(needed)} in {folder} but {_gigabytes(room)} are free; free some "
+            f"the denoised volume needs {gigabytes(needed)} in {folder} but {gigabytes(room)} are free; free some "
             "space, or choose another place with --output"
         )
 
@@ -197,7 +198,7 @@ def _inference(
         seconds = cost.seconds_per_predicted_voxel * predicted / len(devices)
         return [
             ("volume time", f"{_duration(seconds)}, unless files are slower than the network"),
-            ("volume memory", f"{_gigabytes(slabs + cost.bytes_besides_slabs)} measured, for one process"),
+            ("volume memory", f"{gigabytes(slabs + cost.bytes_besides_slabs)} measured, for one process"),
         ]
 
     lines = [
@@ -206,8 +207,8 @@ def _inference(
             f"{layers * tiles.tiles_per_layer:,} of {' x '.join(map(str, window.read_zyx))} voxels, each voxel is "
             f"predicted {tiles.redundancy:.2f} times",
         ),
-        ("memory", f"about {_gigabytes(slabs * len(devices) + others)} for denoising ({_gigabytes(free)} free)"),
-        ("disk", f"{_gigabytes(needed)} as float32 ({_gigabytes(room)} free in {folder})"),
+        ("memory", f"about {gigabytes(slabs * len(devices) + others)} for denoising ({gigabytes(free)} free)"),
+        ("disk", f"{gigabytes(needed)} as float32 ({gigabytes(room)} free in {folder})"),
     ]
     return _Part(lines, costs)
 
@@ -227,7 +228,3 @@ def _duration(seconds: float) -> str:
     if seconds < 6000:
         return f"{seconds / 60:.0f} min"
     return f"{seconds / 3600:.1f} h" if seconds < 360_000 else f"{seconds / 86400:.0f} days"
-
-
-def _gigabytes(size: int) -> str:
-    return f"{size / 1e9:.2f} GB" if size >= 1e7 else f"{size / 1e6:.2f} MB"

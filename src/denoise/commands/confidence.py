@@ -6,37 +6,85 @@ say (``denoise.trust.confidence``). That takes as many more passes as there are 
 
 from __future__ import annotations
 
-import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import partial, reduce
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 
 from denoise.api import Compute, input_views
 from denoise.checkpoint import Checkpoint, RunFolder
+from denoise.cluster import place_of, spread_of
 from denoise.commands.display import say, slices_bar
 from denoise.commands.inputs import open_splits
 from denoise.commands.report import held_out_region, runner
 from denoise.config import RunConfig
-from denoise.errors import ConfigError
+from denoise.errors import ConfigError, DeviceError
 from denoise.files import require_free
 from denoise.inference.engine import Denoiser
-from denoise.inference.run import Progress, fill_share
+from denoise.inference.run import Progress, besides_slabs, fill_share
+from denoise.inference.slabs import SlabPlan, plan_slabs
 from denoise.launch import World, launch
-from denoise.tiles import Triple
+from denoise.memory import denoising_bytes, give_back_freed, process_bytes, share_of
+from denoise.tiles import Region, TileGrid
 from denoise.trust.confidence import Confidence, calibrated
-from denoise.trust.evidence import collect
-from denoise.volumes import Volume, VolumeSink, create_sink, require_same_grid
+from denoise.trust.evidence import Evidence, collect, field_of_view
+from denoise.volumes import SplitSet, Volume, VolumeSink, require_same_grid
+from denoise.volumes.volume import Float32Array
 
 #: Slices of a view that are denoised at a time; in 3D tiles that reach past them are computed again.
 _SLICES = 64
-#: Outputs of all views are held at a time, and as much again while they are compared.
+#: What is held of these slices at most where no limit is given.
 _MOST_BYTES = 2**30
+#: Slices of working room while the outputs of a slice are compared: differences, smoothed, looked up in float64.
+_COMPARING = 10
+#: Of a voxel that is calibrated with: disagreement and error, float32, and a copy of one of them.
+_CALIBRATED_BYTES = 12
+
+
+@dataclass(frozen=True)
+class Portion:
+    """So many slices are denoised and compared at a time, with so much memory for the slabs of the engine."""
+
+    slices: int
+    slab_bytes: int | None
+
+    @classmethod
+    def of(cls, grid: TileGrid, images: int, max_memory: int | None, besides: int = 0) -> Portion:
+        """What fits.
+
+        Parameters
+        ----------
+        images
+            So many are held of each slice of the portion.
+        max_memory
+            What this process may take, in bytes; None: as much as is fastest.
+        besides
+            What it takes besides slabs and portion.
+
+        Raises
+        ------
+        DeviceError
+            Not even one slice at a time fits; says how much would.
+        """
+        plane = 4 * grid.shape_zyx[1] * grid.shape_zyx[2]
+        if max_memory is None:
+            return cls(int(np.clip(_MOST_BYTES // (images * plane), 1, _SLICES)), None)
+        least = SlabPlan(grid, 1, 1, 1).n_bytes
+        left = max_memory - besides - images * plane
+        if left < least:
+            needed = besides + images * plane + least
+            raise DeviceError(
+                f"--confidence needs about {needed / 1e9:.2f} GB of memory for each process, on slices of "
+                f"{grid.shape_zyx[1]} x {grid.shape_zyx[2]} voxels one at a time, and {max_memory / 1e9:.2f} GB are "
+                "allowed; allow more with --max-memory, or use a smaller infer.tile_size"
+            )
+        slabs = plan_slabs(grid, 1, max(least, left // 2)).n_bytes
+        slices = int(np.clip(min(left - slabs, _MOST_BYTES) // (images * plane) + 1, 1, _SLICES))
+        return cls(slices, slabs)
 
 
 @dataclass(frozen=True)
@@ -49,68 +97,152 @@ class UncertaintyJob:
     z_range: range
     sink: VolumeSink
     progress: Progress
+    max_memory: int | None = None
+    """Host memory of all processes of a node together, in bytes."""
 
 
-def write_uncertainty(
-    config: RunConfig,
-    compute: Compute,
-    checkpoint: Checkpoint,
-    denoiser: Denoiser,
-    *,
-    model: Path,
-    grid: Volume,
-    z_range: range,
-    result: str,
-    how: dict[str, Any],
-) -> str:
-    """Write the uncertainties of a result; returns their path.
+@dataclass(frozen=True)
+class Uncertainty:
+    """What is to be written beside a result, as far as it is known before the result is made."""
 
-    Parameters
-    ----------
-    denoiser
-        That made the result.
-    model
-        File or folder of the model.
-    grid, z_range
-        The volume that was denoised, and which of its slices.
-    result
-        Path of the result; this one is named after it.
-    how
-        Arguments of ``create_sink`` that both have in common.
+    splits: SplitSet
+    views: tuple[Volume, ...]
+    region: Region
+    """Held out: calibrated on."""
+    checkpoint: Checkpoint
+    denoiser: Denoiser
+    z_range: range
+    sink: VolumeSink
+    delivers: str
+    max_memory: int | None
+    """Host memory of all processes of a node together, in bytes."""
+    calibrating: int
+    """Processes of this node, each of which judges the held-out slices."""
+
+    @classmethod
+    def of(
+        cls,
+        config: RunConfig,
+        compute: Compute,
+        checkpoint: Checkpoint,
+        denoiser: Denoiser,
+        *,
+        model: Path,
+        grid: Volume,
+        z_range: range,
+        sink: VolumeSink,
+    ) -> Uncertainty:
+        """Check all that can be checked before anything is denoised.
+
+        Parameters
+        ----------
+        denoiser
+            That makes the result.
+        model
+            File or folder of the model.
+        grid, z_range
+            The volume that is denoised, and which of its slices.
+        sink
+            Takes the uncertainties; not entered yet.
+
+        Raises
+        ------
+        VolumeError
+            The splits are no splits of the volume; too little was held out to calibrate with.
+        DeviceError
+            The memory that is allowed is not enough.
+        """
+        splits = open_splits(config)
+        require_same_grid(splits.volumes[0], grid, "split 0", "the volume that is denoised")
+        run = RunFolder(model if model.is_dir() else model.parent)
+        region, _ = held_out_region(config, checkpoint, splits, run)
+        views = input_views(splits.volumes, checkpoint.strategy)
+        joined = place_of(os.environ) if spread_of(compute.spread, os.environ).nodes is None else None
+        processes = len(compute.devices()) if joined is None else joined.local_size
+        made = cls(
+            splits,
+            views,
+            region,
+            checkpoint,
+            denoiser,
+            z_range,
+            sink,
+            delivers=config.infer.input,
+            max_memory=config.max_memory,
+            calibrating=1 if joined is None else joined.local_size,
+        )
+        made.calibration()
+        # Those processes are not there yet: they will take what this one does, or what such a process is known to.
+        more = max(0, denoising_bytes("cpu", 1) - process_bytes())
+        portion_of(views, denoiser, sink, config.max_memory, processes, more)
+        return made
+
+    def calibration(self) -> Portion:
+        """How many held-out slices are judged at a time.
+
+        Raises
+        ------
+        DeviceError
+            Not even one fits into the memory that is allowed.
+        """
+        count = len(self.splits)
+        # Of each slice: splits, means of the others, outputs, the image from all, its answer to a probe, that probe.
+        images = 4 * count + 7
+        # Of one slice all of these again in float64, and the terms of its error.
+        judging = 2 * images + 20
+        z, y, x = self.region.shape_zyx
+        allowed, besides = None, 0
+        if self.max_memory is not None:
+            allowed = share_of(self.max_memory, self.calibrating)
+            besides = besides_slabs(self.splits.volumes) + (_CALIBRATED_BYTES * z + 4 * judging) * y * x
+        return Portion.of(TileGrid(self.splits.shape, self.denoiser.window), images, allowed, besides)
+
+    def calibrated(self) -> Confidence:
+        """Judge the held-out slices, a few at a time."""
+        found = calibrated(self._evidence(self.calibration()))
+        give_back_freed()
+        return found
+
+    def _evidence(self, portion: Portion) -> Iterator[Evidence]:
+        run = runner(replace(self.denoiser, dtype=torch.float32), portion.slab_bytes)
+        start, stop = self.region.start_zyx[0], self.region.stop_zyx[0]
+        pieces = [range(z, min(z + portion.slices, stop)) for z in range(start, stop, portion.slices)]
+        seen = reduce(np.logical_or, (field_of_view(self._read(piece)) for piece in pieces))
+        for piece in pieces:
+            region = replace(
+                self.region,
+                start_zyx=(piece.start, *self.region.start_zyx[1:]),
+                shape_zyx=(len(piece), *self.region.shape_zyx[1:]),
+            )
+            yield collect(
+                self.splits.volumes,
+                region,
+                run,
+                strategy=self.checkpoint.strategy,
+                delivers=self.delivers,
+                seen=seen,
+            )
+
+    def _read(self, z_range: range) -> list[Float32Array]:
+        whole = Region.of_slices(z_range.start, z_range.stop, self.splits.shape)
+        return [volume.read(whole) for volume in self.splits.volumes]
+
+
+def write_uncertainty(made: Uncertainty, compute: Compute) -> None:
+    """Write the uncertainties, and say where they are.
 
     Raises
     ------
     VolumeError
-        Too little was held out to calibrate with; the splits are no splits of the volume.
+        Too little was held out to calibrate with.
     """
-    splits = open_splits(config)
-    require_same_grid(splits.volumes[0], grid, "split 0", "the volume that is denoised")
-    run = RunFolder(model if model.is_dir() else model.parent)
-    region, _ = held_out_region(config, checkpoint, splits, run)
-    exact = replace(denoiser, dtype=torch.float32)
-    evidence = collect(splits.volumes, region, runner(exact), strategy=checkpoint.strategy, delivers=config.infer.input)
-    confidence = calibrated(evidence)
-    leads = compute.spread.leads(os.environ)
-    facts = {**how.pop("facts"), "holds": "uncertainty"}
-    sink = create_sink(
-        uncertainty_path(result),
-        shape=(len(z_range), *grid.shape[1:]),
-        voxel_size_um=grid.voxel_size_um,
-        slice_numbers=grid.slice_numbers[z_range.start : z_range.stop],
-        description=json.dumps({"software": "ct-denoise", "holds": "uncertainty (one standard deviation)"}),
-        facts=facts,
-        leads=leads,
-        **how,
-    )
-    devices = compute.devices()
-    plane = grid.shape[1] * grid.shape[2]
+    devices, sink = compute.devices(), made.sink
+    plane = made.splits.shape[1] * made.splits.shape[2]
     progress = partial(slices_bar, "uncertainty", plane * len(devices))
-    views = input_views(splits.volumes, checkpoint.strategy)
-    job = UncertaintyJob(views, denoiser, confidence, z_range, sink, progress)
+    job = UncertaintyJob(made.views, made.denoiser, made.calibrated(), made.z_range, sink, progress, made.max_memory)
     launch(run_uncertainty, job, devices, spread=compute.spread, guard=lambda: sink, name=sink.path)
-    if leads:
+    if compute.spread.leads(os.environ):
         say(sink.path)
-    return sink.path
 
 
 def require_uncertainty(config: RunConfig, result: str, *, overwrite: bool) -> None:
@@ -137,13 +269,12 @@ def uncertainty_path(result: str) -> str:
 
 def run_uncertainty(world: World, job: UncertaintyJob) -> None:
     """What every process executes."""
-    denoiser = replace(job.denoiser, device=world.device)
-    run = runner(denoiser)
-    at_once = _slices_at_once(job.views[0].shape, len(job.views))
+    held = portion_of(job.views, job.denoiser, job.sink, job.max_memory, world.local_size)
+    run = runner(replace(job.denoiser, device=world.device), held.slab_bytes)
 
     def fill(piece: range, advance: Callable[[int], None]) -> None:
-        for start in range(piece.start, piece.stop, at_once):
-            stop = min(start + at_once, piece.stop)
+        for start in range(piece.start, piece.stop, held.slices):
+            stop = min(start + held.slices, piece.stop)
             z_range = range(job.z_range.start + start, job.z_range.start + stop)
             outputs = [run(view, z_range) for view in job.views]
             job.sink.write(start, job.confidence.uncertainty(outputs))
@@ -152,6 +283,33 @@ def run_uncertainty(world: World, job: UncertaintyJob) -> None:
     fill_share(world, job.sink, job.progress, fill)
 
 
-def _slices_at_once(shape: Triple, views: int) -> int:
-    plane = 4 * shape[1] * shape[2] * (views + 3)
-    return int(np.clip(_MOST_BYTES // plane, 1, _SLICES))
+def portion_of(
+    views: Sequence[Volume],
+    denoiser: Denoiser,
+    sink: VolumeSink,
+    max_memory: int | None,
+    processes: int,
+    more: int = 0,
+) -> Portion:
+    """How many slices a process denoises and compares at a time.
+
+    Parameters
+    ----------
+    max_memory
+        What all processes of this node may take together, in bytes; None: as much as is fastest.
+    processes
+        Of this node.
+    more
+        What such a process takes more than this one does now.
+
+    Raises
+    ------
+    DeviceError
+        Not even one slice at a time fits.
+    """
+    images = len(views) + 2  # the outputs, the uncertainty, and what is written of it
+    grid = TileGrid(views[0].shape, denoiser.window)
+    if max_memory is None:
+        return Portion.of(grid, images, None)
+    besides = besides_slabs(views[:1], sink) + 4 * _COMPARING * views[0].shape[1] * views[0].shape[2] + more
+    return Portion.of(grid, images, share_of(max_memory, processes), besides)

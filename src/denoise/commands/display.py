@@ -91,3 +91,8 @@ def progress_bar(what: str, total: int, voxels_per_item: int) -> Iterator[Callab
 def slices_bar(what: str, voxels_per_slice: int, slices: int) -> AbstractContextManager[Callable[[int], None]]:
     """As ``progress_bar``, in the order in which a job in another process is told of it."""
     return progress_bar(what, slices, voxels_per_slice)
+
+
+def gigabytes(size: int) -> str:
+    """A number of bytes in words."""
+    return f"{size / 1e9:.2f} GB" if size >= 1e7 else f"{size / 1e6:.2f} MB"

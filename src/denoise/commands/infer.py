@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import os
@@ -16,7 +15,7 @@ import numpy as np
 
 from denoise.api import Compute, load_checkpoint, make_denoiser
 from denoise.archive import software_versions
-from denoise.checkpoint import Checkpoint
+from denoise.checkpoint import Checkpoint, digest
 from denoise.commands.display import say, say_device, slices_bar
 from denoise.commands.inputs import (
     InferenceInputs,
@@ -33,7 +32,7 @@ from denoise.launch import launch
 from denoise.modes import mode_of
 from denoise.normalization import Moments, Normalization
 from denoise.tiles import Region
-from denoise.volumes import Volume, create_sink, is_whole, slice_range
+from denoise.volumes import Volume, VolumeSink, create_sink, is_whole, slice_range
 from denoise.volumes.volume import describe_numbers
 
 _log = logging.getLogger(__name__)
@@ -91,33 +90,61 @@ def _denoise_with_uncertainty(
     output: str,
 ) -> None:
     # Imported where it is used: what judges results takes 70 MB of memory.
-    from denoise.commands.confidence import require_uncertainty, uncertainty_path, write_uncertainty
+    from denoise.commands.confidence import Uncertainty, require_uncertainty, uncertainty_path, write_uncertainty
 
     require_uncertainty(config, output, overwrite=choice.overwrite or choice.resume)
+    beside = uncertainty_path(output)
+    uncertainty = None
+    if not _is_done(choice, beside):
+        denoiser = _denoiser(config, compute, checkpoint, inputs.grid)
+        sink = _sink(
+            beside,
+            compute,
+            choice,
+            inputs.grid,
+            z_range,
+            description=json.dumps({"software": "ct-denoise", "holds": "uncertainty (one standard deviation)"}),
+            facts={**_facts(checkpoint, denoiser, inputs), "holds": "uncertainty"},
+        )
+        model = choice.model or config.output_dir
+        uncertainty = Uncertainty.of(
+            config, compute, checkpoint, denoiser, model=model, grid=inputs.grid, z_range=z_range, sink=sink
+        )
     if _is_done(choice, output):
         say(output)
     else:
         _denoise(config, compute, choice, checkpoint, inputs, z_range, output)
-    if _is_done(choice, uncertainty_path(output)):
-        say(uncertainty_path(output))
-        return
-    denoiser = _denoiser(config, compute, checkpoint, inputs.grid)
-    write_uncertainty(
-        config,
-        compute,
-        checkpoint,
-        denoiser,
-        model=choice.model or config.output_dir,
-        grid=inputs.grid,
-        z_range=z_range,
-        result=output,
-        how={
-            "overwrite": choice.overwrite,
-            "compression": choice.compression,
-            "resumable": len(z_range) > 1,
-            "resume": choice.resume,
-            "facts": _facts(checkpoint, denoiser, inputs),
-        },
+    if uncertainty is None:
+        say(beside)
+    else:
+        write_uncertainty(uncertainty, compute)
+
+
+def _sink(
+    path: str,
+    compute: Compute,
+    choice: Choice,
+    grid: Volume,
+    z_range: range,
+    *,
+    description: str,
+    facts: dict[str, Any],
+    dtype: np.dtype[Any] | None = None,
+) -> VolumeSink:
+    """An output of these slices of a volume, of type float32 unless another is given."""
+    return create_sink(
+        path,
+        shape=(len(z_range), *grid.shape[1:]),
+        dtype=np.dtype(np.float32) if dtype is None else dtype,
+        voxel_size_um=grid.voxel_size_um,
+        slice_numbers=grid.slice_numbers[z_range.start : z_range.stop],
+        overwrite=choice.overwrite,
+        description=description,
+        compression=choice.compression,
+        resumable=len(z_range) > 1,
+        resume=choice.resume,
+        facts=facts,
+        leads=compute.spread.leads(os.environ),
     )
 
 
@@ -183,20 +210,15 @@ def _denoise(
             f"--dtype {choice.dtype} would round the grey values, whose standard deviation is "
             f"{denoiser.normalization.std:.3g}, to whole numbers; use float32"
         )
-    leads = compute.spread.leads(os.environ)
-    sink = create_sink(
+    sink = _sink(
         output,
-        shape=(len(z_range), *grid.shape[1:]),
-        dtype=output_type,
-        voxel_size_um=grid.voxel_size_um,
-        slice_numbers=grid.slice_numbers[z_range.start : z_range.stop],
-        overwrite=choice.overwrite,
+        compute,
+        choice,
+        grid,
+        z_range,
         description=_description(checkpoint, inputs),
-        compression=choice.compression,
-        resumable=len(z_range) > 1,
-        resume=choice.resume,
         facts=_facts(checkpoint, denoiser, inputs),
-        leads=leads,
+        dtype=output_type,
     )
     begun = time.monotonic()
     plane = grid.shape[1] * grid.shape[2]
@@ -211,7 +233,7 @@ def _denoise(
         seconds,
         len(z_range) * plane / seconds / 1e6,
     )
-    if leads:
+    if compute.spread.leads(os.environ):
         say(sink.path)
     return sink.path
 
@@ -230,13 +252,9 @@ def _denoiser(config: RunConfig, compute: Compute, checkpoint: Checkpoint, grid:
 
 def _facts(checkpoint: Checkpoint, denoiser: Denoiser, inputs: InferenceInputs) -> dict[str, Any]:
     """What an unfinished result must have been made from, to be continued."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(checkpoint.weights.items()):
-        digest.update(name.encode())
-        digest.update(tensor.contiguous().numpy().tobytes())
     return {
         "inputs": list(inputs.paths),
-        "model": digest.hexdigest(),
+        "model": digest(checkpoint.weights),
         "normalization": [denoiser.normalization.mean, denoiser.normalization.std],
         "tiles": str(denoiser.window),
         "symmetries": denoiser.turns,

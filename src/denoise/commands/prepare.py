@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shutil
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
@@ -11,16 +12,18 @@ from typing import Any
 
 import numpy as np
 
-from denoise.commands.display import progress_bar, say
+from denoise.commands.display import gigabytes, progress_bar, say
 from denoise.config import RunConfig
 from denoise.config.recipes import RECIPES
 from denoise.errors import ConfigError, OutputError
 from denoise.files import require_free, write_text
+from denoise.memory import available_bytes
+from denoise.projections.footprint import RowPlan, plan_rows
 from denoise.projections.reconstruct import angles_warning, find_center, reconstruct_scan, split_indices
 from denoise.projections.scan import Scan
 from denoise.tiles import Triple
 from denoise.volumes import VolumeSink, create_sink, is_whole, open_volume
-from denoise.volumes.sink import WholeAlready
+from denoise.volumes.sink import WholeAlready, require_space
 
 _log = logging.getLogger(__name__)
 
@@ -74,6 +77,7 @@ def prepare(
     max_memory: int | None = None,
     settings: dict[str, Any] | None = None,
     mode: str | None = None,
+    dry_run: bool = False,
 ) -> Path:
     """Reconstruct a scan and write a config; returns the config's path.
 
@@ -91,6 +95,8 @@ def prepare(
         Sections ``train`` and ``infer`` for the config; None: chosen for the scan and this machine.
     mode
         The mode that the config will name.
+    dry_run
+        Check all that can be checked, say what it would take, and write nothing.
     """
     scan = Scan.open(scan_path)
     layout = Layout(out or scan_path.with_name(f"{scan_path.stem}_rec"), scan.sample_name, splits)
@@ -113,6 +119,10 @@ def prepare(
     split_indices(scan.shape[0], splits)  # refuses too many splits
     if warning := angles_warning(scan, splits):
         _log.warning("%s", warning)
+    plan = plan_rows(scan, splits, stripes=remove_stripes, max_memory=max_memory, searches=center is None)
+    if dry_run:
+        _say_plan(scan, layout, shape, plan, center)
+        return layout.config
     if center is None:
         center = find_center(scan)
         _log.info("rotation centre found at column %.2f (of %d); give another with --center", center, columns)
@@ -137,13 +147,41 @@ def prepare(
             stripes=remove_stripes,
             full=entered[0],
             splits=entered[1:],
-            max_memory=max_memory,
+            rows_per_slab=plan.rows,
             progress=lambda done, total: progress(done),
         )
     write_text(layout.angles, "".join(f"{angle:.9g}\n" for angle in np.rad2deg(scan.angles_rad)))
     write_text(layout.config, text)
     say(str(layout.config))
     return layout.config
+
+
+def _say_plan(scan: Scan, layout: Layout, shape: Triple, plan: RowPlan, center: float | None) -> None:
+    """What ``--dry-run`` prints; refuses a disk that is too small, as the run would."""
+    angles, rows, columns = scan.shape
+    size = "voxel size unknown" if scan.voxel_size_um is None else f"voxels of {scan.voxel_size_um:g} um"
+    each = 4 * int(np.prod(shape, dtype=np.int64))
+    volumes = layout.splits + 1
+    require_space(layout.folder / layout.full, volumes * each)
+    room = shutil.disk_usage(
+        next(p for p in (layout.folder.absolute(), *layout.folder.absolute().parents) if p.exists())
+    )
+    lines = [
+        ("scan", f"{scan.path}: {angles} angles of {rows} x {columns} pixels, {size}"),
+        ("centre", "searched for" if center is None else f"column {center:g}, as given"),
+        (
+            "memory",
+            f"about {gigabytes(plan.n_bytes)}, {plan.rows} rows at a time ({gigabytes(available_bytes())} free)",
+        ),
+        (
+            "disk",
+            f"{gigabytes(volumes * each)}: {volumes} volumes of {' x '.join(map(str, shape))} float32 "
+            f"({gigabytes(room.free)} free in {layout.folder})",
+        ),
+        ("config", str(layout.config)),
+    ]
+    for name, text in lines:
+        say(f"{name:<6}  {text}")
 
 
 def _sink(

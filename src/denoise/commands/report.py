@@ -218,8 +218,14 @@ def _trials(
     return trials
 
 
-def runner(denoiser: Denoiser) -> Run:
-    """A model as the function that evidence is collected with."""
+def runner(denoiser: Denoiser, budget: int | None = None) -> Run:
+    """A model as the function that evidence is collected with.
+
+    Parameters
+    ----------
+    budget
+        Host memory that slabs may take, in bytes; None: as much as is fastest.
+    """
 
     def run(volume: Volume, z_range: range) -> Float32Array:
         result = np.empty((len(z_range), *volume.shape[1:]), np.float32)
@@ -227,7 +233,7 @@ def runner(denoiser: Denoiser) -> Run:
         def keep(start: int, slab: Float32Array) -> None:
             result[start : start + len(slab)] = slab
 
-        denoise_slices([volume], denoiser, z_range, keep)
+        denoise_slices([volume], denoiser, z_range, keep, budget=budget)
         return result
 
     return run

@@ -10,7 +10,7 @@ from denoise.checkpoint import CRITERIA, RunFolder
 from denoise.commands.display import say, say_device
 from denoise.commands.inputs import open_splits
 from denoise.config import RunConfig
-from denoise.errors import ConfigError, OutputError
+from denoise.errors import OutputError
 from denoise.files import require_free
 
 
@@ -18,10 +18,6 @@ def train(
     config: RunConfig, compute: Compute, *, resume: bool = False, finetune: Path | None = None, progress: bool = True
 ) -> RunFolder:
     """Train on the splits of a config; says where the models are."""
-    if resume and finetune is not None:
-        raise ConfigError(
-            f"--resume continues a run and --finetune {finetune} begins one from a model; give one of the two"
-        )
     splits = open_splits(config)
     require_own_folder(RunFolder(config.output_dir))
     say_device(compute.devices(), compute.device == "cpu")

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from denoise.arithmetic import autocast, fast_layout
 from denoise.errors import CheckpointError, DeviceError
 from denoise.inference.blend import SlabAccumulator
-from denoise.inference.reader import SlabReader
+from denoise.inference.reader import LARGEST_LAYER_BYTES, SlabReader
 from denoise.inference.slabs import WRITES_WAITING, SlabPlan, plan_slabs
 from denoise.inference.transfer import DeviceLink
 from denoise.memory import is_out_of_memory
@@ -67,6 +67,7 @@ def denoise_slices(
     progress: Callable[[int], None] = lambda slices: None,
     *,
     budget: int | None = None,
+    largest_layer: int = LARGEST_LAYER_BYTES,
 ) -> None:
     """Denoise slices of a volume; a range gives the same values as the same slices of a full run.
 
@@ -85,6 +86,9 @@ def denoise_slices(
         Called with the number of slices finished so far.
     budget
         Host memory that slabs may take, in bytes; None: as much as is fastest.
+    largest_layer
+        What may be kept besides of each input that stores several slices together, in bytes: a layer that is not kept
+        is decoded again for every slab.
 
     Raises
     ------
@@ -97,7 +101,7 @@ def denoise_slices(
     """
     plan = plan_slabs(TileGrid(inputs[0].shape, denoiser.window), len(inputs), budget)
     try:
-        _stream(inputs, denoiser.prepared(), z_range, write, progress, plan)
+        _stream(inputs, denoiser.prepared(), z_range, write, progress, plan, largest_layer)
     except (MemoryError, RuntimeError, OSError) as error:
         if not is_out_of_memory(error):
             raise
@@ -114,11 +118,18 @@ def _stream(
     write: Write,
     progress: Callable[[int], None],
     plan: SlabPlan,
+    largest_layer: int,
 ) -> None:
     grid = plan.grid
     layers = grid.layers(z_range.start, z_range.stop)
     pieces = list(plan.pieces(layers))
-    reader = SlabReader(inputs, grid, denoiser.normalization, fill_non_finite=denoiser.fill_non_finite)
+    reader = SlabReader(
+        inputs,
+        grid,
+        denoiser.normalization,
+        fill_non_finite=denoiser.fill_non_finite,
+        largest_layer=largest_layer,
+    )
     blended = SlabAccumulator(grid, layers, plan.layers, denoiser.device, 1 / len(inputs))
     predict = _BatchedNetwork(denoiser)
     link = DeviceLink(denoiser.device)

@@ -17,9 +17,9 @@ _log = logging.getLogger(__name__)
 
 #: What a volume returns is copied into the slab: so many slices exist twice for a moment, not all of them.
 _SLICES_PER_READ = 16
-#: Layers of a volume that are stored together are kept from one run to the next up to this size; deeper ones, of
-#: volumes whose whole depth is one chunk for example, are decoded again for every run.
-_DEEPEST_LAYER, _LARGEST_LAYER_BYTES = 64, 2**29
+#: Layers of a volume that are stored together are kept from one run to the next up to this size, or what the caller
+#: allows; deeper ones, of volumes whose whole depth is one chunk for example, are decoded again for every run.
+_DEEPEST_LAYER, LARGEST_LAYER_BYTES = 64, 2**29
 
 
 class SlabReader:
@@ -29,9 +29,15 @@ class SlabReader:
     """
 
     def __init__(
-        self, inputs: Sequence[Volume], grid: TileGrid, normalization: Normalization, *, fill_non_finite: bool
+        self,
+        inputs: Sequence[Volume],
+        grid: TileGrid,
+        normalization: Normalization,
+        *,
+        fill_non_finite: bool,
+        largest_layer: int = LARGEST_LAYER_BYTES,
     ) -> None:
-        self._inputs = [_LayerReader(volume) for volume in inputs]
+        self._inputs = [_LayerReader(volume, largest_layer) for volume in inputs]
         self._grid = grid
         self._normalization = normalization
         self._fill = fill_non_finite
@@ -111,11 +117,11 @@ class SlabReader:
                 self.filled += count
 
 
-def layer_bytes(volume: Volume) -> int:
+def layer_bytes(volume: Volume, largest: int = LARGEST_LAYER_BYTES) -> int:
     """What is kept of a layer that the volume stores together; 0 where single slices are, or where it is too large."""
     _, height, width = volume.shape
     depth, size = volume.chunk_depth, 4 * volume.chunk_depth * height * width
-    return size if 1 < depth <= _DEEPEST_LAYER and size <= _LARGEST_LAYER_BYTES else 0
+    return size if 1 < depth <= _DEEPEST_LAYER and size <= largest else 0
 
 
 class _LayerReader:
@@ -124,9 +130,9 @@ class _LayerReader:
     Where a run ends within such a layer, the rest of the layer is read as well and kept for the next.
     """
 
-    def __init__(self, volume: Volume) -> None:
+    def __init__(self, volume: Volume, largest: int) -> None:
         self.volume = volume
-        self._depth = volume.chunk_depth if layer_bytes(volume) else 1
+        self._depth = volume.chunk_depth if layer_bytes(volume, largest) else 1
         self._kept_from = 0
         self._kept_rows = range(0)
         self._kept: Float32Array = np.empty((0, 0, 0), dtype=np.float32)
@@ -146,10 +152,12 @@ class _LayerReader:
         kept = self._kept[start - self._kept_from :] if reusable else self._kept[:0]
         if len(kept) >= stop - start:
             return kept[: stop - start]
+        if not len(kept):
+            self._kept = np.empty((0, 0, 0), dtype=np.float32)  # freed before the next layer is read
         first_new = start + len(kept)
         # A strip is followed by another: the rest of its layer would not be asked for next.
         end = min(-(-stop // self._depth) * self._depth, depth) if len(rows) == height else stop
         read = self.volume.read(Region((first_new, rows.start, 0), (end - first_new, len(rows), width)))
-        self._kept, self._kept_from, self._kept_rows = read[stop - first_new :].copy(), stop, rows
+        self._kept, self._kept_from, self._kept_rows = read[stop - first_new :], stop, rows
         new = read[: stop - first_new]
         return np.concatenate([kept, new]) if len(kept) else new

@@ -12,9 +12,11 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 from denoise.inference.engine import Denoiser, denoise_slices
-from denoise.inference.reader import layer_bytes
+from denoise.inference.reader import LARGEST_LAYER_BYTES, layer_bytes
+from denoise.inference.slabs import plan_slabs
 from denoise.launch import World
-from denoise.memory import process_bytes
+from denoise.memory import available_bytes, process_bytes, share_of
+from denoise.tiles import TileGrid
 from denoise.volumes import VolumeSink
 from denoise.volumes.slice_pool import waiting_bytes
 from denoise.volumes.volume import Float32Array, Volume
@@ -24,6 +26,8 @@ Progress = Callable[[int], AbstractContextManager[Callable[[int], None]]]
 
 #: Slabs get what is left of the memory that is allowed; a batch on its way through the network takes about this much.
 _BATCH_BYTES = 60_000_000
+#: Where no limit is given, layers that are stored together may take this part of the free memory.
+_LAYERS_SHARE = 8
 
 
 @dataclass(frozen=True)
@@ -50,6 +54,7 @@ def run_worker(world: World, job: InferenceJob) -> None:
         As ``denoise_slices`` and ``VolumeSink`` say.
     """
     denoiser = replace(job.denoiser, device=world.device)
+    budget, largest_layer = _divided(job, world)
 
     def fill(piece: range, advance: Callable[[int], None]) -> None:
         denoise_slices(
@@ -58,7 +63,8 @@ def run_worker(world: World, job: InferenceJob) -> None:
             range(job.z_range.start + piece.start, job.z_range.start + piece.stop),
             partial(_write, job.sink, piece.start),
             advance,
-            budget=_budget(job, world),
+            budget=budget,
+            largest_layer=largest_layer,
         )
 
     fill_share(world, job.sink, job.progress, fill)
@@ -84,15 +90,39 @@ def fill_share(
         sink.flush()
 
 
-def _budget(job: InferenceJob, world: World) -> int | None:
+def _divided(job: InferenceJob, world: World) -> tuple[int | None, int]:
+    """What slabs may take, and a stored layer of each input: layers what is left by the slabs that are fastest."""
+    count = len(job.inputs)
     if job.max_memory is None:
-        return None
-    _, height, width = job.inputs[0].shape
+        return None, max(LARGEST_LAYER_BYTES, available_bytes() // (_LAYERS_SHARE * world.local_size * count))
+    left = share_of(job.max_memory, world.local_size) - besides_slabs(job.inputs, job.sink, largest_layer=0)
+    fastest = plan_slabs(TileGrid(job.inputs[0].shape, job.denoiser.window), count).n_bytes
+    largest_layer = max(0, left - fastest) // count
+    return max(0, left - sum(layer_bytes(volume, largest_layer) for volume in job.inputs)), largest_layer
+
+
+def besides_slabs(
+    inputs: Sequence[Volume], sink: VolumeSink | None = None, *, largest_layer: int = LARGEST_LAYER_BYTES
+) -> int:
+    """What this process holds beside slabs while it denoises, in bytes.
+
+    Parameters
+    ----------
+    inputs
+        Those that are read at the same time.
+    sink
+        What is written; None: nothing.
+    largest_layer
+        What is kept at most of each input that stores several slices together.
+    """
+    _, height, width = inputs[0].shape
     plane = 4 * height * width
-    kept = sum(map(layer_bytes, job.inputs)) + waiting_bytes(plane)
-    if job.sink.slices_together > 1:
-        kept += 2 * job.sink.slices_together * plane  # a group that is being collected, and one stored
-    return max(0, job.max_memory // world.local_size - process_bytes() - _BATCH_BYTES - kept)
+    taken = process_bytes() + _BATCH_BYTES + sum(layer_bytes(volume, largest_layer) for volume in inputs)
+    if sink is not None:
+        taken += waiting_bytes(plane)
+        if sink.slices_together > 1:
+            taken += 2 * sink.slices_together * plane  # a group that is being collected, and one stored
+    return taken
 
 
 def _write(sink: VolumeSink, first: int, start: int, slab: Float32Array) -> None:

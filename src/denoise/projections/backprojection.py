@@ -17,6 +17,7 @@ import numpy as np
 import scipy.fft
 from numpy.typing import NDArray
 
+from denoise.projections.footprint import FILTERED_TOGETHER
 from denoise.volumes.volume import Float32Array
 
 
@@ -57,7 +58,7 @@ def filter_projections(sinograms: Float32Array, weights: NDArray[np.float64]) ->
     before = (length - columns) // 2
     response = ramp_response(length)
     filtered = np.empty((angles, columns, rows), dtype=np.float32)
-    step = max(1, (1 << 22) // (rows * length))
+    step = max(1, FILTERED_TOGETHER // (rows * length))
     for start in range(0, angles, step):
         part = sinograms[start : start + step]
         padded = np.pad(part, ((0, 0), (0, 0), (before, length - columns - before)), mode="edge")

@@ -15,24 +15,17 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from denoise.errors import DeviceError, ScanError
-from denoise.memory import available_bytes, process_bytes
+from denoise.errors import ScanError
+from denoise.projections.footprint import ROWS_TOGETHER, plan_rows
 from denoise.projections.preprocess import Repairs, line_integrals, remove_stripes
 from denoise.projections.scan import Scan
 from denoise.tiles import Triple
-from denoise.volumes.slice_pool import waiting_bytes
 from denoise.volumes.volume import Float32Array, VolumeSink
 
 logger = logging.getLogger(__name__)
 
-# Rows that are back-projected together: their sum over one image line stays in the cache.
-_ROWS_TOGETHER = 16
-# Reading whole rows is faster in larger slabs, up to about here.
-_MOST_ROWS_PER_SLAB = 64
 # Fewest angles per detector column from which a split has no visible streaks of its own (method, section 6).
 _ANGLES_PER_COLUMN = 1.5
-# What compiling the back-projection takes besides (measured).
-_COMPILED_BYTES = 120_000_000
 _GIVE_CENTER = "measure it with other software and give it with --center"
 
 
@@ -130,9 +123,9 @@ def reconstruct_rows(sinograms: Float32Array, angles_rad: NDArray[np.float64], c
     angles = np.ascontiguousarray(angles_rad, dtype=np.float64)
     weights = angular_weights(angles)
     slices = np.empty((rows, columns, columns), dtype=np.float32)
-    for start in range(0, rows, _ROWS_TOGETHER):
-        filtered = filter_projections(sinograms[:, start : start + _ROWS_TOGETHER], weights)
-        slices[start : start + _ROWS_TOGETHER] = back_project(filtered, angles, float(center))
+    for start in range(0, rows, ROWS_TOGETHER):
+        filtered = filter_projections(sinograms[:, start : start + ROWS_TOGETHER], weights)
+        slices[start : start + ROWS_TOGETHER] = back_project(filtered, angles, float(center))
     return slices
 
 
@@ -182,24 +175,36 @@ def reconstruct_scan(
     if not 0 <= center <= columns - 1:
         raise ScanError(f"center {center:g} is not on the detector of {scan.path}; it has columns 0..{columns - 1}")
     assert len(splits) == n_splits, f"{len(splits)} sinks for {n_splits} splits"
-    depth = min(rows_per_slab or _rows_that_fit(scan, n_splits + 1, max_memory), rows)
+    depth = min(rows_per_slab or plan_rows(scan, n_splits, stripes=stripes, max_memory=max_memory).rows, rows)
     outputs = [(full, np.arange(n_angles)), *zip(splits, parts, strict=True)]
     repairs = Repairs()
     for start in range(0, rows, depth):
         stop = min(start + depth, rows)
         if any(_overlap(run, start, stop) for sink, _ in outputs for run in sink.missing):
-            values, repaired = line_integrals(scan.read_rows(start, stop))
-            repairs += repaired
-            for sink, part in outputs:
-                if runs := [run for run in (_overlap(run, start, stop) for run in sink.missing) if run]:
-                    slices = reconstruct_rows(_cleaned(values[part], stripes), scan.angles_rad[part], center)
-                    for run in runs:
-                        sink.write(run.start, slices[run.start - start : run.stop - start])
+            repairs += _reconstruct_slab(scan, start, stop, center, stripes, outputs)
         if progress is not None:
             progress(stop, rows)
     if repairs.sentence:
         logger.warning("%s: %s", scan.path, repairs.sentence)
     return ReconstructionFacts((rows, columns, columns), n_angles, n_splits, center, stripes, depth, repairs)
+
+
+def _reconstruct_slab(
+    scan: Scan,
+    start: int,
+    stop: int,
+    center: float,
+    stripes: bool,
+    outputs: Sequence[tuple[VolumeSink, NDArray[np.int64]]],
+) -> Repairs:
+    """Rows start..stop-1, into every output that misses some of them; nothing of them stays in memory."""
+    values, repairs = line_integrals(scan.read_rows(start, stop))
+    for sink, part in outputs:
+        if runs := [run for run in (_overlap(run, start, stop) for run in sink.missing) if run]:
+            slices = reconstruct_rows(_cleaned(values[part], stripes), scan.angles_rad[part], center)
+            for run in runs:
+                sink.write(run.start, slices[run.start - start : run.stop - start])
+    return repairs
 
 
 def find_center(scan: Scan) -> float:
@@ -275,24 +280,3 @@ def _cleaned(sinograms: Float32Array, stripes: bool) -> Float32Array:
 
 def _overlap(run: range, start: int, stop: int) -> range:
     return range(max(run.start, start), min(run.stop, stop))
-
-
-def _bytes_per_row(scan: Scan) -> int:
-    """Memory that one detector row takes on its way: about eight copies of its sinogram, and three slices."""
-    angles, _, columns = scan.shape
-    return 4 * (8 * angles * columns + 3 * columns * columns)
-
-
-def _rows_that_fit(scan: Scan, outputs: int, max_memory: int | None) -> int:
-    """Take at most a quarter of the free memory, or all that is allowed."""
-    if max_memory is None:
-        return int(np.clip(available_bytes() // 4 // _bytes_per_row(scan), 1, _MOST_ROWS_PER_SLAB))
-    besides = process_bytes() + _COMPILED_BYTES + outputs * waiting_bytes(4 * scan.shape[2] ** 2)
-    fitting = (max_memory - besides) // _bytes_per_row(scan)
-    if fitting < 1:
-        needed = besides + _bytes_per_row(scan)
-        raise DeviceError(
-            f"reconstructing {scan.path} one detector row at a time needs about {needed / 1024**3:.2f}G of memory, and "
-            f"{max_memory / 1024**3:.2f}G are allowed; allow more with --max-memory"
-        )
-    return int(min(fitting, _MOST_ROWS_PER_SLAB))

@@ -189,7 +189,8 @@ def _training(content: Plain) -> Iterable[Figure]:
             Axis("loss", "σ"),
         ),
         "σ: the standard deviation that grey values are divided by. Both are against a noisy split, so that they level "
-        "off at its noise and not at 0. The lowest held-out L1 chooses the val model.",
+        "off at its noise and not at 0. The held-out L1 chooses the val model, or the squared error where that is "
+        "trained on.",
     )
     yield Figure(
         "Error against the truth",

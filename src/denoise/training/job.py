@@ -38,6 +38,8 @@ class TrainJob:
     resume: bool = False
     """Continue from the state in the folder, if there is one."""
     initial: Weights | None = None
+    begun_from: str | None = None
+    """Which model the run began from (``checkpoint.digest``); None: from none. A resumed run keeps what it was."""
     show_progress: bool = True
     max_memory: int | None = None
     """Bytes that all processes of a node may take together; None: the data take what is free, but for a part."""

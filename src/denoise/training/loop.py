@@ -37,7 +37,7 @@ from denoise.training.job import Observer, Plan, Record, TrainJob
 from denoise.training.memory_plan import plan_again, plan_memory
 from denoise.training.objective import paired
 from denoise.training.observers import observers_of
-from denoise.training.state import Progress, keep_stored_bests, on_cpu, restore_optimizer, state_to_resume
+from denoise.training.state import BEGUN_FROM, Progress, keep_stored_bests, on_cpu, restore_optimizer, state_to_resume
 from denoise.training.validation import Scores, Validator
 
 _log = logging.getLogger(__name__)
@@ -93,6 +93,7 @@ class TrainingRun:
             )
         self._share = len(world.share(job.batch_size)) / job.batch_size
         state = state_to_resume(job, self.folder, world)
+        self.begun_from = state.fingerprint.get(BEGUN_FROM, job.begun_from) if state else job.begun_from
         mode = mode_of(job.network)
         # Training blocks never overlap by plan; overlap and taper matter at inference only.
         self.window = mode.window(job.network, job.patch_size, 0.0, "uniform")
@@ -305,7 +306,8 @@ class TrainingRun:
     def _improved(self, scores: Scores) -> tuple[str, ...]:
         """Which of the three bests these scores beat; the sharpness scores count after the warm-up only."""
         progress = self.progress
-        candidates = {"val": scores.l1}
+        # Of noisy targets the squared error says more of a model that was trained on it: L1 wavers where it still falls.
+        candidates = {"val": scores.l2 if self.job.objective.loss == "l2" else scores.l1}
         if progress.step >= self.job.settings.warmup_steps:
             candidates |= {"lcl": scores.lcl, "edge": -scores.edge}
         improved = tuple(name for name, value in candidates.items() if value < progress.best.get(name, math.inf))
@@ -344,7 +346,7 @@ class TrainingRun:
         if not self.world.is_chief:
             return
         TrainState(
-            fingerprint=self.job.fingerprint(),
+            fingerprint={**self.job.fingerprint(), BEGUN_FROM: self.begun_from},
             model=on_cpu(self.network.state_dict()),
             ema=on_cpu(self.averaged.model.state_dict()) if self.averaged is not None else None,
             optimizer=self.optimizer.state_dict(),

@@ -17,6 +17,8 @@ from denoise.errors import CheckpointError
 from denoise.launch import World
 from denoise.training.job import TrainJob
 
+#: In the fingerprint of a state: which model the run began from. States of earlier versions do not say.
+BEGUN_FROM = "begun from"
 #: NFS keeps what it knows of a file, or of its absence, for up to a minute.
 _STALE_SECONDS = 120.0
 
@@ -120,6 +122,12 @@ def load_state(job: TrainJob, folder: RunFolder) -> TrainState:
     """
     state = TrainState.load(folder.state)
     now, then = job.fingerprint(), state.fingerprint
+    if job.initial is not None and then.get(BEGUN_FROM, job.begun_from) != job.begun_from:
+        began = "no model" if then[BEGUN_FROM] is None else "another model"
+        raise CheckpointError(
+            f"the run in {folder.path} began from {began}, not from the one that --finetune names; continue it with "
+            "--resume alone, or begin another one with another --output-dir"
+        )
     changed = [name for name in now if now[name] != then.get(name)]
     if changed:
         name = changed[0]

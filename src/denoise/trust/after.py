@@ -285,7 +285,7 @@ def _converged(history: Sequence[dict[str, Any]]) -> Finding:
 
 
 def _overfitted(history: Sequence[dict[str, Any]]) -> Finding:
-    best = min(range(len(history)), key=lambda i: float(history[i]["val_l1"]))
+    best = max(i for i, record in enumerate(history) if i == 0 or "val" in record["improved"])
     later = [float(r["val_mse"]) for r in history[best:]]
     # The mean of what came after the best score: single ones jump.
     rise = -_gained([later[0]], [sum(later[1:]) / len(later[1:])]) if len(later) > 2 else 0.0

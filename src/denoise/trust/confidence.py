@@ -8,7 +8,7 @@ share, come in through this calibration, not through the disagreement.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -50,8 +50,11 @@ class Confidence:
         -------
         float32 (Z, Y, X), grey values.
         """
-        found = np.interp(disagreement_of(outputs), self.disagreement, self.error)
-        return np.asarray(found, dtype=np.float32)
+        result = np.empty_like(outputs[0])
+        for z in range(len(result)):  # one after the other: what is compared takes several times a slice
+            found = disagreement_of([output[z : z + 1] for output in outputs])
+            result[z] = np.interp(found[0], self.disagreement, self.error)
+        return result
 
 
 def disagreement_of(outputs: Sequence[Float32Array]) -> Float32Array:
@@ -69,29 +72,41 @@ def disagreement_of(outputs: Sequence[Float32Array]) -> Float32Array:
     return np.asarray(np.sqrt(np.maximum(variance, 0)), np.float32)
 
 
-def calibrated(evidence: Evidence) -> Confidence:
+def calibrated(parts: Iterable[Evidence]) -> Confidence:
     """Find which error belongs to which disagreement, on held-out slices.
 
     Voxels are sorted into classes of disagreement, and the unbiased squared error is averaged over each; classes are
     joined until it rises with the disagreement (pool adjacent violators: Ayer et al. 1955, Ann. Math. Stat. 26:641, doi
     10.1214/aoms/1177728423).
 
+    Parameters
+    ----------
+    parts
+        Runs of held-out slices, one after the other; of each, two numbers a voxel are kept. The result does not depend
+        on how the slices are divided.
+
     Raises
     ------
     VolumeError
         The outputs are all the same, or their error cannot be told from zero.
     """
-    said = disagreement_of(evidence.outputs)[:, evidence.mask].astype(np.float64)
-    edges = np.quantile(said, _CLASSES)
+    said: list[Float32Array] = []
+    wrong: list[Float32Array] = []
+    for part in parts:
+        for one in part.slices():
+            found = disagreement_of([np.asarray(output, np.float32) for output in one.outputs])
+            said.append(found[0][one.mask])
+            wrong.append(error_maps(one).delivered[0][one.mask].astype(np.float32))
+    edges = np.quantile(np.concatenate(said), _CLASSES)
     count = len(_CLASSES) + 1
     sums = np.zeros((3, count))
-    for values, maps in zip(said, _error_slices(evidence), strict=True):
+    for values, errors in zip(said, wrong, strict=True):
         place = np.searchsorted(edges, values)
-        for row, weights in zip(sums, (None, values, maps), strict=True):
+        for row, weights in zip(sums, (None, values, errors), strict=True):
             row += np.bincount(place, weights=weights, minlength=count)
     voxels, disagreement, error = sums[:, sums[0] > 0]
     mean = float(error.sum() / voxels.sum())
-    if not mean > 0 or said.max() == 0:
+    if not mean > 0 or disagreement.max() == 0:
         raise VolumeError(
             f"the mean squared error of the held-out slices is estimated as {mean:.3g}: too few voxels are held out "
             "to calibrate the uncertainty of single voxels; hold out more (train.validation_fraction)"
@@ -101,11 +116,6 @@ def calibrated(evidence: Evidence) -> Confidence:
         tuple(float(v) for v in disagreement / voxels),
         tuple(float(v) for v in np.sqrt(np.maximum(pooled, _FLOOR * mean))),
     )
-
-
-def _error_slices(evidence: Evidence) -> Iterator[Float64Array]:
-    for part in evidence.slices():
-        yield error_maps(part).delivered[0][evidence.mask]
 
 
 def _rising(values: Float64Array, weights: Float64Array) -> Float64Array:

@@ -153,7 +153,13 @@ def probe_weights(count: int) -> tuple[float, ...]:
 
 
 def collect(
-    splits: Sequence[Volume], region: Region, run: Run, *, strategy: str = "X:1", delivers: str = "full"
+    splits: Sequence[Volume],
+    region: Region,
+    run: Run,
+    *,
+    strategy: str = "X:1",
+    delivers: str = "full",
+    seen: NDArray[np.bool_] | None = None,
 ) -> Evidence:
     """Run a model on a held-out region.
 
@@ -169,6 +175,8 @@ def collect(
         "X:1" or "1:X": what the model was given of several splits.
     delivers
         "full": f(mean of the splits) is the result; "splits": the mean of the outputs of all views.
+    seen
+        The field of view, bool (Y, X) of whole slices; None: found in these slices.
     """
     count = len(splits)
     shape = splits[0].shape
@@ -182,12 +190,12 @@ def collect(
 
     total = np.sum(parts, axis=0, dtype=np.float32)
     rests = [(total - part) / np.float32(count - 1) for part in parts]
-    seen: list[Volume] = list(splits)
+    given: list[Volume] = list(splits)
     views, others = parts, tuple(rests)
     if strategy == "X:1" and count > 2:
-        seen = [MeanVolume((*splits[:k], *splits[k + 1 :])) for k in range(count)]
+        given = [MeanVolume((*splits[:k], *splits[k + 1 :])) for k in range(count)]
         views, others = others, views
-    outputs = tuple(denoised(view) for view in seen)
+    outputs = tuple(denoised(view) for view in given)
     weights = np.array(probe_weights(count))
     response = None
     if delivers == "full":
@@ -208,7 +216,7 @@ def collect(
         delivered=delivered,
         probe=probe[rows].astype(np.float32),
         response=response,
-        mask=field_of_view(parts)[region.slices[1:]],
+        mask=(field_of_view(parts) if seen is None else seen)[region.slices[1:]],
     )
 
 
