@@ -16,13 +16,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+import psutil
 import pytest
 import torch
+from numpy.typing import NDArray
 
 from denoise.checkpoint import RunFolder, TrainState
 
 if TYPE_CHECKING:
-    from tiny_dataset import Dataset, Outcome
+    from tiny_dataset import Dataset, Outcome, Tools
 
 pytest_plugins = ("tiny_dataset",)
 pytestmark = pytest.mark.slow
@@ -38,10 +41,10 @@ class Machine:
 
     name: str = ""
 
-    def start(self, log: Path, *arguments: object, **variables: object) -> subprocess.Popen[bytes]:
-        """``denoise train`` there, in a session of its own."""
+    def start(self, log: Path, *arguments: object, verb: str = "train", **variables: object) -> subprocess.Popen[bytes]:
+        """``denoise`` there, in a session of its own."""
         within = ["ip", "netns", "exec", self.name] if self.name else []
-        command = [*within, sys.executable, "-m", "denoise", "train", "--device", "cpu", *map(str, arguments)]
+        command = [*within, sys.executable, "-m", "denoise", verb, "--device", "cpu", *map(str, arguments)]
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
         for name in ("TORCHELASTIC_RUN_ID", "RANK", "WORLD_SIZE", "SLURM_STEP_ID", "GLOO_SOCKET_IFNAME"):
             environment.pop(name, None)
@@ -218,3 +221,110 @@ def test_two_tasks_of_srun_join_and_do_what_two_processes_do(
     told = [log.read_text() for log in logs]
     assert "training ended after" in told[0]
     assert told[1] == ""
+
+
+SHAPE = (60, 64, 64)
+
+
+@pytest.fixture
+def large(finished: Dataset, tools: Tools) -> Dataset:
+    """A volume that takes seconds: every tile goes through the network eight times."""
+    tools.write(finished.folder / "large", tools.images(SHAPE)[-1])
+    text = finished.config.read_text()
+    assert text.count("full: whole") == text.count("infer: {") == 1
+    finished.config.write_text(text.replace("full: whole", "full: large").replace("infer: {", "infer: {tta: 8, "))
+    return finished
+
+
+def alone(data: Dataset, denoise: Callable[..., Outcome], tools: Tools) -> NDArray[np.float32]:
+    """What one process makes of it."""
+    outcome = denoise("volume", "--config", data.config, "--device", "cpu", "--output", data.folder / "alone")
+    assert outcome.code == 0, outcome.err
+    return tools.read(data.folder / "alone")
+
+
+def wait_for_slices(folder: Path, process: subprocess.Popen[bytes]) -> None:
+    """Until some slices of an output are in its hidden folder."""
+    deadline = time.monotonic() + LONGEST
+    while len(list(folder.glob(".*/**/*.tif"))) < 4:
+        assert process.poll() is None, "ended early"
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def test_two_machines_write_one_volume_and_one_that_dies_is_made_up_for(
+    machines: list[Machine],
+    large: Dataset,
+    denoise: Callable[..., Outcome],
+    tools: Tools,
+    started: list[subprocess.Popen[bytes]],
+    tmp_path: Path,
+) -> None:
+    expected = alone(large, denoise, tools)
+    logs = [tmp_path / f"log{rank}" for rank in range(2)]
+    (tmp_path / "out").mkdir()
+    output = tmp_path / "out" / "result"
+    common = ("--config", large.config, "--output", output, "--processes", 1, "--nodes", 2, "--resume")
+    meeting = ("--rendezvous", f"{ADDRESSES[0]}:29502")
+
+    def start() -> list[subprocess.Popen[bytes]]:
+        started[:] = [
+            machines[rank].start(logs[rank], *common, *meeting, "--node-rank", rank, verb="volume") for rank in range(2)
+        ]
+        return started
+
+    first = start()
+    wait_for_slices(tmp_path / "out", first[0])
+    kill(first[1])
+    assert first[0].wait(timeout=LONGEST) == 1, logs[0].read_text()
+    assert "was lost" in logs[0].read_text().splitlines()[-1]
+    assert not output.exists()
+    assert ends(start()) == [0, 0], [log.read_text() for log in logs]
+    np.testing.assert_array_equal(tools.read(output), expected)
+    assert str(output) in logs[0].read_text().splitlines()
+    assert str(output) not in logs[1].read_text().splitlines()
+    assert list((tmp_path / "out").iterdir()) == [output]
+
+
+def test_two_machines_give_the_volume_that_one_process_gives(
+    machines: list[Machine],
+    large: Dataset,
+    denoise: Callable[..., Outcome],
+    tools: Tools,
+    started: list[subprocess.Popen[bytes]],
+    tmp_path: Path,
+) -> None:
+    logs = [tmp_path / f"log{rank}" for rank in range(2)]
+    output = tmp_path / "result.zarr"
+    common = ("--config", large.config, "--output", output, "--processes", 1, "--nodes", 2)
+    meeting = ("--rendezvous", f"{ADDRESSES[0]}:29503")
+    started += [
+        machines[rank].start(logs[rank], *common, *meeting, "--node-rank", rank, verb="volume") for rank in range(2)
+    ]
+    expected = alone(large, denoise, tools)
+    assert ends(started) == [0, 0], [log.read_text() for log in logs]
+    np.testing.assert_array_equal(tools.read(output), expected)
+
+
+def test_a_process_that_is_killed_while_it_denoises_is_started_again(
+    large: Dataset,
+    denoise: Callable[..., Outcome],
+    tools: Tools,
+    started: list[subprocess.Popen[bytes]],
+    tmp_path: Path,
+) -> None:
+    expected = alone(large, denoise, tools)
+    log = tmp_path / "log"
+    (tmp_path / "out").mkdir()
+    output = tmp_path / "out" / "result"
+    common = ("--config", large.config, "--output", output, "--processes", 2, "--max-restarts", 1)
+    started.append(Machine().start(log, *common, verb="volume"))
+    wait_for_slices(tmp_path / "out", started[0])
+    workers = [p for p in psutil.Process(started[0].pid).children(recursive=True) if "spawn_main" in str(p.cmdline())]
+    assert len(workers) == 2
+    workers[1].kill()
+    assert ends(started) == [0], log.read_text()
+    told = log.read_text()
+    assert told.count("restart 1 of 1: process ") == 1
+    assert "was killed by SIGKILL" in told
+    np.testing.assert_array_equal(tools.read(output), expected)
