@@ -165,8 +165,9 @@ def test_seams_are_found_where_tiles_meet_and_nowhere_else(rng: np.random.Genera
     assert find_seams(smooth, (np.array([], int), np.array([], int)), mask) is None
 
 
-def record(epoch: int, error: float, rate: float = 0.01) -> dict[str, Any]:
-    return {"epoch": epoch, "step": 100 * epoch, "learning_rate": rate, "val_mse": error, "val_l1": 1 + error}
+def record(epoch: int, error: float, rate: float = 0.01, best: bool = False) -> dict[str, Any]:
+    improved = ["val"] if best else []
+    return {"epoch": epoch, "step": 100 * epoch, "learning_rate": rate, "val_mse": error, "improved": improved}
 
 
 def training_findings(report: Report, history: list[dict[str, Any]], seams: Seams | None = None) -> dict[str, Severity]:
@@ -176,12 +177,13 @@ def training_findings(report: Report, history: list[dict[str, Any]], seams: Seam
 
 def test_runs_that_were_too_short_or_too_long_are_told(scan: Scan) -> None:
     report = Report.of(scan.evidence(scan.best_filter()))
-    flat = [record(e, v) for e, v in enumerate((0.4, 0.2, 0.11, 0.102, 0.101, 0.1, 0.1, 0.1, 0.1), 1)]
+    flat = [record(e, v, best=v > 0.1) for e, v in enumerate((0.4, 0.2, 0.11, 0.102, 0.101, 0.1, 0.1, 0.1, 0.1), 1)]
     found = training_findings(report, flat, Seams(1.5, 9.0, 4))
     assert (found["converged"], found["overfitted"], found["seams"]) == (0, 0, Severity.RESERVATION)
     falling = [record(e, 0.5**e) for e in range(1, 9)]
     assert training_findings(report, falling)["converged"] == Severity.RESERVATION
     assert training_findings(report, falling[:2])["converged"] == Severity.RESERVATION
+    flat[6]["improved"] = ["val", "edge"]
     rising = [*flat, *(record(e, 0.1 * 1.1 ** (e - 9)) for e in range(10, 20))]
     assert training_findings(report, rising)["overfitted"] == Severity.RESERVATION
     assert "converged" not in training_findings(report, [])

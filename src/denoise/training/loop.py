@@ -306,7 +306,7 @@ class TrainingRun:
     def _improved(self, scores: Scores) -> tuple[str, ...]:
         """Which of the three bests these scores beat; the sharpness scores count after the warm-up only."""
         progress = self.progress
-        # Of noisy targets the squared error says more of a model that was trained on it: L1 wavers where it still falls.
+        # With noisy targets L1 wavers where the squared error, which such a model was trained on, still falls.
         candidates = {"val": scores.l2 if self.job.objective.loss == "l2" else scores.l1}
         if progress.step >= self.job.settings.warmup_steps:
             candidates |= {"lcl": scores.lcl, "edge": -scores.edge}
