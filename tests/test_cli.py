@@ -211,7 +211,7 @@ import sys, time
 from denoise.cli import main
 from denoise.inference import run
 real = run.denoise_slices
-def slow(inputs, denoiser, z_range, write, progress, budget):
+def slow(inputs, denoiser, z_range, write, progress, **memory):
     def wait(done):
         print("waiting", flush=True)
         for _ in range(1200):  # a signal that comes just before a sleep is obeyed after it
