@@ -137,9 +137,9 @@ def test_a_run_leaves_models_a_record_and_pictures(run: Path) -> None:
 
 def test_what_train_returns_is_the_best_model_in_the_folder(run: Path) -> None:
     checkpoint = load_checkpoint(run)
-    best = min(read_history(RunFolder(run).history), key=lambda line: float(line["val_l1"]))
+    best = min(read_history(RunFolder(run).history), key=lambda line: float(line["val_l2"]))
     assert checkpoint.epoch == best["epoch"]
-    assert checkpoint.scores["l1"] == best["val_l1"]
+    assert checkpoint.scores["l2"] == best["val_l2"]
     assert load_checkpoint(run / "best_val_model.pth").epoch == checkpoint.epoch
     assert checkpoint.sample == "model"
 

@@ -46,7 +46,7 @@ _OWN_NAMES = re.compile(
     r"foam_(scan\.h5|truth|full|angles\.txt|split\d+|config\.yaml|training_(2\.5d|3d)|denoised_slices|denoised_volume_.+|report)"
     r"|before_after_truth\.png|summary\.json|\.(foam_\w+|before_after_truth|summary)\.(partial|replaced)-.+"
 )
-_OWN_SUFFIXES = (".tif", ".txt", ".pth", ".yaml", ".jsonl", ".png", ".json", ".html")
+_OWN_SUFFIXES = (".tif", ".pth", ".yaml", ".jsonl", ".png", ".json", ".html")
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,8 @@ The first is E p.Af less E m.Af. That is not 0: the noise of each split lies on 
 it, and A finds them again. As E n m' = E m n', it is E n.A J m, and E y.A J p = E n.A J m + k D. The second term comes
 from detail that f has lost, most where noise is strong: it is the sum over Fourier rings of E t.e = E f.t - E t^2,
 which the splits tell without truth, as they tell the correlation, each times what A makes of a power of 1 there,
-measured on white noise. The streaks hide (1 - k) D of it as well, spread over the rings like those of the result, so
+measured on white noise. Its chance error
+is the scatter over slices. The streaks hide (1 - k) D of it as well, spread over the rings like those of the result, so
 that D is the solution of a linear equation. Interpolation weakens A by a factor c, about 1.1, which is put in.
 
 **Does A fit the scan?** Wrong angles give an E d.Af of 0 or less. The regression coefficient of d on the simulated
@@ -127,15 +128,18 @@ def measure_streaks(evidence: Evidence, rings: RingSums, angles_rad: Float64Arra
     shape = _power(simulated, mask)
     passed = float(np.clip(_mean(probe * response, mask) / _mean(np.square(probe), mask), 0, 1))
     found, error = _mean_and_error(probe * simulated - full * streaks(response), mask)
-    lost = _INTERPOLATION**2 * float((gain * _lost(rings)).sum())
+    lost, lost_error = _mean_of_slices(_INTERPOLATION**2 * (_lost(rings) * gain).sum(1))
     fed_back = passed + _INTERPOLATION**2 * (1 - passed) * float((gain * shape).sum() / shape.sum())
-    power = (_INTERPOLATION * found + lost) / max(1 - fed_back, 0.25)
-    power = max(power, 0.0)
+    kept = max(1 - fed_back, 0.25)
+    unclipped = (_INTERPOLATION * found + lost) / kept
+    power = max(unclipped, 0.0)
+    chance = float(np.hypot(_INTERPOLATION * error, lost_error)) / kept
+    doubtful = max(_LOST_DETAIL_KNOWN * abs(unclipped - _INTERPOLATION * found), _POWER_KNOWN * abs(unclipped))
     one, other = (streaks(output[chosen]) for output in evidence.outputs)
     square = max(_mean(one * other, mask), 0.01 * _mean(np.square(simulated), mask), 1e-300)
     return StreakFacts(
         power=power,
-        uncertainty=max(_LOST_DETAIL_KNOWN * abs(power - _INTERPOLATION * found), _POWER_KNOWN * power) + 2 * error,
+        uncertainty=doubtful + 2 * chance,
         passed=passed,
         coefficient=(found + passed * power) / square,
         coefficient_error=error / square,
@@ -158,8 +162,8 @@ def judge_streaks(facts: StreakFacts | None) -> Finding:
         )  # fmt: skip
     why = (
         "Streaks were computed from the result, as this scan would make them, and looked for in the difference of the "
-        "splits: how strong they are there is 1 to 3, or 0 or less if the angles, their order, or the rotation axis "
-        "are not those of the splits."
+        "splits: how strong they are there is 1 to 5 as a rule, or 0 or less if the angles, their order, or the "
+        "rotation axis are not those of the splits."
     )
     if not facts.fits:
         sentence = (
@@ -184,10 +188,15 @@ def judge_streaks(facts: StreakFacts | None) -> Finding:
 
 
 def _lost(rings: RingSums) -> Float64Array:
-    """(rings,): -E t.e, the truth times what the result lacks of it: mean over voxels of what each ring holds."""
-    sums = (rings.signal - rings.delivered_signal).sum(0)
-    per_mode = sums / (rings.weight * len(rings.noise))
+    """(slices, rings): -E t.e, the truth times what the result lacks of it: mean over voxels of each ring's part."""
+    per_mode = (rings.signal - rings.delivered_signal) / rings.weight
     return np.asarray(per_mode * rings.modes / rings.modes.sum() * _OF_ALL_MODES)
+
+
+def _mean_of_slices(values: Float64Array) -> tuple[float, float]:
+    """Mean of (slices,), and its standard error; of a single slice as large as the value."""
+    mean = float(values.mean())
+    return mean, float(values.std(ddof=1) / np.sqrt(len(values))) if len(values) > 1 else abs(mean)
 
 
 def _power(stack: Float32Array, mask: NDArray[np.bool_]) -> Float64Array:
