@@ -64,7 +64,7 @@ from denoise.networks.catalogue import NETWORKS, build_network
 from denoise.networks.spec import NetworkSpec
 from denoise.normalization import Normalization
 from denoise.tiles import TileGrid, Triple
-from denoise.training import loop
+from denoise.training import slices_first
 from denoise.training.job import Plan, Record
 from denoise.training.validation import Preview
 from denoise.volumes import ArrayVolume, create_sink, open_volume
@@ -455,7 +455,7 @@ def training(name: str, splits: Sequence[Float32Array], blocks: int, options: Op
         watch = StepWatch(options.seconds / 10, 10 if options.is_cuda else 1)
         compute = Compute(options.device.type, gpus=(0,) if options.is_cuda else None)
         settings: dict[str, Any] = {"mode": mode, "network": name, "validate_every": NEVER, **sizes}
-        with contextlib.suppress(EnoughError), mock.patch.object(loop, "_SLICES_SHARE", 0.0):
+        with contextlib.suppress(EnoughError), mock.patch.object(slices_first, "SHARE", 0.0):
             train(splits, folder, compute=compute, observers=(watch,), **settings)
         shutil.rmtree(folder)
         return 2 * blocks * watch.steps_per_second

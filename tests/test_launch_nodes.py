@@ -252,6 +252,17 @@ def wait_for_slices(folder: Path, process: subprocess.Popen[bytes]) -> None:
         time.sleep(0.02)
 
 
+def both_denoise(
+    machines: list[Machine], logs: list[Path], dataset: Dataset, output: Path, port: int, *options: object
+) -> list[subprocess.Popen[bytes]]:
+    """``denoise volume`` into one output, a process on each machine."""
+    common = ("--config", dataset.config, "--output", output, "--processes", 1, "--nodes", 2, *options)
+    meeting = ("--rendezvous", f"{ADDRESSES[0]}:{port}")
+    return [
+        machines[rank].start(logs[rank], *common, *meeting, "--node-rank", rank, verb="volume") for rank in range(2)
+    ]
+
+
 def test_two_machines_write_one_volume_and_one_that_dies_is_made_up_for(
     machines: list[Machine],
     large: Dataset,
@@ -264,13 +275,9 @@ def test_two_machines_write_one_volume_and_one_that_dies_is_made_up_for(
     logs = [tmp_path / f"log{rank}" for rank in range(2)]
     (tmp_path / "out").mkdir()
     output = tmp_path / "out" / "result"
-    common = ("--config", large.config, "--output", output, "--processes", 1, "--nodes", 2, "--resume")
-    meeting = ("--rendezvous", f"{ADDRESSES[0]}:29502")
 
     def start() -> list[subprocess.Popen[bytes]]:
-        started[:] = [
-            machines[rank].start(logs[rank], *common, *meeting, "--node-rank", rank, verb="volume") for rank in range(2)
-        ]
+        started[:] = both_denoise(machines, logs, large, output, 29502, "--resume")
         return started
 
     first = start()
@@ -296,11 +303,7 @@ def test_two_machines_give_the_volume_that_one_process_gives(
 ) -> None:
     logs = [tmp_path / f"log{rank}" for rank in range(2)]
     output = tmp_path / "result.zarr"
-    common = ("--config", large.config, "--output", output, "--processes", 1, "--nodes", 2)
-    meeting = ("--rendezvous", f"{ADDRESSES[0]}:29503")
-    started += [
-        machines[rank].start(logs[rank], *common, *meeting, "--node-rank", rank, verb="volume") for rank in range(2)
-    ]
+    started += both_denoise(machines, logs, large, output, 29503)
     expected = alone(large, denoise, tools)
     assert ends(started) == [0, 0], [log.read_text() for log in logs]
     np.testing.assert_array_equal(tools.read(output), expected)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import shutil
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
@@ -23,7 +22,7 @@ from denoise.projections.reconstruct import angles_warning, find_center, reconst
 from denoise.projections.scan import Scan
 from denoise.tiles import Triple
 from denoise.volumes import VolumeSink, create_sink, is_whole, open_volume
-from denoise.volumes.sink import WholeAlready, require_space
+from denoise.volumes.sink import WholeAlready, free_bytes, require_space
 
 _log = logging.getLogger(__name__)
 
@@ -163,9 +162,7 @@ def _say_plan(scan: Scan, layout: Layout, shape: Triple, plan: RowPlan, center: 
     each = 4 * int(np.prod(shape, dtype=np.int64))
     volumes = layout.splits + 1
     require_space(layout.folder / layout.full, volumes * each)
-    room = shutil.disk_usage(
-        next(p for p in (layout.folder.absolute(), *layout.folder.absolute().parents) if p.exists())
-    )
+    room = free_bytes(layout.folder / layout.full)
     lines = [
         ("scan", f"{scan.path}: {angles} angles of {rows} x {columns} pixels, {size}"),
         ("centre", "searched for" if center is None else f"column {center:g}, as given"),
@@ -176,7 +173,7 @@ def _say_plan(scan: Scan, layout: Layout, shape: Triple, plan: RowPlan, center: 
         (
             "disk",
             f"{gigabytes(volumes * each)}: {volumes} volumes of {' x '.join(map(str, shape))} float32 "
-            f"({gigabytes(room.free)} free in {layout.folder})",
+            f"({gigabytes(room)} free in {layout.folder})",
         ),
         ("config", str(layout.config)),
     ]

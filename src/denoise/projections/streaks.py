@@ -14,7 +14,7 @@ from denoise.projections.reconstruct import reconstruct_rows, split_indices
 from denoise.volumes.volume import Float32Array
 
 #: Slices that are worked on together.
-_TOGETHER = 8
+_TOGETHER = 32
 
 
 def streaks_of_splits(slices: Float32Array, angles_rad: NDArray[np.float64], count: int) -> tuple[Float32Array, ...]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from denoise.checkpoint import Weights
 from denoise.config import TrainSection
@@ -50,6 +50,14 @@ class TrainJob:
         """The job that goes on from what this one has saved, after one of its processes was lost."""
         return replace(self, resume=True)
 
+    @property
+    def chosen_by(self) -> Literal["l1", "l2"]:
+        """The held-out score whose lowest makes the ``val`` model.
+
+        With noisy targets L1 wavers where the squared error, of networks that are trained on it, still falls.
+        """
+        return "l2" if self.objective.loss == "l2" else "l1"
+
     def fingerprint(self) -> Mapping[str, Any]:
         """What must not change between a run and its resumption; plain values."""
         settings = self.settings
@@ -63,7 +71,6 @@ class TrainJob:
             "patches per epoch": self.patches_per_epoch,
             **asdict(self.objective),
             "ema_decay": self.ema_decay,
-            "steps on slices": self.slices_first,
             "training slices": [self.train_slices[0], self.train_slices[-1] + 1] if self.train_slices else None,
             **{
                 name: getattr(settings, name)
@@ -75,6 +82,9 @@ class TrainJob:
                     "validation_fraction",
                 )
             },
+            # Left out where they are as they always were: earlier states do not name them.
+            **({"steps on slices": self.slices_first} if self.slices_first else {}),
+            **({"val model chosen by": self.chosen_by} if self.chosen_by != "l1" else {}),
         }
 
 

@@ -26,7 +26,7 @@ from denoise.modes import mode_of
 from denoise.networks.catalogue import build_network
 from denoise.networks.residual import mixing_weights
 from denoise.patches.holdout import HoldOut
-from denoise.patches.sampler import BlockPlace, Sampler, VolumeSampler, sliced
+from denoise.patches.sampler import BlockPlace, Sampler, VolumeSampler
 from denoise.patches.slabs import Division
 from denoise.patches.turns import SlabSampler
 from denoise.training.averaging import AveragedWeights
@@ -37,6 +37,7 @@ from denoise.training.job import Observer, Plan, Record, TrainJob
 from denoise.training.memory_plan import plan_again, plan_memory
 from denoise.training.objective import paired
 from denoise.training.observers import observers_of
+from denoise.training.slices_first import SlicesFirst
 from denoise.training.state import BEGUN_FROM, Progress, keep_stored_bests, on_cpu, restore_optimizer, state_to_resume
 from denoise.training.validation import Scores, Validator
 
@@ -46,10 +47,6 @@ _log = logging.getLogger(__name__)
 _VALIDATION_SHARE = 0.15
 #: Reading the loss waits for the device; once in so many steps that is not noticed.
 _STEPS_PER_LOSS = 10
-#: Steps on single slices (``TrainJob.slices_first``) end with this share of the run, however short it is.
-_SLICES_SHARE = 0.5
-#: Single slices that are taken of each block: with two blocks a step, as many voxels as four larger patches have.
-_SLICES_OF_BLOCK = 4
 
 
 def run_worker(world: World, job: TrainJob) -> None:
@@ -103,6 +100,7 @@ class TrainingRun:
             self.holdout, self.window, settings.seed, settings.augment, settings.z_stride, job.patches_per_epoch
         )
         self.steps_per_epoch = math.ceil(whole.epoch_size / job.batch_size)
+        self.slices_first = SlicesFirst.of(job, self.window, self.steps_per_epoch)
         self.dtype = resolve_precision(settings.precision, world.device)
         self.division = world.from_chief(self._divided(whole, state) if world.is_chief else None)
         cached = SlabSampler(whole, self.division, self.steps_per_epoch * job.batch_size) if self.division else None
@@ -237,14 +235,7 @@ class TrainingRun:
             return
         for step in range(self.progress.step_in_epoch, self.steps_per_epoch):
             places = self.sampler.places(epoch, [step * batch + i for i in share])
-            if self._is_on_slices(epoch * self.steps_per_epoch + step):
-                places = [part for place in places for part in sliced(place, self.window, _SLICES_OF_BLOCK)]
-            yield places
-
-    def _is_on_slices(self, step: int) -> bool:
-        """Whether this step of the run is made on single slices; asked a step ahead where blocks are cut ahead."""
-        planned = self.job.settings.max_epochs * self.steps_per_epoch
-        return step < min(self.job.slices_first, _SLICES_SHARE * planned) and self.course.done < _SLICES_SHARE
+            yield self.slices_first.places(places, epoch * self.steps_per_epoch + step, self.course.done)
 
     def _step(self, blocks: Tensor, rate: float) -> Tensor:
         for group in self.optimizer.param_groups:
@@ -257,7 +248,7 @@ class TrainingRun:
         loss = self.job.objective(prediction, targets, with_lcl=with_lcl)
         # Gradients are averaged over processes; where their shares differ, that weighs them by their number of blocks.
         (loss * (self._share * self.world.size)).backward()  # type: ignore[no-untyped-call]
-        if blocks.shape[2] < self.window.read_zyx[0]:
+        if self.slices_first.made(blocks):
             # Zero for most of them, and Adam takes what follows on many zeros for huge: it must not see them yet.
             for weights in self._mixing:
                 weights.grad = None
@@ -306,8 +297,7 @@ class TrainingRun:
     def _improved(self, scores: Scores) -> tuple[str, ...]:
         """Which of the three bests these scores beat; the sharpness scores count after the warm-up only."""
         progress = self.progress
-        # With noisy targets L1 wavers where the squared error, which such a model was trained on, still falls.
-        candidates = {"val": scores.l2 if self.job.objective.loss == "l2" else scores.l1}
+        candidates = {"val": getattr(scores, self.job.chosen_by)}
         if progress.step >= self.job.settings.warmup_steps:
             candidates |= {"lcl": scores.lcl, "edge": -scores.edge}
         improved = tuple(name for name, value in candidates.items() if value < progress.best.get(name, math.inf))

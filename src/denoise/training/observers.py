@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -160,6 +161,11 @@ def draw_preview(preview: Preview, path: Path) -> None:
         figure.savefig(partial, dpi=100)
 
 
+def best_of(history: Sequence[Mapping[str, Any]]) -> int:
+    """Which line of a history is that of the ``val`` model: the last that improved on it."""
+    return max(i for i, record in enumerate(history) if i == 0 or "val" in record.get("improved", ()))
+
+
 def draw_curves(history: list[dict[str, Any]], path: Path) -> None:
     """Training loss and held-out score over epochs; below, the two sharpness scores."""
     from matplotlib.figure import Figure
@@ -171,7 +177,7 @@ def draw_curves(history: list[dict[str, Any]], path: Path) -> None:
     top, bottom = figure.subplots(2, 1, sharex=True)
     top.plot(epochs, [r["train_loss"] for r in history], color="0.6", label="training loss")
     top.plot(epochs, [r["val_l1"] for r in history], color="C0", label="held-out L1")
-    best = min(history, key=lambda r: float(r["val_l1"]))
+    best = history[best_of(history)]
     top.plot(best["epoch"], best["val_l1"], "o", color="C3", label=f"best: epoch {best['epoch']}")
     top.set_ylabel("normalised grey values")
     top.legend()

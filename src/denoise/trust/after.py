@@ -11,6 +11,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+from denoise.training.observers import best_of
 from denoise.trust.greys import GreyShift
 from denoise.trust.scores import Scores
 from denoise.trust.seams import Seams
@@ -285,7 +286,7 @@ def _converged(history: Sequence[dict[str, Any]]) -> Finding:
 
 
 def _overfitted(history: Sequence[dict[str, Any]]) -> Finding:
-    best = max(i for i, record in enumerate(history) if i == 0 or "val" in record["improved"])
+    best = best_of(history)
     later = [float(r["val_mse"]) for r in history[best:]]
     # The mean of what came after the best score: single ones jump.
     rise = -_gained([later[0]], [sum(later[1:]) / len(later[1:])]) if len(later) > 2 else 0.0

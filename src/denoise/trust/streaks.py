@@ -115,19 +115,20 @@ def measure_streaks(evidence: Evidence, rings: RingSums, angles_rad: Float64Arra
     most = max(1, min(_MOST_SLICES, _MOST_SAMPLES // (angles_rad.size * mask.size)))
     chosen = np.unique(np.linspace(0, evidence.shape[0] - 1, min(most, evidence.shape[0])).round().astype(int))
 
-    def streaks(stack: Float32Array) -> Float32Array:
-        return streaks_of_splits(np.where(mask, stack, 0), angles_rad, 2)[0]
-
     result, full, probe = (stack[chosen] for stack in (evidence.delivered, evidence.full, evidence.probe))
     response = (0.5 * (evidence.outputs[0] - evidence.outputs[1]) if evidence.response is None else evidence.response)[
         chosen
     ]
-    simulated = streaks(result)
     noise = np.random.default_rng(seed).standard_normal(result[:2].shape).astype(np.float32)
-    gain = _power(streaks(noise), mask) / _power(noise, mask)
+    # In one call: the simulation goes over the rays once for many slices.
+    stacks = (result, response, noise, *(output[chosen] for output in evidence.outputs))
+    ends = np.cumsum([len(stack) for stack in stacks])[:-1]
+    all_streaks = streaks_of_splits(np.where(mask, np.concatenate(stacks), 0), angles_rad, 2)[0]
+    simulated, of_response, of_noise, one, other = np.split(all_streaks, ends)
+    gain = _power(of_noise, mask) / _power(noise, mask)
     shape = _power(simulated, mask)
     passed = float(np.clip(_mean(probe * response, mask) / _mean(np.square(probe), mask), 0, 1))
-    found, error = _mean_and_error(probe * simulated - full * streaks(response), mask)
+    found, error = _mean_and_error(probe * simulated - full * of_response, mask)
     lost, lost_error = _mean_of_slices(_INTERPOLATION**2 * (_lost(rings) * gain).sum(1))
     fed_back = passed + _INTERPOLATION**2 * (1 - passed) * float((gain * shape).sum() / shape.sum())
     kept = max(1 - fed_back, 0.25)
@@ -135,7 +136,6 @@ def measure_streaks(evidence: Evidence, rings: RingSums, angles_rad: Float64Arra
     power = max(unclipped, 0.0)
     chance = float(np.hypot(_INTERPOLATION * error, lost_error)) / kept
     doubtful = max(_LOST_DETAIL_KNOWN * abs(unclipped - _INTERPOLATION * found), _POWER_KNOWN * abs(unclipped))
-    one, other = (streaks(output[chosen]) for output in evidence.outputs)
     square = max(_mean(one * other, mask), 0.01 * _mean(np.square(simulated), mask), 1e-300)
     return StreakFacts(
         power=power,

@@ -372,12 +372,17 @@ def require_space(final: Path, n_bytes: int) -> None:
     OutputError
         The disk has less than ``n_bytes`` free.
     """
-    folder = final.parent
-    while not folder.exists():
-        folder = folder.parent
-    free = shutil.disk_usage(folder).free
+    free = free_bytes(final)
     if free < n_bytes:
         raise OutputError(
-            f"{final} needs {n_bytes / 1e9:.3g} GB, but {folder} has only {free / 1e9:.3g} GB free; "
+            f"{final} needs {n_bytes / 1e9:.3g} GB, but its disk has only {free / 1e9:.3g} GB free; "
             "free some space, choose another --output, or a smaller output type"
         )
+
+
+def free_bytes(final: Path) -> int:
+    """What is free on the disk where an output will be, whose folder need not exist yet."""
+    folder = final.absolute().parent
+    while not folder.exists():
+        folder = folder.parent
+    return shutil.disk_usage(folder).free
