@@ -4,7 +4,7 @@
     python benchmarks/report_calibration.py --folder scratch --report docs/report.md
 
 Five objects at three doses are scanned (64 x 192 x 192 voxels, 300 angles per split). In both modes a model is trained
-for 300 steps (3D: 150) and one for 30 on two thirds of the slices, and the good one is damaged in seven ways. Every one
+for 300 steps (3D: 600) and one for 30 on two thirds of the slices, and the good one is damaged in seven ways. Every one
 of them is judged on the 22 held-out slices and compared with the truth there. Rows are appended to
 ``scratch/report_calibration.jsonl``; what is there, or trained, or simulated, is not done again.
 """
@@ -63,6 +63,8 @@ OBJECTS: Mapping[str, Callable[[int, int, int], cases.Phantom]] = {
 }
 DOSES = (100, 400, 1600)
 MODES = ("2.5d", "3d")
+#: Of 30 steps; the first half of those in 3D are on single slices.
+_GOOD_EPOCHS = {"2.5d": 10, "3d": 20}
 
 
 @dataclass(frozen=True)
@@ -132,7 +134,7 @@ def _erased(image: Float32Array, z: range, scan: Scan) -> Float32Array:
 _INVENTED = frozenset({"unsupported_detail", "invented_structure"})
 _REMOVED = frozenset({"suppressed_detail", "removed_structure"})
 DENOISERS: Mapping[str, Denoiser] = {
-    "good": Denoiser("trained for 300 steps (3D: 150)"),
+    "good": Denoiser("trained for 300 steps (3D: 600)"),
     "undertrained": Denoiser("trained for 30 steps", model="under", wrong=frozenset({"converged"})),
     "oversmoothed": Denoiser("good, blurred (sigma 1)", damage=_blurred(1.0), wrong=_REMOVED),
     "median": Denoiser(
@@ -214,7 +216,7 @@ def judged(root: Path, name: str, dose: int, mode: str) -> Iterator[dict[str, An
     volumes = [ArrayVolume(split, name=f"split {k}") for k, split in enumerate(scan.splits)]
     runs = {
         kind: trained(root, scan, f"{name}_{dose}_{mode}_{kind}", mode, epochs)
-        for kind, epochs in (("good", 10 if mode == "2.5d" else 5), ("under", 1))
+        for kind, epochs in (("good", _GOOD_EPOCHS[mode]), ("under", 1))
     }
     runners = {kind: runner(run, shape) for kind, run in runs.items()}
     for kind, denoiser in DENOISERS.items():
@@ -232,7 +234,7 @@ def judged(root: Path, name: str, dose: int, mode: str) -> Iterator[dict[str, An
 def second_scan(root: Path, name: str, dose: int, mode: str) -> str:
     """How the good model's error is estimated on another scan of that kind: none of it was seen, all slices count."""
     run, _ = runner(
-        trained(root, open_scan(root, name, dose), f"{name}_{dose}_{mode}_good", mode, 10 if mode == "2.5d" else 5),
+        trained(root, open_scan(root, name, dose), f"{name}_{dose}_{mode}_good", mode, _GOOD_EPOCHS[mode]),
         (SLICES, SIZE, SIZE),
     )
     scan = open_scan(root, name, dose, second=True)
