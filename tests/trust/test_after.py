@@ -120,9 +120,13 @@ def test_splits_whose_streaks_are_opposed_give_no_number_but_a_word(scan: Scan) 
     """What too few angles do: artefacts of opposite sign, which the splits' product counts as less than nothing."""
     streaks = (2 * scan.noise * np.sin(np.arange(96) * 1.3)[None, :, None]).astype(np.float32)
     opposed = type(scan)(scan.truth, (scan.splits[0] + streaks, scan.splits[1] - streaks), scan.noise)
-    report = Report.of(opposed.evidence(scan.best_filter()))
+    rising = [record(epoch, 0.01 * 2**epoch) for epoch in range(10)]
+    report = Report.of(opposed.evidence(scan.best_filter()), history=rising)
     assert report.verdict.word == "not valid"
     assert "unknown" in report.headline[0]
+    assert report.headline[1] == "Equivalent dose: unknown."
+    # Held-out errors of the training are off by the same streaks.
+    assert not {f.name for f in report.verdict.findings} & {"converged", "overfitted"}
     assert report.as_plain()["scores"]["gain"]["value"] is None
 
 

@@ -60,7 +60,7 @@ def judge(
     ]
     if seams is not None:
         findings.append(_seams(seams))
-    if history:
+    if history and math.isfinite(scores.gain.value):  # else differences of its errors say nothing either
         findings += [_converged(history), _overfitted(history)]
     return tuple(findings)
 

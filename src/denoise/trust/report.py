@@ -31,6 +31,8 @@ Float64Array = NDArray[np.float64]
 FORMAT = "ct-denoise report"
 FORMAT_VERSION = 1
 
+_UNKNOWN = "unknown"
+
 
 @dataclass(frozen=True)
 class Report:
@@ -105,11 +107,13 @@ class Report:
         gain, dose = scores.gain, scores.equivalent_dose
         bound = "at least " if scores.resolution_is_bound else ""
         most = scores.error_is_bound
+        told = _said(dose, " times", most)
         return (
             f"Gain: {_said(gain, ' dB', most)}; PSNR {_said(scores.psnr_before, ' dB')} before, "
             f"{_said(scores.psnr_after, ' dB', most)} after.",
-            "Equivalent dose: the plain reconstruction would have this squared error if it had been exposed "
-            f"{_said(dose, ' times', most)} longer.",
+            "Equivalent dose: unknown."
+            if told == _UNKNOWN
+            else f"Equivalent dose: the plain reconstruction would have this squared error if exposed {told} longer.",
             f"Resolution (correlation with the truth 0.5): {self.as_length(scores.resolution_before)} before, "
             f"{bound}{self.as_length(scores.resolution_after)} after.",
             self.verdict.sentence,
@@ -195,6 +199,6 @@ def _said(interval: Interval, unit: str, is_bound: bool = False) -> str:
     if is_bound and math.isfinite(interval.high):
         return f"at most {interval.high:.1f}{unit}"
     if not math.isfinite(interval.value):
-        return "unknown"
+        return _UNKNOWN
     low, high = ("?" if not math.isfinite(v) else f"{v:.1f}" for v in (interval.low, interval.high))
     return f"{interval.value:.1f}{unit} ({low} to {high})"
