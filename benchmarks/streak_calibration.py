@@ -4,7 +4,7 @@
 
 For every object and dose a small network is trained for 150 steps on 28 slices of 128 x 128, from a scan with one angle
 for each column. It denoises 96 slices of another such object, from scans with so many angles for each column in the
-whole scan, and half of them in each split. Groups of 12 slices are judged like the held-out slices of a scan: as if there
+whole scan, and half of them in each split. Groups of 12 slices are judged as held-out slices of a scan are: as if there
 were no streaks, with the correction of ``denoise.trust.streaks``, and against the truth (the reconstruction of
 noise-free projections at all angles), on the same voxels. The mean over the groups tells bias from chance. What is in
 ``scratch`` is not simulated or trained again.

@@ -8,34 +8,35 @@ mean of the splits, p = (x_0 - x_1) / 2 = d + m the probe, and J the derivative 
 
 The squared error of f(y), (f(y) - y)^2 - p^2 + 2 p.Jp, comes out too small by (1 - 2 k) D, and so do that of one view,
 whose input has streaks that are opposed in its target, and that of the mean of both outputs; that of y comes out too
-large by D. For k the share of p that the network lets through is taken, as if streaks were as fine as the noise.
+large by D. k is taken as the share of p that the network lets through, as if streaks were as fine as the noise. m is no
+independent sample: the noise of each split lies on its own directions, so that n and m are correlated. Only over
+distances at which these directions part, a third of the angles of a split in voxels, and there networks see little.
 
-**D from the views.** The streaks are linear in the object: d = A t, where A scans and reconstructs (``projections.
+**D from lost detail.** The streaks are linear in the object: d = A t, where A scans and reconstructs (``projections.
 streaks``), and A is symmetric but for interpolation. With g the mean of the outputs f(x_k), and e = g - t,
 
     D = E d.Ag - E At.Ae        F = E (x_0.A f(x_1) - x_1.A f(x_0)) / 2 = E d.Ag - k D
 
-F needs independent splits and nothing else: no output meets its own noise. (E p.Ag would: the noise of each split lies
-on its own directions, g keeps traces of it, and A finds them.) The rest comes from detail that g has lost: it is the
-sum over Fourier rings of E t.e = E g.t - E t^2, which the splits tell without truth, each times what A makes of a power
-of 1 there, measured on white noise. That is an approximation: A^2 is no function of the ring, and the rings are those
-of a tapered image. In E t.e the streaks hide (1 - k) D, spread over the rings like those of the result, so that
+F needs independent splits and nothing else: no output meets its own noise. (E p.Ag would, as g keeps traces of what
+lies on the directions of a split, and A finds them.) The rest comes from detail that g has lost: the sum over Fourier
+rings of E t.e = E g.t - E t^2, which the splits tell without truth, each times what A makes of a power of 1 there,
+measured on white noise. That is an approximation: A^2 is no function of the ring, and the images are tapered. In E t.e
+the streaks hide (1 - k) D, spread over the rings like those of the result. With L the sum as it is measured, G the mean
+of A's powers over the streaks, and c by how much simulated streaks are too weak,
 
     (1 - k) (1 - c^2 G) D = c F + c^2 L
 
-with L that sum as it is measured, G the mean of A's powers over the streaks, and c by how much simulated streaks are
-too weak. This D is unbiased but for A, and uncertain where noise is strong: it adds to the error what chance has added.
+If c^2 is wrong by a sixth, D is wrong by c^2 G / (1 - c^2 G) sixths: by a half where c^2 G is 3/4. Beyond, which is
+below about 0.4 angles of the scan for each column, D cannot be told. L is uncertain where noise is strong.
 
-**D from the regression.** The streaks that A g explains have the power F^2 / S, S = E A f(x_0).A f(x_1): with k D << F
-a lower bound (Cauchy and Schwarz), whatever A and f weaken by constant factors. It is less uncertain: it leaves out the
-detail that g has lost. Networks that let less than a tenth of the noise through gave 1/1.8 to 1/1.1 of D.
+**D from the regression.** A g explains streaks of the power F^2 / S, S = E A f(x_0).A f(x_1): a lower bound (Cauchy and
+Schwarz), whatever constant factors A and f weaken it by, but for k D and what f answers to streaks. It is less
+uncertain: it leaves lost detail out. Networks gave 1/1.8 to 1/1.1 of D.
 
-The geometric mean of both is taken, the second times 1.5, and less its chance error: where no streaks are found in the
-splits, none are corrected. It is uncertain by the distance to both, and by chance. Where more noise passes, k D is no
-longer small against F; chance is, and the first is taken alone. docs/report.md compares these rules.
-
-**Where D cannot be told.** If c^2 is wrong by a sixth, D is wrong by c^2 G / (1 - c^2 G) sixths: by a half where c^2 G
-is 3/4. Beyond, which is below 0.4 angles of the scan for each column, nothing is corrected.
+**The rule.** The geometric mean of the first (the bound, if that is more) and 1.5 times the second is taken, F^2 less
+its chance error: where no streaks are found in the splits, none are corrected. It is uncertain by the distance to both,
+and by chance. Where more than a tenth of the noise passes, k D is no longer small against F; chance is, and the first
+is taken alone. docs/report.md compares this with other rules.
 
 **Does A fit the scan?** Wrong angles give an E d.Ag of 0 or less. The regression coefficient of d on the simulated
 streaks, b = E d.Ag / S, is 1 or more.
@@ -168,7 +169,7 @@ def measure_streaks(evidence: Evidence, rings: RingSums, angles_rad: Float64Arra
         if passed < _LITTLE_NOISE:
             certain = square > 2 * square_error and found > error
             explained = (found**2 - error**2) / square if certain else 0.0
-            power = float(np.sqrt(power * _NOT_EXPLAINED * explained))
+            power = float(np.sqrt(max(of_lost, explained) * _NOT_EXPLAINED * explained))
             doubtful = max(abs(of_lost - power), abs(power - explained))
         uncertainty = doubtful + 2 * float(np.hypot(_INTERPOLATION * error, lost_error)) / kept
     square = max(square, 0.01 * _mean(np.square(0.5 * (one + other)), mask), 1e-300)
