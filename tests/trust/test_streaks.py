@@ -17,7 +17,7 @@ from denoise.trust.evidence import Evidence, Run, collect
 from denoise.trust.report import Report
 from denoise.trust.scores import scores_of
 from denoise.trust.spectra import ring_sums
-from denoise.trust.streaks import measure_streaks
+from denoise.trust.streaks import judge_streaks, measure_streaks
 from denoise.trust.verdict import Finding, Severity, Verdict
 from denoise.volumes import ArrayVolume, Volume
 
@@ -145,6 +145,7 @@ def test_streaks_that_are_not_found_are_not_corrected_and_widen_the_interval() -
     assert widened.value == plain.value
     assert widened.low < plain.low
     assert widened.low <= true_gain(evidence, truth)
+    assert "nothing was corrected" in judge_streaks(found).sentence
 
 
 def test_with_very_few_angles_streaks_cannot_be_told_and_the_gain_is_a_bound() -> None:

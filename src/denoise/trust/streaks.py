@@ -199,7 +199,7 @@ def judge_streaks(facts: StreakFacts | None) -> Finding:
         )  # fmt: skip
     why = (
         "Streaks were computed from the result, as this scan would make them, and looked for in the difference of the "
-        "splits: how strong they are there is 1 to 5 as a rule, or 0 or less if the angles, their order, or the "
+        "splits: how strong they are there is 1 to 6 as a rule, or 0 or less if the angles, their order, or the "
         "rotation axis are not those of the splits."
     )
     if not facts.fits:
@@ -212,6 +212,11 @@ def judge_streaks(facts: StreakFacts | None) -> Finding:
         sentence = (
             "With so few angles the streaks of the splits cannot be told from the detail that the result has lost. "
             "Nothing was corrected; gain and PSNR are upper bounds."
+        )
+    elif facts.power == 0:
+        sentence = (
+            "The splits show no streaks that stand out from chance, and nothing was corrected; those that may be there "
+            "widen the intervals of gain, equivalent dose and PSNR."
         )
     else:
         sentence = (
