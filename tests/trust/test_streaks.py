@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from numpy.typing import NDArray
@@ -11,11 +13,11 @@ from denoise.projections.phantom import FoamPhantom
 from denoise.projections.reconstruct import reconstruct_rows, split_indices
 from denoise.tiles import Region
 from denoise.trust.errors import error_sums
-from denoise.trust.evidence import Evidence, collect
+from denoise.trust.evidence import Evidence, Run, collect
 from denoise.trust.report import Report
 from denoise.trust.scores import scores_of
 from denoise.trust.spectra import ring_sums
-from denoise.trust.streaks import measure_streaks
+from denoise.trust.streaks import judge_streaks, measure_streaks
 from denoise.trust.verdict import Finding, Severity, Verdict
 from denoise.volumes import ArrayVolume, Volume
 
@@ -51,9 +53,26 @@ def smoothed(volume: Volume, z_range: range) -> Float32Array:
     return np.asarray(share * fine + (1 - share) * coarse, np.float32)
 
 
-def evidence_of(splits: list[Float32Array], *, delivers: str = "full") -> Evidence:
+def blurred(volume: Volume, z_range: range) -> Float32Array:
+    """A denoiser that lets little noise through, and little of the detail that makes streaks."""
+    stack = volume.read(Region.of_slices(z_range.start, z_range.stop, volume.shape))
+    return np.asarray(gaussian_filter(stack, (1, 1.2, 1.2)), np.float32)
+
+
+def evidence_of(splits: list[Float32Array], *, delivers: str = "full", denoiser: Run = smoothed) -> Evidence:
     volumes = [ArrayVolume(split, name=f"split {k}") for k, split in enumerate(splits)]
-    return collect(volumes, Region((0, 0, 0), splits[0].shape), smoothed, delivers=delivers)
+    return collect(volumes, Region((0, 0, 0), splits[0].shape), denoiser, delivers=delivers)
+
+
+def evidence_of_outputs(splits: list[Float32Array], outputs: tuple[Float32Array, Float32Array]) -> Evidence:
+    """As if a denoiser had made these of the splits, and their mean were delivered."""
+    like = evidence_of(splits, delivers="splits")
+    return replace(like, outputs=outputs, delivered=0.5 * (outputs[0] + outputs[1]))
+
+
+def power_of_true_streaks(count: int, mask: NDArray[np.bool_]) -> float:
+    _, clean = scanned(count, 0.0)
+    return float(np.square(0.5 * (clean[0] - clean[1])[:, mask].astype(np.float64)).mean())
 
 
 def few_angles() -> Verdict:
@@ -83,13 +102,64 @@ def test_the_gain_is_right_although_the_splits_have_streaks(count: int, noise: f
 
 def test_the_power_of_streaks_is_that_of_a_noise_free_scan() -> None:
     count = 96
-    _, clean = scanned(count, 0.0)
     evidence = evidence_of(scanned(count)[1])
     found = measure_streaks(evidence, ring_sums(evidence), angles_of(count))
-    true = np.square(0.5 * (clean[0] - clean[1])[:, evidence.mask].astype(np.float64)).mean()
+    true = power_of_true_streaks(count, evidence.mask)
     assert found.power == pytest.approx(true, abs=found.uncertainty)
     assert found.uncertainty < found.power
     assert found.is_validated
+
+
+@pytest.mark.parametrize("noise", [0.03, 0.2])
+def test_the_power_of_streaks_is_right_for_a_good_result_however_strong_the_noise(noise: float) -> None:
+    count = 96
+    truth, splits = scanned(count, noise)
+    rng = np.random.default_rng(1)
+    outputs = [truth + 3e-4 * rng.standard_normal(truth.shape).astype(np.float32) for _ in range(2)]
+    evidence = evidence_of_outputs(splits, (outputs[0], outputs[1]))
+    found = measure_streaks(evidence, ring_sums(evidence), angles_of(count))
+    true = power_of_true_streaks(count, evidence.mask)
+    assert found.power == pytest.approx(true, rel=0.4)
+    assert found.power == pytest.approx(true, abs=found.uncertainty)
+
+
+def test_the_power_of_streaks_rests_on_outputs_that_did_not_meet_their_noise() -> None:
+    evidence = evidence_of(scanned(96)[1])
+    rings, angles = ring_sums(evidence), angles_of(96)
+    found = measure_streaks(evidence, rings, angles)
+    overfitted = replace(evidence, delivered=evidence.full, response=evidence.probe)
+    again = measure_streaks(overfitted, ring_sums(overfitted), angles)
+    assert again.power == pytest.approx(found.power)
+    assert again.passed == pytest.approx(1)
+
+
+def test_streaks_that_are_not_found_are_not_corrected_and_widen_the_interval() -> None:
+    truth, splits = scanned(96, 0.1)
+    evidence = evidence_of(splits, denoiser=blurred)
+    errors, rings = error_sums(evidence), ring_sums(evidence)
+    found = measure_streaks(evidence, rings, angles_of(96))
+    assert not found.is_validated
+    assert found.power == 0
+    assert found.uncertainty > power_of_true_streaks(96, evidence.mask)
+    plain, widened = scores_of(evidence, errors, rings).gain, scores_of(evidence, errors, rings, found).gain
+    assert widened.value == plain.value
+    assert widened.low < plain.low
+    assert widened.low <= true_gain(evidence, truth)
+    assert "nothing was corrected" in judge_streaks(found).sentence
+
+
+def test_with_very_few_angles_streaks_cannot_be_told_and_the_gain_is_a_bound() -> None:
+    truth, splits = scanned(30)
+    evidence = evidence_of(splits, denoiser=blurred)
+    report = Report.of(evidence, angles_rad=angles_of(30))
+    assert report.streaks is not None
+    assert report.streaks.fits
+    assert not report.streaks.can_be_told
+    assert report.scores.error_is_bound
+    assert true_gain(evidence, truth) <= report.scores.gain.high
+    finding = next(f for f in report.verdict.findings if f.name == "streaks")
+    assert finding.severity is Severity.RESERVATION
+    assert "cannot be told" in finding.sentence
 
 
 def test_angles_that_are_not_those_of_the_splits_are_noticed_and_nothing_is_corrected() -> None:

@@ -185,8 +185,8 @@ def _scored(
         return scores_of(evidence, errors, rings), None, ()
     if angles_rad is not None and evidence.shape[1] == columns and len(evidence.splits) == 2:
         streaks = measure_streaks(evidence, rings, angles_rad)
-        scores = scores_of(evidence, errors, rings, streaks if streaks.fits else None)
-        return (scores if streaks.fits else scores.as_bounds()), streaks, (judge_streaks(streaks),)
+        scores = scores_of(evidence, errors, rings, streaks if streaks.can_be_told else None)
+        return (scores if streaks.can_be_told else scores.as_bounds()), streaks, (judge_streaks(streaks),)
     few = inputs is not None and any(
         f.name == "enough_angles" and f.severity >= Severity.RESERVATION for f in inputs.findings
     )
