@@ -1,9 +1,12 @@
 """Do prepare, train and volume keep to ``--max-memory``, and does ``check`` predict what they take?
 
     python benchmarks/limits.py --folder scratch [--size 512 --slices 64]
+    python benchmarks/limits.py --folder scratch --steps
 
-A simulated scan is prepared, trained on and denoised under several limits. Measured is the resident memory of the whole
-process tree, summed twenty times a second (pages that processes share count once for each: the sum is never too small).
+A simulated scan is prepared, trained on and denoised under several limits; with ``--steps``, networks, patches and
+batches are trained for a few steps instead, on small splits of noise. Measured is the resident memory of the whole
+process tree, summed twenty times a second (pages that processes share count once for each: the sum is never too small),
+or the most that its first process held, where that is more.
 """
 
 from __future__ import annotations
@@ -15,11 +18,34 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import psutil
 
 from denoise.projections.phantom import simulate_foam_scan
+from denoise.volumes import create_sink
 
 _CONFIG = "dataset: {{folder: rec, splits: [foam_split0, foam_split1], full: foam_full, sample: foam{more}}}\n"
+#: What is trained for its steps alone: network, patch size, batch size, precision.
+_STEPS = (
+    ("residual2d", 64, 4, "bf16"),
+    ("residual2d", 64, 32, "bf16"),
+    ("residual2d", 128, 16, "bf16"),
+    ("residual2d", 64, 32, "float32"),
+    ("unet2d", 256, 2, "bf16"),
+    ("unet2d", 128, 8, "bf16"),
+    ("unet2d", 128, 2, "float32"),
+    ("residual3d", 48, 2, "bf16"),
+    ("residual3d", 48, 8, "bf16"),
+    ("residual3d", 48, 16, "bf16"),
+    ("residual3d", 48, 8, "float32"),
+    ("residual3d", 96, 2, "bf16"),
+    ("residual3d", 96, 8, "bf16"),
+    ("unet3d", 32, 1, "bf16"),
+    ("unet3d", 32, 4, "bf16"),
+    ("unet3d", 32, 1, "float32"),
+    ("unet3d", 48, 1, "bf16"),
+)
+_STEPS_SHAPE = (64, 96, 96)
 
 
 def measured(arguments: list[str]) -> tuple[int, float, str]:
@@ -36,10 +62,19 @@ def measured(arguments: list[str]) -> tuple[int, float, str]:
                 tree += each.memory_info().rss
             except psutil.Error:  # it has ended meanwhile
                 continue
-        peak = max(peak, tree)
+        peak = max(peak, tree, highest(process.pid))
         time.sleep(0.05)
     said = process.communicate()[0].strip().splitlines()
     return peak, time.monotonic() - begun, said[-1] if process.returncode else ""
+
+
+def highest(pid: int) -> int:
+    """The most that a process held in memory so far, in bytes; 0 where it has ended, or the system does not tell."""
+    try:
+        found = re.search(r"VmHWM:\s*(\d+) kB", Path(f"/proc/{pid}/status").read_text(encoding="ascii"))
+    except OSError:
+        return 0
+    return 0 if found is None else 1024 * int(found[1])
 
 
 def predicted(asked: list[str], line: str) -> str:
@@ -50,15 +85,44 @@ def predicted(asked: list[str], line: str) -> str:
     return "" if found is None else f"{float(found[1]) * (1000 if found[2] == 'GB' else 1):.0f}"
 
 
+def measure_steps(folder: Path) -> None:
+    """What training takes, by network, patch and batch: two epochs of three steps, those of the first on slices."""
+    for k in range(2):
+        if not (folder / f"noise{k}").exists():
+            noise = np.random.default_rng(k).normal(size=_STEPS_SHAPE).astype(np.float32)
+            with create_sink(folder / f"noise{k}", shape=_STEPS_SHAPE) as sink:
+                sink.write(0, noise)
+    print("| network | patch | batch | arithmetic | predicted, MB | measured, MB | ratio | seconds |")
+    print("| --- | --- | --- | --- | --- | --- | --- | --- |")
+    for network, patch, batch, precision in _STEPS:
+        suffix = "_3d" if network.endswith("3d") else ""
+        config = folder / "steps.yaml"
+        config.write_text(
+            "dataset: {folder: ., splits: [noise0, noise1], sample: noise}\n"
+            f"train: {{mode: {'3d' if suffix else '2.5d'}, network: {network}, patch_size{suffix}: {patch}, "
+            f"batch_size: {batch}, patches_per_epoch{suffix}: {3 * batch}, max_epochs: 2, validate_every: 2, "
+            f"precision: {precision}}}\n"
+        )
+        run = folder / f"steps_{network}_{patch}_{batch}_{precision}"
+        peak, seconds, failed = measured(["train", "--config", str(config), "--output-dir", str(run)])
+        said = predicted(["check", "--config", str(config)], "host memory")
+        ratio = failed or f"{peak / 1e6:.0f} | {peak / 1e6 / float(said):.2f}"
+        print(f"| {network} | {patch} | {batch} | {precision} | {said} | {ratio} | {seconds:.0f} |", flush=True)
+
+
 def main() -> None:
     """Measure and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", type=Path, required=True)
     parser.add_argument("--size", type=int, default=512)
     parser.add_argument("--slices", type=int, default=64)
+    parser.add_argument("--steps", action="store_true")
     options = parser.parse_args()
     folder = options.folder.resolve()
     folder.mkdir(parents=True, exist_ok=True)
+    if options.steps:
+        measure_steps(folder)
+        return
     scan, config = folder / "scan.h5", folder / "config.yaml"
     if not scan.exists():
         simulate_foam_scan(scan, size=options.size, slices=options.slices, angles=3 * options.size // 2)

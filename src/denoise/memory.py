@@ -21,7 +21,7 @@ _HOST_SHARE = 0.6
 #: splits of 3 MB: a process of `denoise train` took 438 MB at most (2.5D) and 421 MB (3D), of which some 30 MB are its
 #: steps; of two processes each 421 MB, and the launcher with its helper 275 MB. The figures for other devices are
 #: guesses: there the libraries are larger.
-_PROCESS_BYTES = {"cpu": 450_000_000, "mps": 1_000_000_000, "cuda": 3_000_000_000}
+_PROCESS_BYTES = {"cpu": 420_000_000, "mps": 1_000_000_000, "cuda": 3_000_000_000}
 _LAUNCHER_BYTES = 300_000_000
 #: Of a denoising process without slabs; its network and a batch are counted. Measured likewise, on 64 slices of 512^2:
 #: 366 MB (2.5D) and 483 MB (3D), of which 50 and 189 MB were slabs.

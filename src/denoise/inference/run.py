@@ -25,7 +25,7 @@ Progress = Callable[[int], AbstractContextManager[Callable[[int], None]]]
 """Takes how many slices there are to do; the function that it gives takes how many are done."""
 
 #: Slabs get what is left of the memory that is allowed; a batch on its way through the network takes about this much.
-_BATCH_BYTES = 60_000_000
+BATCH_BYTES = 60_000_000
 #: Where no limit is given, layers that are stored together may take this part of the free memory.
 _LAYERS_SHARE = 8
 
@@ -45,6 +45,54 @@ class InferenceJob:
     """Host memory of all processes of a node together, in bytes."""
 
 
+@dataclass(frozen=True)
+class MemoryShares:
+    """How a process divides the host memory that its inputs and their denoised slices may take.
+
+    Attributes
+    ----------
+    slabs
+        What slabs may take, in bytes; None: as much as is fastest.
+    layer
+        What may be kept of each input that stores several slices together, in bytes.
+    """
+
+    slabs: int | None
+    layer: int
+
+    @classmethod
+    def of(cls, inputs: Sequence[Volume], grid: TileGrid, allowed: int | None, processes: int) -> MemoryShares:
+        """Layers get what is left by the slabs that are fastest.
+
+        Parameters
+        ----------
+        inputs
+            Those that are read at the same time.
+        grid
+            The tiles that they are denoised in.
+        allowed
+            What slabs and layers may take together, in bytes; None: layers get a part of the free memory.
+        processes
+            Of this node, which share that.
+        """
+        count = len(inputs)
+        if allowed is None:
+            return cls(None, max(LARGEST_LAYER_BYTES, available_bytes() // (_LAYERS_SHARE * processes * count)))
+        layer = max(0, allowed - plan_slabs(grid, count).n_bytes) // count
+        return cls(max(0, allowed - sum(layer_bytes(volume, layer) for volume in inputs)), layer)
+
+    def n_bytes(self, inputs: Sequence[Volume], grid: TileGrid) -> int:
+        """What slabs and layers take, in bytes.
+
+        Raises
+        ------
+        DeviceError
+            Not even the smallest slabs fit.
+        """
+        slabs = plan_slabs(grid, len(inputs), self.slabs).n_bytes
+        return slabs + sum(layer_bytes(volume, self.layer) for volume in inputs)
+
+
 def run_worker(world: World, job: InferenceJob) -> None:
     """Denoise this process's share of what is missing.
 
@@ -54,7 +102,10 @@ def run_worker(world: World, job: InferenceJob) -> None:
         As ``denoise_slices`` and ``VolumeSink`` say.
     """
     denoiser = replace(job.denoiser, device=world.device)
-    budget, largest_layer = _divided(job, world)
+    allowed = None
+    if job.max_memory is not None:
+        allowed = share_of(job.max_memory, world.local_size) - besides_slabs(job.inputs, job.sink, largest_layer=0)
+    shares = MemoryShares.of(job.inputs, TileGrid(job.inputs[0].shape, denoiser.window), allowed, world.local_size)
 
     def fill(piece: range, advance: Callable[[int], None]) -> None:
         denoise_slices(
@@ -63,8 +114,8 @@ def run_worker(world: World, job: InferenceJob) -> None:
             range(job.z_range.start + piece.start, job.z_range.start + piece.stop),
             partial(_write, job.sink, piece.start),
             advance,
-            budget=budget,
-            largest_layer=largest_layer,
+            budget=shares.slabs,
+            largest_layer=shares.layer,
         )
 
     fill_share(world, job.sink, job.progress, fill)
@@ -90,17 +141,6 @@ def fill_share(
         sink.flush()
 
 
-def _divided(job: InferenceJob, world: World) -> tuple[int | None, int]:
-    """What slabs may take, and a stored layer of each input: layers what is left by the slabs that are fastest."""
-    count = len(job.inputs)
-    if job.max_memory is None:
-        return None, max(LARGEST_LAYER_BYTES, available_bytes() // (_LAYERS_SHARE * world.local_size * count))
-    left = share_of(job.max_memory, world.local_size) - besides_slabs(job.inputs, job.sink, largest_layer=0)
-    fastest = plan_slabs(TileGrid(job.inputs[0].shape, job.denoiser.window), count).n_bytes
-    largest_layer = max(0, left - fastest) // count
-    return max(0, left - sum(layer_bytes(volume, largest_layer) for volume in job.inputs)), largest_layer
-
-
 def besides_slabs(
     inputs: Sequence[Volume], sink: VolumeSink | None = None, *, largest_layer: int = LARGEST_LAYER_BYTES
 ) -> int:
@@ -117,7 +157,7 @@ def besides_slabs(
     """
     _, height, width = inputs[0].shape
     plane = 4 * height * width
-    taken = process_bytes() + _BATCH_BYTES + sum(layer_bytes(volume, largest_layer) for volume in inputs)
+    taken = process_bytes() + BATCH_BYTES + sum(layer_bytes(volume, largest_layer) for volume in inputs)
     if sink is not None:
         taken += waiting_bytes(plane)
         if sink.slices_together > 1:

@@ -57,6 +57,9 @@ class NetworkKind:
         Whether it halves z as it does y and x.
     flatness
         In 3D, how many times as wide as deep the blocks are that it is best trained on; 1: cubes.
+    step_peak
+        Memory of a training step at its most, as a multiple of what autograd keeps of the forward pass; see
+        docs/scale.md, "Memory of a training step".
     """
 
     description: str
@@ -70,6 +73,7 @@ class NetworkKind:
     _receptive_radius: Callable[[Mapping[str, int]], int] | None = None
     halves_z: bool = False
     flatness: int = 1
+    step_peak: float = 1.0
 
     @property
     def defaults(self) -> dict[str, int]:
@@ -179,6 +183,7 @@ NETWORKS: Mapping[str, NetworkKind] = MappingProxyType(
             tile=256,
             _build=lambda o: UNet2d(o["n_slices"]),
             _divisor=lambda _: unet2d.DIVISOR,
+            step_peak=0.9,
         ),
         "unet3d": NetworkKind(
             description="published 3D network: cubes in, cubes out; GroupNorm",
@@ -191,6 +196,7 @@ NETWORKS: Mapping[str, NetworkKind] = MappingProxyType(
             _build=lambda o: UNet3d(o["n_blocks"], o["start_filters"]),
             # The published rule; the network itself takes any size.
             _divisor=lambda o: 2 ** o["n_blocks"],
+            step_peak=1.25,
         ),
         "residual2d": NetworkKind(
             description="small, fast 2.5D network: corrects the centre slice; no norm layers",

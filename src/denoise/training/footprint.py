@@ -12,14 +12,10 @@ from denoise.networks.catalogue import build_network, find_network
 from denoise.networks.spec import NetworkSpec
 from denoise.tiles import Window
 
-#: Of what autograd keeps for the backward pass, the peak of a step, by the dimensions of the network. Measured on the
-#: CPU, one thread, bf16: 0.98 for unet2d (patch 256, batch 2), 1.08 for residual2d (batch 32), 1.41 for the same in
-#: three dimensions (batch 16).
-_PEAK_OF_KEPT = {2: 1.1, 3: 1.4}
-#: At small batches the last two took 13 and 11 MB more than that.
+#: Whatever the network; with it, `NetworkKind.step_peak` of what autograd keeps.
 _STEP_BYTES = 20_000_000
-#: Weights, their gradients, two moments, an average, and buckets of gradients to send.
-_COPIES_OF_WEIGHTS = 6
+#: Weights, their gradients, two moments, and an average or what is cast to bf16.
+_COPIES_OF_WEIGHTS = 5
 #: Batches of blocks on the host at a time, float32: trained on, ahead, being cut, normalised.
 _BATCHES = 4
 _SMALL_EDGE = 16
@@ -54,8 +50,7 @@ class Footprint:
         """Host memory of all processes together."""
         batches = _BATCHES * self.blocks_each * self.splits * 4 * math.prod(self.window.read_zyx)
         weights, kept = self._network_bytes if self.device_type != "cuda" else (0, 0)
-        peak = _PEAK_OF_KEPT[find_network(self.network.name).dimensions]
-        step = _STEP_BYTES + _COPIES_OF_WEIGHTS * weights + int(peak * kept)
+        step = _STEP_BYTES + _COPIES_OF_WEIGHTS * weights + int(find_network(self.network.name).step_peak * kept)
         return processes_bytes(self.device_type, self.processes, batches + step)
 
     @property
