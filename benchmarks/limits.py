@@ -24,7 +24,7 @@ import psutil
 from denoise.projections.phantom import simulate_foam_scan
 from denoise.volumes import create_sink
 
-_CONFIG = "dataset: {{folder: rec, splits: [foam_split0, foam_split1], full: foam_full, sample: foam{more}}}\n"
+_CONFIG = "dataset: {folder: rec, splits: [foam_split0, foam_split1], full: foam_full, sample: foam}\n"
 #: What is trained for its steps alone: network, patch size, batch size, precision.
 _STEPS = (
     ("residual2d", 64, 4, "bf16"),
@@ -78,7 +78,7 @@ def highest(pid: int) -> int:
 
 
 def predicted(asked: list[str], line: str) -> str:
-    """What ``check`` or ``prepare --dry-run`` says of memory, in MB."""
+    """What ``check`` or ``prepare --dry-run`` says of memory, in MB; nothing where it refuses."""
     command = [sys.executable, "-m", "denoise", *asked]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     found = re.search(rf"^{line}\s+about ([\d.]+) (MB|GB)", done.stdout, re.MULTILINE)
@@ -123,34 +123,42 @@ def main() -> None:
     if options.steps:
         measure_steps(folder)
         return
-    scan, config = folder / "scan.h5", folder / "config.yaml"
+    measure_limits(folder, options.size, options.slices)
+
+
+def measure_limits(folder: Path, size: int, slices: int) -> None:
+    """What every command takes, with and without a limit."""
+    scan, config, full = folder / "scan.h5", folder / "config.yaml", folder / "full.yaml"
     if not scan.exists():
-        simulate_foam_scan(scan, size=options.size, slices=options.slices, angles=3 * options.size // 2)
-    config.write_text(_CONFIG.format(more=""))
+        simulate_foam_scan(scan, size=size, slices=slices, angles=3 * size // 2)
+    full.write_text("dataset: {folder: rec, full: foam_full, sample: foam}\n")
     print("| command | --max-memory, MB | predicted, MB | measured, MB | seconds |\n| --- | --- | --- | --- | --- |")
 
-    def row(name: str, limit: str | None, arguments: list[str], line: str = "") -> None:
+    def row(name: str, limit: str | None, run: list[str], asked: list[str], line: str = "memory") -> None:
         allowed = [] if limit is None else ["--max-memory", limit]
-        asked = ["check", "--config", str(config)] if arguments[0] != "prepare" else [*arguments, "--dry-run"]
-        peak, seconds, failed = measured([*arguments, *allowed])
-        said = predicted([*asked, *allowed], line) if line else ""
+        peak, seconds, failed = measured([*run, *allowed])
         shown = "" if limit is None else f"{int(limit[:-1]) * 1.048576:.0f}"
+        said = predicted([*asked, *allowed], line) if asked else ""
         print(f"| {name} | {shown} | {said} | {failed or f'{peak / 1e6:.0f}'} | {seconds:.1f} |", flush=True)
 
-    center = str((options.size - 1) / 2)
-    for limit in (None, "700M", "450M", "380M"):
-        run = ["prepare", str(scan), "--out", str(folder / "rec"), "--overwrite", "--center", center]
-        row("prepare", limit, run, "memory")
+    for more, limits in (([], (None, "700M", "450M", "380M")), (["--remove-stripes"], (None, "700M"))):
+        for limit in limits:
+            run = ["prepare", str(scan), "--out", str(folder / "rec"), "--center", str((size - 1) / 2)]
+            run += ["--overwrite", *more]
+            row(" ".join(["prepare", *more]), limit, run, [*run, "--dry-run"])
     for mode in ("2.5d", "3d"):
+        config.write_text(_CONFIG + f"train: {{mode: {mode}}}\n")
+        asked = ["check", "--config", str(config)]
         for limit in (None, "620M", "560M", "400M"):
-            run = ["--output-dir", str(folder / f"run_{mode}_{limit}"), "--max-minutes", "0.3", "--mode", mode]
-            config.write_text(_CONFIG.format(more="") + f"train: {{mode: {mode}}}\n")
-            row(f"train {mode}", limit, ["train", "--config", str(config), *run], "host memory")
+            run = ["train", *asked[1:], "--output-dir", str(folder / f"run_{mode}_{limit}"), "--max-minutes", "0.3"]
+            row(f"train {mode}", limit, run, asked, "host memory")
         model = ["--model", str(folder / f"run_{mode}_None"), "--output", str(folder / f"out_{mode}"), "--overwrite"]
-        for limit in (None, "400M", "350M"):
-            row(f"volume {mode}", limit, ["volume", "--config", str(config), *model], "memory")
-        row(f"volume {mode} --confidence", "900M", ["volume", "--config", str(config), *model, "--confidence"])
-    row("volume 3d, 2 processes", None, ["volume", "--config", str(config), *model, "--processes", "2"])
+        asked = ["check", "--config", str(full), "--mode", mode]
+        for limit in (None, "450M", "400M", "350M"):
+            row(f"volume {mode}", limit, ["volume", "--config", str(full), *model], asked)
+        row(f"volume {mode} --confidence", "900M", ["volume", "--config", str(config), *model, "--confidence"], [])
+    two = ["--processes", "2"]
+    row("volume 3d, 2 processes", None, ["volume", "--config", str(full), *model, *two], [*asked, *two])
 
 
 if __name__ == "__main__":
