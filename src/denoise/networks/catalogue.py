@@ -53,13 +53,13 @@ class NetworkKind:
         Voxels by which neighbouring tiles must overlap at inference; see docs/benchmarks.md, "Overlap of tiles".
     tile
         Edge in y and x of the tiles at inference, where the network does not keep the size that it was trained on.
+    step_peak
+        Memory of a training step at its most, as a multiple of what autograd keeps of the forward pass; see
+        docs/scale.md, "Memory of a training step".
     halves_z
         Whether it halves z as it does y and x.
     flatness
         In 3D, how many times as wide as deep the blocks are that it is best trained on; 1: cubes.
-    step_peak
-        Memory of a training step at its most, as a multiple of what autograd keeps of the forward pass; see
-        docs/scale.md, "Memory of a training step".
     """
 
     description: str
@@ -68,12 +68,12 @@ class NetworkKind:
     content_dependent: bool
     overlap: int
     tile: int
+    step_peak: float
     _build: Callable[[Mapping[str, int]], nn.Module]
     _divisor: Callable[[Mapping[str, int]], int]
     _receptive_radius: Callable[[Mapping[str, int]], int] | None = None
     halves_z: bool = False
     flatness: int = 1
-    step_peak: float = 1.0
 
     @property
     def defaults(self) -> dict[str, int]:
@@ -181,9 +181,9 @@ NETWORKS: Mapping[str, NetworkKind] = MappingProxyType(
             content_dependent=True,
             overlap=32,
             tile=256,
+            step_peak=1.15,
             _build=lambda o: UNet2d(o["n_slices"]),
             _divisor=lambda _: unet2d.DIVISOR,
-            step_peak=0.9,
         ),
         "unet3d": NetworkKind(
             description="published 3D network: cubes in, cubes out; GroupNorm",
@@ -192,11 +192,11 @@ NETWORKS: Mapping[str, NetworkKind] = MappingProxyType(
             content_dependent=True,
             overlap=32,
             tile=64,
+            step_peak=1.15,
             halves_z=True,
             _build=lambda o: UNet3d(o["n_blocks"], o["start_filters"]),
             # The published rule; the network itself takes any size.
             _divisor=lambda o: 2 ** o["n_blocks"],
-            step_peak=1.25,
         ),
         "residual2d": NetworkKind(
             description="small, fast 2.5D network: corrects the centre slice; no norm layers",
@@ -205,6 +205,7 @@ NETWORKS: Mapping[str, NetworkKind] = MappingProxyType(
             content_dependent=False,
             overlap=8,
             tile=256,
+            step_peak=1.6,
             _build=lambda o: ResidualUNet(o["n_slices"], o["width"], o["levels"]),
             _divisor=lambda o: 2 ** (o["levels"] - 1),
             _receptive_radius=lambda o: receptive_radius(o["levels"]),
@@ -216,6 +217,7 @@ NETWORKS: Mapping[str, NetworkKind] = MappingProxyType(
             content_dependent=False,
             overlap=4,
             tile=128,
+            step_peak=1.6,
             _build=lambda o: ResidualUNet(o["n_slices"], o["width"], o["levels"], mixes=True),
             _divisor=lambda o: 2 ** (o["levels"] - 1),
             _receptive_radius=lambda o: receptive_radius(o["levels"]),
