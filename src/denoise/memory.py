@@ -25,9 +25,9 @@ _HOST_SHARE = 0.6
 #: guesses: there the libraries are larger.
 _PROCESS_BYTES = {"cpu": 420_000_000, "mps": 1_000_000_000, "cuda": 3_000_000_000}
 _LAUNCHER_BYTES = 300_000_000
-#: Of a denoising process without slabs; its network and a batch are counted. Measured likewise, on 64 slices of 512^2:
-#: 366 MB (2.5D) and 483 MB (3D), of which 50 and 189 MB were slabs.
-_DENOISING_BYTES = {"cpu": 310_000_000, "mps": 1_000_000_000, "cuda": 3_000_000_000}
+#: Of a denoising process without slabs and without a batch; its network is counted. Measured likewise, on 64 slices of
+#: 512^2: 380 MB (2.5D) and 527 MB (3D), of which slabs and slices being written were 70 and 151 MB, a batch 13 and 79.
+_DENOISING_BYTES = {"cpu": 297_000_000, "mps": 1_000_000_000, "cuda": 3_000_000_000}
 
 #: Names that mallopt knows its settings by.
 _MMAP_THRESHOLD, _TRIM_THRESHOLD = -3, -1
@@ -104,7 +104,7 @@ def processes_bytes(device_type: str, processes: int, each: int) -> int:
 
 
 def denoising_bytes(device_type: str, processes: int) -> int:
-    """What the processes of ``denoise volume`` take on a node, without slabs; several have a launcher beside them."""
+    """What the processes of ``denoise volume`` take on a node, without slabs and batches; several have a launcher."""
     return processes * _DENOISING_BYTES[device_type] + (_LAUNCHER_BYTES if processes > 1 else 0)
 
 

@@ -16,7 +16,7 @@ import zarr
 
 from denoise.errors import VolumeError
 from denoise.inference import run
-from denoise.inference.engine import Denoiser
+from denoise.inference.engine import Denoiser, batch_bytes
 from denoise.inference.reader import layer_bytes
 from denoise.inference.slabs import plan_slabs
 from denoise.memory import denoising_bytes
@@ -104,18 +104,19 @@ def test_what_it_predicts_for_chunks_that_are_many_slices_deep_is_what_volume_do
     told: dict[str, Any] = {}
 
     def ended(inputs: object, denoiser: Denoiser, *_: object, **options: Any) -> None:
-        told.update(options, window=denoiser.window)
+        told.update(options, denoiser=denoiser)
         raise VolumeError("seen enough")
 
     monkeypatch.setattr(run, "denoise_slices", ended)
     # A process that takes what such processes are known to take.
-    monkeypatch.setattr(run, "process_bytes", lambda: denoising_bytes("cpu", 1) - run.BATCH_BYTES)
+    monkeypatch.setattr(run, "process_bytes", lambda: denoising_bytes("cpu", 1) - run.FIRST_BATCH_BYTES)
     outcome = denoise("volume", "--config", config, "--model", trained.run, "--output", tmp_path / "out", *limit)
     assert "seen enough" in outcome.err
 
-    slabs = plan_slabs(TileGrid(shape, told["window"]), 1, told["budget"]).n_bytes
+    window, dtype = told["denoiser"].window, told["denoiser"].dtype
+    slabs = plan_slabs(TileGrid(shape, window), 1, told["budget"]).n_bytes
     layers = layer_bytes(open_volume(path), told["largest_layer"])
-    besides = denoising_bytes("cpu", 1) + waiting_bytes(4 * 2048**2)
+    besides = denoising_bytes("cpu", 1) + waiting_bytes(4 * 2048**2) + batch_bytes(window, dtype)
     assert said["memory"].startswith(f"about {slabs + layers + besides} for")
     assert layers == (layer if kept else 0)
     assert said["stored layers"].startswith(f"64 slices each, {layer if kept else 'decoded again'}")

@@ -23,6 +23,7 @@ from denoise.commands.inputs import InferenceInputs, open_inference_inputs, open
 from denoise.commands.train import require_own_folder
 from denoise.config import RunConfig
 from denoise.errors import OutputError
+from denoise.inference.engine import batch_bytes
 from denoise.inference.reader import layer_bytes
 from denoise.inference.run import MemoryShares
 from denoise.launch import describe_device
@@ -181,13 +182,15 @@ def _inference(
     window = inference_window(network, edge, config.infer.overlap, config.infer.window, grid.shape)
     tiles = TileGrid(grid.shape, window)
     layers = len(tiles.axes[0].starts)
-    waiting = waiting_bytes(4 * grid.shape[1] * grid.shape[2])
+    besides = waiting_bytes(4 * grid.shape[1] * grid.shape[2])
+    if devices[0].type != "cuda":
+        besides += batch_bytes(window, resolve_precision(config.infer.precision, devices[0]), config.infer.batch_size)
     allowed = None
     if config.max_memory is not None:
-        allowed = share_of(config.max_memory, count) - denoising_bytes(devices[0].type, 1) - waiting
+        allowed = share_of(config.max_memory, count) - denoising_bytes(devices[0].type, 1) - besides
     shares = MemoryShares.of(inputs.views, tiles, allowed, count)
-    held = shares.n_bytes(inputs.views, tiles) + waiting
-    memory, free = denoising_bytes(devices[0].type, count) + count * held, available_bytes()
+    held = shares.n_bytes(inputs.views, tiles)
+    memory, free = denoising_bytes(devices[0].type, count) + count * (held + besides), available_bytes()
     needed = int(np.prod(grid.shape, dtype=np.int64)) * 4
     folder: Path = config.dataset.folder
     room = shutil.disk_usage(folder).free

@@ -11,7 +11,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 
-from denoise.inference.engine import Denoiser, denoise_slices
+from denoise.inference.engine import Denoiser, batch_bytes, denoise_slices
 from denoise.inference.reader import LARGEST_LAYER_BYTES, layer_bytes
 from denoise.inference.slabs import plan_slabs
 from denoise.launch import World
@@ -24,8 +24,8 @@ from denoise.volumes.volume import Float32Array, Volume
 Progress = Callable[[int], AbstractContextManager[Callable[[int], None]]]
 """Takes how many slices there are to do; the function that it gives takes how many are done."""
 
-#: Slabs get what is left of the memory that is allowed; a batch on its way through the network takes about this much.
-BATCH_BYTES = 60_000_000
+#: What libraries take when a batch first goes through the network (measured).
+FIRST_BATCH_BYTES = 47_000_000
 #: Where no limit is given, layers that are stored together may take this part of the free memory.
 _LAYERS_SHARE = 8
 
@@ -104,7 +104,8 @@ def run_worker(world: World, job: InferenceJob) -> None:
     denoiser = replace(job.denoiser, device=world.device)
     allowed = None
     if job.max_memory is not None:
-        allowed = share_of(job.max_memory, world.local_size) - besides_slabs(job.inputs, job.sink, largest_layer=0)
+        besides = besides_slabs(job.inputs, denoiser, job.sink, largest_layer=0)
+        allowed = share_of(job.max_memory, world.local_size) - besides
     shares = MemoryShares.of(job.inputs, TileGrid(job.inputs[0].shape, denoiser.window), allowed, world.local_size)
 
     def fill(piece: range, advance: Callable[[int], None]) -> None:
@@ -142,7 +143,11 @@ def fill_share(
 
 
 def besides_slabs(
-    inputs: Sequence[Volume], sink: VolumeSink | None = None, *, largest_layer: int = LARGEST_LAYER_BYTES
+    inputs: Sequence[Volume],
+    denoiser: Denoiser,
+    sink: VolumeSink | None = None,
+    *,
+    largest_layer: int = LARGEST_LAYER_BYTES,
 ) -> int:
     """What this process holds beside slabs while it denoises, in bytes.
 
@@ -150,6 +155,8 @@ def besides_slabs(
     ----------
     inputs
         Those that are read at the same time.
+    denoiser
+        What they are denoised with.
     sink
         What is written; None: nothing.
     largest_layer
@@ -157,7 +164,8 @@ def besides_slabs(
     """
     _, height, width = inputs[0].shape
     plane = 4 * height * width
-    taken = process_bytes() + BATCH_BYTES + sum(layer_bytes(volume, largest_layer) for volume in inputs)
+    batch = batch_bytes(denoiser.window, denoiser.dtype, denoiser.batch_size)
+    taken = process_bytes() + FIRST_BATCH_BYTES + batch + sum(layer_bytes(volume, largest_layer) for volume in inputs)
     if sink is not None:
         taken += waiting_bytes(plane)
         if sink.slices_together > 1:

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 import numpy as np
 
 from denoise.errors import ScanError
-from denoise.memory import large_arrays_given_back
 from denoise.projections.scan import RawRows
 from denoise.volumes.volume import Float32Array
 
@@ -142,8 +141,7 @@ def remove_stripes(sinograms: Float32Array) -> Float32Array:
                 raise
         result[:, row] = -np.log(transmission)
 
-    # Otherwise what its threads have freed stays in their heaps, more with every slab: 200 MB beyond a limit of 734.
-    with large_arrays_given_back(), ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
+    with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
         list(pool.map(correct, range(sinograms.shape[1])))
     return result
 
