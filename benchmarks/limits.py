@@ -154,7 +154,7 @@ def measure_limits(folder: Path, size: int, slices: int) -> None:
             row(f"train {mode}", limit, run, asked, "host memory")
         model = ["--model", str(folder / f"run_{mode}_None"), "--output", str(folder / f"out_{mode}"), "--overwrite"]
         asked = ["check", "--config", str(full), "--mode", mode]
-        for limit in (None, "450M", "400M", "350M"):
+        for limit in (None, "500M", "450M", "400M", "350M"):
             row(f"volume {mode}", limit, ["volume", "--config", str(full), *model], asked)
         row(f"volume {mode} --confidence", "900M", ["volume", "--config", str(config), *model, "--confidence"], [])
     two = ["--processes", "2"]
