@@ -36,8 +36,8 @@ _CPU_BATCH_VOXELS = 5 * 256**2
 #: Share of the free memory of an accelerator that a batch may take.
 _DEVICE_SHARE = 0.6
 
-#: Of each voxel that a batch predicts, so many exist at the worst moment. Measured with the deeper residual network, bf16:
-#: 80 MB for a tile of 24 x 128 x 128. Networks with more channels take more.
+#: So many elements exist at the worst moment for each voxel that a batch predicts. With a residual network, in bf16:
+#: 80 MB for a tile of 24 x 128 x 128 (measured). Networks with more channels take more.
 _ELEMENTS_PER_VOXEL = 100
 
 Write = Callable[[int, Float32Array], None]
