@@ -1,9 +1,12 @@
 """Do prepare, train and volume keep to ``--max-memory``, and does ``check`` predict what they take?
 
     python benchmarks/limits.py --folder scratch [--size 512 --slices 64]
+    python benchmarks/limits.py --folder scratch --steps
 
-A simulated scan is prepared, trained on and denoised under several limits. Measured is the resident memory of the whole
-process tree, summed twenty times a second (pages that processes share count once for each: the sum is never too small).
+A simulated scan is prepared, trained on and denoised under several limits; with ``--steps``, networks, patches and
+batches are trained for a few steps instead, on small splits of noise. Measured is the resident memory of the whole
+process tree, summed twenty times a second (pages that processes share count once for each: the sum is never too small),
+or the most that its first process held, where that is more.
 """
 
 from __future__ import annotations
@@ -15,11 +18,34 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import psutil
 
 from denoise.projections.phantom import simulate_foam_scan
+from denoise.volumes import create_sink
 
-_CONFIG = "dataset: {{folder: rec, splits: [foam_split0, foam_split1], full: foam_full, sample: foam{more}}}\n"
+_CONFIG = "dataset: {folder: rec, splits: [foam_split0, foam_split1], full: foam_full, sample: foam}\n"
+#: What is trained for its steps alone: network, patch size, batch size, precision.
+_STEPS = (
+    ("residual2d", 64, 4, "bf16"),
+    ("residual2d", 64, 32, "bf16"),
+    ("residual2d", 128, 16, "bf16"),
+    ("residual2d", 64, 32, "float32"),
+    ("unet2d", 256, 2, "bf16"),
+    ("unet2d", 128, 8, "bf16"),
+    ("unet2d", 128, 2, "float32"),
+    ("residual3d", 48, 2, "bf16"),
+    ("residual3d", 48, 8, "bf16"),
+    ("residual3d", 48, 16, "bf16"),
+    ("residual3d", 48, 8, "float32"),
+    ("residual3d", 96, 2, "bf16"),
+    ("residual3d", 96, 8, "bf16"),
+    ("unet3d", 32, 1, "bf16"),
+    ("unet3d", 32, 4, "bf16"),
+    ("unet3d", 32, 1, "float32"),
+    ("unet3d", 48, 1, "bf16"),
+)
+_STEPS_SHAPE = (64, 96, 96)
 
 
 def measured(arguments: list[str]) -> tuple[int, float, str]:
@@ -36,18 +62,52 @@ def measured(arguments: list[str]) -> tuple[int, float, str]:
                 tree += each.memory_info().rss
             except psutil.Error:  # it has ended meanwhile
                 continue
-        peak = max(peak, tree)
+        peak = max(peak, tree, highest(process.pid))
         time.sleep(0.05)
     said = process.communicate()[0].strip().splitlines()
     return peak, time.monotonic() - begun, said[-1] if process.returncode else ""
 
 
+def highest(pid: int) -> int:
+    """The most that a process held in memory so far, in bytes; 0 where it has ended, or the system does not tell."""
+    try:
+        found = re.search(r"VmHWM:\s*(\d+) kB", Path(f"/proc/{pid}/status").read_text(encoding="ascii"))
+    except OSError:
+        return 0
+    return 0 if found is None else 1024 * int(found[1])
+
+
 def predicted(asked: list[str], line: str) -> str:
-    """What ``check`` or ``prepare --dry-run`` says of memory, in MB."""
+    """What ``check`` or ``prepare --dry-run`` says of memory, in MB; nothing where it refuses."""
     command = [sys.executable, "-m", "denoise", *asked]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     found = re.search(rf"^{line}\s+about ([\d.]+) (MB|GB)", done.stdout, re.MULTILINE)
     return "" if found is None else f"{float(found[1]) * (1000 if found[2] == 'GB' else 1):.0f}"
+
+
+def measure_steps(folder: Path) -> None:
+    """What training takes, by network, patch and batch: two epochs of three steps, those of the first on slices."""
+    for k in range(2):
+        if not (folder / f"noise{k}").exists():
+            noise = np.random.default_rng(k).normal(size=_STEPS_SHAPE).astype(np.float32)
+            with create_sink(folder / f"noise{k}", shape=_STEPS_SHAPE) as sink:
+                sink.write(0, noise)
+    print("| network | patch | batch | arithmetic | predicted, MB | measured, MB | ratio | seconds |")
+    print("| --- | --- | --- | --- | --- | --- | --- | --- |")
+    for network, patch, batch, precision in _STEPS:
+        suffix = "_3d" if network.endswith("3d") else ""
+        config = folder / "steps.yaml"
+        config.write_text(
+            "dataset: {folder: ., splits: [noise0, noise1], sample: noise}\n"
+            f"train: {{mode: {'3d' if suffix else '2.5d'}, network: {network}, patch_size{suffix}: {patch}, "
+            f"batch_size: {batch}, patches_per_epoch{suffix}: {3 * batch}, max_epochs: 2, validate_every: 2, "
+            f"precision: {precision}}}\n"
+        )
+        run = folder / f"steps_{network}_{patch}_{batch}_{precision}"
+        peak, seconds, failed = measured(["train", "--config", str(config), "--output-dir", str(run)])
+        said = predicted(["check", "--config", str(config)], "host memory")
+        ratio = failed or f"{peak / 1e6:.0f} | {peak / 1e6 / float(said):.2f}"
+        print(f"| {network} | {patch} | {batch} | {precision} | {said} | {ratio} | {seconds:.0f} |", flush=True)
 
 
 def main() -> None:
@@ -56,37 +116,49 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, required=True)
     parser.add_argument("--size", type=int, default=512)
     parser.add_argument("--slices", type=int, default=64)
+    parser.add_argument("--steps", action="store_true")
     options = parser.parse_args()
     folder = options.folder.resolve()
     folder.mkdir(parents=True, exist_ok=True)
-    scan, config = folder / "scan.h5", folder / "config.yaml"
+    if options.steps:
+        measure_steps(folder)
+        return
+    measure_limits(folder, options.size, options.slices)
+
+
+def measure_limits(folder: Path, size: int, slices: int) -> None:
+    """What every command takes, with and without a limit."""
+    scan, config, full = folder / "scan.h5", folder / "config.yaml", folder / "full.yaml"
     if not scan.exists():
-        simulate_foam_scan(scan, size=options.size, slices=options.slices, angles=3 * options.size // 2)
-    config.write_text(_CONFIG.format(more=""))
+        simulate_foam_scan(scan, size=size, slices=slices, angles=3 * size // 2)
+    full.write_text("dataset: {folder: rec, full: foam_full, sample: foam}\n")
     print("| command | --max-memory, MB | predicted, MB | measured, MB | seconds |\n| --- | --- | --- | --- | --- |")
 
-    def row(name: str, limit: str | None, arguments: list[str], line: str = "") -> None:
+    def row(name: str, limit: str | None, run: list[str], asked: list[str], line: str = "memory") -> None:
         allowed = [] if limit is None else ["--max-memory", limit]
-        asked = ["check", "--config", str(config)] if arguments[0] != "prepare" else [*arguments, "--dry-run"]
-        peak, seconds, failed = measured([*arguments, *allowed])
-        said = predicted([*asked, *allowed], line) if line else ""
+        peak, seconds, failed = measured([*run, *allowed])
         shown = "" if limit is None else f"{int(limit[:-1]) * 1.048576:.0f}"
+        said = predicted([*asked, *allowed], line) if asked else ""
         print(f"| {name} | {shown} | {said} | {failed or f'{peak / 1e6:.0f}'} | {seconds:.1f} |", flush=True)
 
-    center = str((options.size - 1) / 2)
-    for limit in (None, "700M", "450M", "380M"):
-        run = ["prepare", str(scan), "--out", str(folder / "rec"), "--overwrite", "--center", center]
-        row("prepare", limit, run, "memory")
+    for more, limits in (([], (None, "700M", "450M", "380M")), (["--remove-stripes"], (None, "700M"))):
+        for limit in limits:
+            run = ["prepare", str(scan), "--out", str(folder / "rec"), "--center", str((size - 1) / 2)]
+            run += ["--overwrite", *more]
+            row(" ".join(["prepare", *more]), limit, run, [*run, "--dry-run"])
     for mode in ("2.5d", "3d"):
+        config.write_text(_CONFIG + f"train: {{mode: {mode}}}\n")
+        asked = ["check", "--config", str(config)]
         for limit in (None, "620M", "560M", "400M"):
-            run = ["--output-dir", str(folder / f"run_{mode}_{limit}"), "--max-minutes", "0.3", "--mode", mode]
-            config.write_text(_CONFIG.format(more="") + f"train: {{mode: {mode}}}\n")
-            row(f"train {mode}", limit, ["train", "--config", str(config), *run], "host memory")
+            run = ["train", *asked[1:], "--output-dir", str(folder / f"run_{mode}_{limit}"), "--max-minutes", "0.3"]
+            row(f"train {mode}", limit, run, asked, "host memory")
         model = ["--model", str(folder / f"run_{mode}_None"), "--output", str(folder / f"out_{mode}"), "--overwrite"]
-        for limit in (None, "400M", "350M"):
-            row(f"volume {mode}", limit, ["volume", "--config", str(config), *model], "memory")
-        row(f"volume {mode} --confidence", "900M", ["volume", "--config", str(config), *model, "--confidence"])
-    row("volume 3d, 2 processes", None, ["volume", "--config", str(config), *model, "--processes", "2"])
+        asked = ["check", "--config", str(full), "--mode", mode]
+        for limit in (None, "500M", "450M", "400M", "350M"):
+            row(f"volume {mode}", limit, ["volume", "--config", str(full), *model], asked)
+        row(f"volume {mode} --confidence", "900M", ["volume", "--config", str(config), *model, "--confidence"], [])
+    two = ["--processes", "2"]
+    row("volume 3d, 2 processes", None, ["volume", "--config", str(full), *model, *two], [*asked, *two])
 
 
 if __name__ == "__main__":

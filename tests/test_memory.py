@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import psutil
@@ -70,3 +72,26 @@ def test_several_processes_have_a_launcher_beside_them() -> None:
     assert two > 2 * one
     assert three - two == one
     assert processes_bytes("cpu", 4, 2 * 10**6) - processes_bytes("cpu", 4, 10**6) == 4 * 10**6
+
+
+_FREED_BY_THREADS = """
+import sys
+from concurrent.futures import ThreadPoolExecutor
+import numpy as np
+from denoise.memory import large_arrays_given_back, process_bytes
+
+def work(k):
+    for n in range(1, 30):  # grows, so that the threshold of the C library does
+        np.ones(n * 100_000)
+
+before = process_bytes()
+with large_arrays_given_back(), ThreadPoolExecutor(4) as pool:
+    list(pool.map(work, range(8)))
+print(process_bytes() - before)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="a setting of the C library of Linux")
+def test_what_threads_have_freed_is_not_kept_for_them() -> None:
+    done = subprocess.run([sys.executable, "-c", _FREED_BY_THREADS], capture_output=True, text=True, check=True)
+    assert int(done.stdout) < 8_000_000

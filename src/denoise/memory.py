@@ -8,6 +8,8 @@ from __future__ import annotations
 import ctypes
 import errno
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
@@ -21,11 +23,14 @@ _HOST_SHARE = 0.6
 #: splits of 3 MB: a process of `denoise train` took 438 MB at most (2.5D) and 421 MB (3D), of which some 30 MB are its
 #: steps; of two processes each 421 MB, and the launcher with its helper 275 MB. The figures for other devices are
 #: guesses: there the libraries are larger.
-_PROCESS_BYTES = {"cpu": 450_000_000, "mps": 1_000_000_000, "cuda": 3_000_000_000}
+_PROCESS_BYTES = {"cpu": 420_000_000, "mps": 1_000_000_000, "cuda": 3_000_000_000}
 _LAUNCHER_BYTES = 300_000_000
-#: Of a denoising process without slabs; its network and a batch are counted. Measured likewise, on 64 slices of 512^2:
-#: 366 MB (2.5D) and 483 MB (3D), of which 50 and 189 MB were slabs.
-_DENOISING_BYTES = {"cpu": 310_000_000, "mps": 1_000_000_000, "cuda": 3_000_000_000}
+#: Of a denoising process without slabs and without a batch; its network is counted. Measured likewise, on 64 slices of
+#: 512^2: 380 MB (2.5D) and 527 MB (3D), of which slabs and slices being written were 70 and 151 MB, a batch 13 and 79.
+_DENOISING_BYTES = {"cpu": 297_000_000, "mps": 1_000_000_000, "cuda": 3_000_000_000}
+
+#: Names that mallopt knows its settings by.
+_MMAP_THRESHOLD, _TRIM_THRESHOLD = -3, -1
 
 _ROOT = Path("/sys/fs/cgroup")
 _PROCESS = Path("/proc/self/cgroup")
@@ -40,6 +45,26 @@ def give_back_freed() -> None:
     """Return what this process has freed to the machine, where the C library keeps it for itself (glibc)."""
     if sys.platform == "linux" and (trim := getattr(ctypes.CDLL(None), "malloc_trim", None)):
         trim(0)
+
+
+@contextmanager
+def large_arrays_given_back() -> Iterator[None]:
+    """Meanwhile, arrays of 1 MB and more go back to the machine as soon as they are freed, whichever thread had them.
+
+    The C library (glibc) does so at first, and gives up where such arrays come and go. Taking them anew costs time: for
+    work that takes much longer than that.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if mallopt is None:
+        yield
+        return
+    mallopt(_MMAP_THRESHOLD, 2**20)
+    try:
+        yield
+    finally:
+        # As they are in the end where nobody sets them (mallopt(3)).
+        mallopt(_MMAP_THRESHOLD, 2**25)
+        mallopt(_TRIM_THRESHOLD, 2**26)
 
 
 def available_bytes(process: Path = _PROCESS, root: Path = _ROOT) -> int:
@@ -79,7 +104,7 @@ def processes_bytes(device_type: str, processes: int, each: int) -> int:
 
 
 def denoising_bytes(device_type: str, processes: int) -> int:
-    """What the processes of ``denoise volume`` take on a node, without slabs; several have a launcher beside them."""
+    """What the processes of ``denoise volume`` take on a node, without slabs and batches; several have a launcher."""
     return processes * _DENOISING_BYTES[device_type] + (_LAUNCHER_BYTES if processes > 1 else 0)
 
 

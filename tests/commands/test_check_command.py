@@ -5,10 +5,24 @@ from __future__ import annotations
 import re
 import shutil
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
+import h5py
+import numpy as np
 import psutil
 import pytest
+import zarr
+
+from denoise.errors import VolumeError
+from denoise.inference import run
+from denoise.inference.engine import Denoiser, batch_bytes
+from denoise.inference.reader import layer_bytes
+from denoise.inference.slabs import plan_slabs
+from denoise.memory import denoising_bytes
+from denoise.tiles import TileGrid
+from denoise.volumes import open_volume
+from denoise.volumes.slice_pool import waiting_bytes
 
 if TYPE_CHECKING:
     from tiny_dataset import Dataset, Outcome, Tools
@@ -54,6 +68,58 @@ def test_it_says_how_much_of_the_splits_is_in_memory_where_not_all_fits(
     monkeypatch.setattr("psutil.virtual_memory", lambda: real._replace(available=360_000))
     said = facts(denoise("check", "--config", dataset.config, "--device", "cpu"))["training data"]
     assert re.match(r"0\.[12]\d MB: \d of \d+ slabs of \d x \d+ x 48 voxels in memory, .* \(0\.36 MB free\)", said)
+
+
+@pytest.mark.parametrize(
+    ("free", "allowed", "kept"),
+    [(10, None, True), (8, None, False), (100, "2600M", True), (100, "1400M", False), (1, "2600M", True)],
+)
+@pytest.mark.parametrize("suffix", ["h5", "zarr"])
+def test_what_it_predicts_for_chunks_that_are_many_slices_deep_is_what_volume_does(
+    trained: Dataset,
+    denoise: Callable[..., Outcome],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    suffix: str,
+    free: int,
+    allowed: str | None,
+    kept: bool,
+) -> None:
+    shape, layer = (128, 2048, 2048), 4 * 64 * 2048**2  # no chunk is there: the file is small
+    path = tmp_path / f"whole.{suffix}"
+    if suffix == "h5":
+        with h5py.File(path, "w") as file:
+            file.create_dataset("data", shape, np.float32, chunks=(64, 64, 64))
+    else:
+        zarr.create_array(path, shape=shape, chunks=(64, 64, 64), dtype=np.float32)
+    splits, full = "  splits: [even, odd]   # angles 0, 2, 4, ... and 1, 3, 5, ...\n", f"full: {path}"
+    config = tmp_path / "foam.yaml"
+    config.write_text(trained.config.read_text().replace(splits, "").replace("full: whole", full))
+    real = psutil.virtual_memory()
+    monkeypatch.setattr("psutil.virtual_memory", lambda: real._replace(available=free * 10**9))
+    monkeypatch.setattr("denoise.commands.check.gigabytes", str)  # to the last byte
+    limit = [] if allowed is None else ["--max-memory", allowed]
+    said = facts(denoise("check", "--config", config, "--device", "cpu", *limit))
+
+    told: dict[str, Any] = {}
+
+    def ended(inputs: object, denoiser: Denoiser, *_: object, **options: Any) -> None:
+        told.update(options, denoiser=denoiser)
+        raise VolumeError("seen enough")
+
+    monkeypatch.setattr(run, "denoise_slices", ended)
+    # A process that takes what such processes are known to take.
+    monkeypatch.setattr(run, "process_bytes", lambda: denoising_bytes("cpu", 1) - run.FIRST_BATCH_BYTES)
+    outcome = denoise("volume", "--config", config, "--model", trained.run, "--output", tmp_path / "out", *limit)
+    assert "seen enough" in outcome.err
+
+    window, dtype = told["denoiser"].window, told["denoiser"].dtype
+    slabs = plan_slabs(TileGrid(shape, window), 1, told["budget"]).n_bytes
+    layers = layer_bytes(open_volume(path), told["largest_layer"])
+    besides = denoising_bytes("cpu", 1) + waiting_bytes(4 * 2048**2) + batch_bytes(window, dtype)
+    assert said["memory"].startswith(f"about {slabs + layers + besides} for")
+    assert layers == (layer if kept else 0)
+    assert said["stored layers"].startswith(f"64 slices each, {layer if kept else 'decoded again'}")
 
 
 def test_it_names_the_models_that_are_there(trained: Dataset, denoise: Callable[..., Outcome]) -> None:

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from denoise.commands.confidence import Portion, UncertaintyJob, run_uncertainty
 from denoise.errors import DeviceError
-from denoise.inference.engine import Denoiser
+from denoise.inference.engine import Denoiser, batch_bytes
+from denoise.inference.run import FIRST_BATCH_BYTES
 from denoise.inference.slabs import SlabPlan
 from denoise.launch import World
 from denoise.normalization import Normalization
@@ -95,9 +96,10 @@ def test_the_pass_over_the_splits_keeps_to_the_memory_that_is_allowed(monkeypatc
             run_uncertainty(World(0, 1, cpu), job)
         return peak[0], dict(sink.sums)
 
-    # A batch takes 60 MB that are not arrays. Slabs, comparing and writing take some 40 slices in any case.
+    # A batch is no array, nor what its libraries take. Slabs, comparing and writing take some 40 slices in any case.
+    batch = FIRST_BATCH_BYTES + batch_bytes(GRID.window, denoiser.dtype)
     freely, whole = run(None)
-    tightly, parts = run(60_000_000 + 60 * PLANE)
+    tightly, parts = run(batch + 60 * PLANE)
     assert tightly < 60 * PLANE < freely
     assert parts == pytest.approx(whole)
     assert len(parts) == 64

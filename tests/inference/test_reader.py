@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import weakref
 from collections import Counter
 from itertools import product
 from pathlib import Path
@@ -135,6 +136,26 @@ def test_a_range_within_a_stored_layer_is_read_from_its_first_slice_on(recording
     reader.read((20, 27))
     reader.read((28, 30))
     assert [(r.start_zyx[0], r.stop_zyx[0]) for r in recorded.regions] == [(19, 32)]
+
+
+@pytest.mark.parametrize("chunk_depth", [16, 32])
+def test_a_stored_layer_is_given_back_before_the_next_is_read(
+    chunk_depth: int, recording_volume, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    volume = recording_volume(np.zeros((64, 4, 4), np.float32), chunk_depth=chunk_depth)
+    read, held, still_there = volume.read, [], []
+
+    def watched(region: Region) -> NDArray[np.float32]:
+        still_there.append(sum(array() is not None for array in held))
+        values: NDArray[np.float32] = read(region)
+        held.append(weakref.ref(values))
+        return values
+
+    monkeypatch.setattr(volume, "read", watched)
+    reader = SlabReader([volume], TileGrid(volume.shape, slices(3)), PLAIN, fill_non_finite=False)
+    for first in range(0, 64, 8):
+        reader.read((first, first + 7))
+    assert still_there == [0] * (64 // chunk_depth)
 
 
 def test_layers_that_are_too_deep_to_keep_are_read_as_they_are_needed(recording_volume) -> None:

@@ -57,7 +57,7 @@ def test_layers_get_what_the_fastest_slabs_leave_and_no_slab_is_made_smaller_for
     job = InferenceJob((volume, volume), denoiser, range(64), WholeAlready("nowhere"), lambda total: nullcontext())
     layer = 4 * 16 * 80 * 80
     fastest = plan_slabs(TileGrid(volume.shape, window), 2).n_bytes
-    besides = besides_slabs(job.inputs, job.sink, largest_layer=0)
+    besides = besides_slabs(job.inputs, denoiser, job.sink, largest_layer=0)
     for extra, budget in ((2 * layer, fastest), (2 * layer - 2, fastest + 2 * layer - 2), (-1000, fastest - 1000)):
         told: dict[str, int] = {}
         monkeypatch.setattr(run, "denoise_slices", lambda *_, **named: told.update(named))  # noqa: B023

@@ -19,14 +19,15 @@ from denoise.arithmetic import resolve_precision
 from denoise.checkpoint import CRITERIA, RunFolder
 from denoise.commands.calibration import inference_cost, training_cost
 from denoise.commands.display import gigabytes, say, say_verdict
-from denoise.commands.inputs import open_inference_inputs, open_splits
+from denoise.commands.inputs import InferenceInputs, open_inference_inputs, open_splits
 from denoise.commands.train import require_own_folder
 from denoise.config import RunConfig
 from denoise.errors import OutputError
+from denoise.inference.engine import batch_bytes
 from denoise.inference.reader import layer_bytes
-from denoise.inference.slabs import plan_slabs
+from denoise.inference.run import MemoryShares
 from denoise.launch import describe_device
-from denoise.memory import available_bytes, denoising_bytes
+from denoise.memory import available_bytes, denoising_bytes, share_of
 from denoise.modes import MODES, default_tile, inference_window
 from denoise.networks.catalogue import build_network, find_network
 from denoise.networks.spec import NetworkSpec
@@ -37,6 +38,7 @@ from denoise.training.footprint import Footprint
 from denoise.training.memory_plan import MemoryPlan, plan_memory
 from denoise.trust.before import check_splits
 from denoise.volumes import SplitSet, Volume, require_same_grid, slice_range
+from denoise.volumes.slice_pool import waiting_bytes
 from denoise.volumes.volume import describe_numbers
 
 
@@ -69,13 +71,13 @@ def check(config: RunConfig, compute: Compute, *, data: bool = False, calibrate:
     splits = open_splits(config) if config.given_splits else None
     if splits is not None:
         lines += [(f"split {k}", _describe(volume)) for k, volume in enumerate(splits.volumes)]
-    grid = None
+    inputs = None
     if config.infer.input == "splits" or config.full_path is not None:
-        grid = open_inference_inputs(config, config.train.strategy).grid
+        inputs = open_inference_inputs(config, config.train.strategy)
         if config.infer.input == "full":
-            lines.append(("full", _describe(grid)))
+            lines.append(("full", _describe(inputs.grid)))
             if splits is not None:
-                require_same_grid(splits.volumes[0], grid, "split 0", "the full reconstruction")
+                require_same_grid(splits.volumes[0], inputs.grid, "split 0", "the full reconstruction")
     network = NetworkSpec(config.network_name, config.network_options)
     with torch.device("meta"):
         weights = sum(p.numel() for p in build_network(network).parameters())
@@ -85,8 +87,8 @@ def check(config: RunConfig, compute: Compute, *, data: bool = False, calibrate:
     parts = []
     if splits is not None:
         parts.append(_training(config, compute, splits, network, devices))
-    if grid is not None:
-        parts.append(_inference(config, compute, grid, network, devices))
+    if inputs is not None:
+        parts.append(_inference(config, compute, inputs, network, devices))
     lines += [line for part in parts for line in part.lines]
     if calibrate:
         lines += [line for part in parts for line in part.costs()]
@@ -173,16 +175,22 @@ def _kept(memory: MemoryPlan, sampler: VolumeSampler) -> str:
 
 
 def _inference(
-    config: RunConfig, compute: Compute, grid: Volume, network: NetworkSpec, devices: list[torch.device]
+    config: RunConfig, compute: Compute, inputs: InferenceInputs, network: NetworkSpec, devices: list[torch.device]
 ) -> _Part:
+    grid, count = inputs.grid, len(devices)
     edge = config.infer.tile_size or default_tile(network, config.patch)
     window = inference_window(network, edge, config.infer.overlap, config.infer.window, grid.shape)
     tiles = TileGrid(grid.shape, window)
     layers = len(tiles.axes[0].starts)
-    inputs = 1 if config.infer.input == "full" else len(config.given_splits)
-    others = denoising_bytes(devices[0].type, len(devices))
-    budget = None if config.max_memory is None else (config.max_memory - others) // len(devices)
-    slabs, free = plan_slabs(tiles, inputs, budget).n_bytes + inputs * layer_bytes(grid), available_bytes()
+    besides = waiting_bytes(4 * grid.shape[1] * grid.shape[2])
+    if devices[0].type != "cuda":
+        besides += batch_bytes(window, resolve_precision(config.infer.precision, devices[0]), config.infer.batch_size)
+    allowed = None
+    if config.max_memory is not None:
+        allowed = share_of(config.max_memory, count) - denoising_bytes(devices[0].type, 1) - besides
+    shares = MemoryShares.of(inputs.views, tiles, allowed, count)
+    held = shares.n_bytes(inputs.views, tiles)
+    memory, free = denoising_bytes(devices[0].type, count) + count * (held + besides), available_bytes()
     needed = int(np.prod(grid.shape, dtype=np.int64)) * 4
     folder: Path = config.dataset.folder
     room = shutil.disk_usage(folder).free
@@ -194,11 +202,11 @@ def _inference(
 
     def costs() -> list[tuple[str, str]]:
         cost = inference_cost(config, compute, window, grid.shape)
-        predicted = tiles.redundancy * float(np.prod(grid.shape, dtype=np.float64)) * inputs
-        seconds = cost.seconds_per_predicted_voxel * predicted / len(devices)
+        predicted = tiles.redundancy * float(np.prod(grid.shape, dtype=np.float64)) * len(inputs.views)
+        seconds = cost.seconds_per_predicted_voxel * predicted / count
         return [
             ("volume time", f"{_duration(seconds)}, unless files are slower than the network"),
-            ("volume memory", f"{gigabytes(slabs + cost.bytes_besides_slabs)} measured, for one process"),
+            ("volume memory", f"{gigabytes(held + cost.bytes_besides_slabs)} measured, for one process"),
         ]
 
     lines = [
@@ -207,10 +215,20 @@ def _inference(
             f"{layers * tiles.tiles_per_layer:,} of {' x '.join(map(str, window.read_zyx))} voxels, each voxel is "
             f"predicted {tiles.redundancy:.2f} times",
         ),
-        ("memory", f"about {gigabytes(slabs * len(devices) + others)} for denoising ({gigabytes(free)} free)"),
+        ("memory", f"about {gigabytes(memory)} for denoising ({gigabytes(free)} free)"),
         ("disk", f"{gigabytes(needed)} as float32 ({gigabytes(room)} free in {folder})"),
     ]
+    lines += [("stored layers", text) for text in dict.fromkeys(_layers(view, shares) for view in inputs.views) if text]
     return _Part(lines, costs)
+
+
+def _layers(volume: Volume, shares: MemoryShares) -> str:
+    """What happens to slices that a volume stores together; nothing where it stores single ones."""
+    if volume.chunk_depth == 1:
+        return ""
+    kept = layer_bytes(volume, shares.layer)
+    how = f"{gigabytes(kept)} of them kept" if kept else "decoded again for every slab, which takes much longer"
+    return f"{volume.chunk_depth} slices each, {how}"
 
 
 def _describe(volume: Volume) -> str:

@@ -194,7 +194,7 @@ class Uncertainty:
         allowed, besides = None, 0
         if self.max_memory is not None:
             allowed = share_of(self.max_memory, self.calibrating)
-            besides = besides_slabs(self.splits.volumes) + (_CALIBRATED_BYTES * z + 4 * judging) * y * x
+            besides = besides_slabs(self.splits.volumes, self._judged) + (_CALIBRATED_BYTES * z + 4 * judging) * y * x
         return Portion.of(TileGrid(self.splits.shape, self.denoiser.window), images, allowed, besides)
 
     def calibrated(self) -> Confidence:
@@ -203,8 +203,12 @@ class Uncertainty:
         give_back_freed()
         return found
 
+    @property
+    def _judged(self) -> Denoiser:
+        return replace(self.denoiser, dtype=torch.float32)
+
     def _evidence(self, portion: Portion) -> Iterator[Evidence]:
-        run = runner(replace(self.denoiser, dtype=torch.float32), portion.slab_bytes)
+        run = runner(self._judged, portion.slab_bytes)
         start, stop = self.region.start_zyx[0], self.region.stop_zyx[0]
         pieces = [range(z, min(z + portion.slices, stop)) for z in range(start, stop, portion.slices)]
         seen = reduce(np.logical_or, (field_of_view(self._read(piece)) for piece in pieces))
@@ -311,5 +315,5 @@ def portion_of(
     grid = TileGrid(views[0].shape, denoiser.window)
     if max_memory is None:
         return Portion.of(grid, images, None)
-    besides = besides_slabs(views[:1], sink) + 4 * _COMPARING * views[0].shape[1] * views[0].shape[2] + more
+    besides = besides_slabs(views[:1], denoiser, sink) + 4 * _COMPARING * views[0].shape[1] * views[0].shape[2] + more
     return Portion.of(grid, images, share_of(max_memory, processes), besides)

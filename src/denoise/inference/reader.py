@@ -20,6 +20,7 @@ _SLICES_PER_READ = 16
 #: Layers of a volume that are stored together are kept from one run to the next up to this size, or what the caller
 #: allows; deeper ones, of volumes whose whole depth is one chunk for example, are decoded again for every run.
 _DEEPEST_LAYER, LARGEST_LAYER_BYTES = 64, 2**29
+_NOTHING: Float32Array = np.empty((0, 0, 0), dtype=np.float32)
 
 
 class SlabReader:
@@ -135,7 +136,7 @@ class _LayerReader:
         self._depth = volume.chunk_depth if layer_bytes(volume, largest) else 1
         self._kept_from = 0
         self._kept_rows = range(0)
-        self._kept: Float32Array = np.empty((0, 0, 0), dtype=np.float32)
+        self._kept = _NOTHING
 
     def pieces(self, start: int, stop: int) -> list[tuple[int, int]]:
         """Slices start..stop-1 in a few reads; no layer is cut by two of them."""
@@ -153,11 +154,12 @@ class _LayerReader:
         if len(kept) >= stop - start:
             return kept[: stop - start]
         if not len(kept):
-            self._kept = np.empty((0, 0, 0), dtype=np.float32)  # freed before the next layer is read
+            kept = self._kept = _NOTHING  # freed before the next layer is read; an empty part would hold on to it too
         first_new = start + len(kept)
         # A strip is followed by another: the rest of its layer would not be asked for next.
         end = min(-(-stop // self._depth) * self._depth, depth) if len(rows) == height else stop
         read = self.volume.read(Region((first_new, rows.start, 0), (end - first_new, len(rows), width)))
-        self._kept, self._kept_from, self._kept_rows = read[stop - first_new :], stop, rows
+        self._kept = read[stop - first_new :] if end > stop else _NOTHING
+        self._kept_from, self._kept_rows = stop, rows
         new = read[: stop - first_new]
         return np.concatenate([kept, new]) if len(kept) else new

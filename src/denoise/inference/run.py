@@ -11,7 +11,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 
-from denoise.inference.engine import Denoiser, denoise_slices
+from denoise.inference.engine import Denoiser, batch_bytes, denoise_slices
 from denoise.inference.reader import LARGEST_LAYER_BYTES, layer_bytes
 from denoise.inference.slabs import plan_slabs
 from denoise.launch import World
@@ -24,8 +24,8 @@ from denoise.volumes.volume import Float32Array, Volume
 Progress = Callable[[int], AbstractContextManager[Callable[[int], None]]]
 """Takes how many slices there are to do; the function that it gives takes how many are done."""
 
-#: Slabs get what is left of the memory that is allowed; a batch on its way through the network takes about this much.
-_BATCH_BYTES = 60_000_000
+#: What libraries take when a batch first goes through the network (measured).
+FIRST_BATCH_BYTES = 47_000_000
 #: Where no limit is given, layers that are stored together may take this part of the free memory.
 _LAYERS_SHARE = 8
 
@@ -45,6 +45,54 @@ class InferenceJob:
     """Host memory of all processes of a node together, in bytes."""
 
 
+@dataclass(frozen=True)
+class MemoryShares:
+    """How a process divides the host memory that its inputs and their denoised slices may take.
+
+    Attributes
+    ----------
+    slabs
+        What slabs may take, in bytes; None: as much as is fastest.
+    layer
+        What may be kept of each input that stores several slices together, in bytes.
+    """
+
+    slabs: int | None
+    layer: int
+
+    @classmethod
+    def of(cls, inputs: Sequence[Volume], grid: TileGrid, allowed: int | None, processes: int) -> MemoryShares:
+        """Layers get what is left by the slabs that are fastest.
+
+        Parameters
+        ----------
+        inputs
+            Those that are read at the same time.
+        grid
+            The tiles that they are denoised in.
+        allowed
+            What slabs and layers may take together, in bytes; None: layers get a part of the free memory.
+        processes
+            Of this node, which share that.
+        """
+        count = len(inputs)
+        if allowed is None:
+            return cls(None, max(LARGEST_LAYER_BYTES, available_bytes() // (_LAYERS_SHARE * processes * count)))
+        layer = max(0, allowed - plan_slabs(grid, count).n_bytes) // count
+        return cls(max(0, allowed - sum(layer_bytes(volume, layer) for volume in inputs)), layer)
+
+    def n_bytes(self, inputs: Sequence[Volume], grid: TileGrid) -> int:
+        """What slabs and layers take, in bytes.
+
+        Raises
+        ------
+        DeviceError
+            Not even the smallest slabs fit.
+        """
+        slabs = plan_slabs(grid, len(inputs), self.slabs).n_bytes
+        return slabs + sum(layer_bytes(volume, self.layer) for volume in inputs)
+
+
 def run_worker(world: World, job: InferenceJob) -> None:
     """Denoise this process's share of what is missing.
 
@@ -54,7 +102,11 @@ def run_worker(world: World, job: InferenceJob) -> None:
         As ``denoise_slices`` and ``VolumeSink`` say.
     """
     denoiser = replace(job.denoiser, device=world.device)
-    budget, largest_layer = _divided(job, world)
+    allowed = None
+    if job.max_memory is not None:
+        besides = besides_slabs(job.inputs, denoiser, job.sink, largest_layer=0)
+        allowed = share_of(job.max_memory, world.local_size) - besides
+    shares = MemoryShares.of(job.inputs, TileGrid(job.inputs[0].shape, denoiser.window), allowed, world.local_size)
 
     def fill(piece: range, advance: Callable[[int], None]) -> None:
         denoise_slices(
@@ -63,8 +115,8 @@ def run_worker(world: World, job: InferenceJob) -> None:
             range(job.z_range.start + piece.start, job.z_range.start + piece.stop),
             partial(_write, job.sink, piece.start),
             advance,
-            budget=budget,
-            largest_layer=largest_layer,
+            budget=shares.slabs,
+            largest_layer=shares.layer,
         )
 
     fill_share(world, job.sink, job.progress, fill)
@@ -90,19 +142,12 @@ def fill_share(
         sink.flush()
 
 
-def _divided(job: InferenceJob, world: World) -> tuple[int | None, int]:
-    """What slabs may take, and a stored layer of each input: layers what is left by the slabs that are fastest."""
-    count = len(job.inputs)
-    if job.max_memory is None:
-        return None, max(LARGEST_LAYER_BYTES, available_bytes() // (_LAYERS_SHARE * world.local_size * count))
-    left = share_of(job.max_memory, world.local_size) - besides_slabs(job.inputs, job.sink, largest_layer=0)
-    fastest = plan_slabs(TileGrid(job.inputs[0].shape, job.denoiser.window), count).n_bytes
-    largest_layer = max(0, left - fastest) // count
-    return max(0, left - sum(layer_bytes(volume, largest_layer) for volume in job.inputs)), largest_layer
-
-
 def besides_slabs(
-    inputs: Sequence[Volume], sink: VolumeSink | None = None, *, largest_layer: int = LARGEST_LAYER_BYTES
+    inputs: Sequence[Volume],
+    denoiser: Denoiser,
+    sink: VolumeSink | None = None,
+    *,
+    largest_layer: int = LARGEST_LAYER_BYTES,
 ) -> int:
     """What this process holds beside slabs while it denoises, in bytes.
 
@@ -110,6 +155,8 @@ def besides_slabs(
     ----------
     inputs
         Those that are read at the same time.
+    denoiser
+        What they are denoised with.
     sink
         What is written; None: nothing.
     largest_layer
@@ -117,7 +164,8 @@ def besides_slabs(
     """
     _, height, width = inputs[0].shape
     plane = 4 * height * width
-    taken = process_bytes() + _BATCH_BYTES + sum(layer_bytes(volume, largest_layer) for volume in inputs)
+    batch = batch_bytes(denoiser.window, denoiser.dtype, denoiser.batch_size)
+    taken = process_bytes() + FIRST_BATCH_BYTES + batch + sum(layer_bytes(volume, largest_layer) for volume in inputs)
     if sink is not None:
         taken += waiting_bytes(plane)
         if sink.slices_together > 1:

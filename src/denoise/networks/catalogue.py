@@ -53,6 +53,9 @@ class NetworkKind:
         Voxels by which neighbouring tiles must overlap at inference; see docs/benchmarks.md, "Overlap of tiles".
     tile
         Edge in y and x of the tiles at inference, where the network does not keep the size that it was trained on.
+    step_peak
+        Memory of a training step at its most, as a multiple of what autograd keeps of the forward pass; see
+        docs/scale.md, "Memory of a training step".
     halves_z
         Whether it halves z as it does y and x.
     flatness
@@ -65,6 +68,7 @@ class NetworkKind:
     content_dependent: bool
     overlap: int
     tile: int
+    step_peak: float
     _build: Callable[[Mapping[str, int]], nn.Module]
     _divisor: Callable[[Mapping[str, int]], int]
     _receptive_radius: Callable[[Mapping[str, int]], int] | None = None
@@ -177,6 +181,7 @@ NETWORKS: Mapping[str, NetworkKind] = MappingProxyType(
             content_dependent=True,
             overlap=32,
             tile=256,
+            step_peak=1.15,
             _build=lambda o: UNet2d(o["n_slices"]),
             _divisor=lambda _: unet2d.DIVISOR,
         ),
@@ -187,6 +192,7 @@ NETWORKS: Mapping[str, NetworkKind] = MappingProxyType(
             content_dependent=True,
             overlap=32,
             tile=64,
+            step_peak=1.15,
             halves_z=True,
             _build=lambda o: UNet3d(o["n_blocks"], o["start_filters"]),
             # The published rule; the network itself takes any size.
@@ -199,6 +205,7 @@ NETWORKS: Mapping[str, NetworkKind] = MappingProxyType(
             content_dependent=False,
             overlap=8,
             tile=256,
+            step_peak=1.6,
             _build=lambda o: ResidualUNet(o["n_slices"], o["width"], o["levels"]),
             _divisor=lambda o: 2 ** (o["levels"] - 1),
             _receptive_radius=lambda o: receptive_radius(o["levels"]),
@@ -210,6 +217,7 @@ NETWORKS: Mapping[str, NetworkKind] = MappingProxyType(
             content_dependent=False,
             overlap=4,
             tile=128,
+            step_peak=1.6,
             _build=lambda o: ResidualUNet(o["n_slices"], o["width"], o["levels"], mixes=True),
             _divisor=lambda o: 2 ** (o["levels"] - 1),
             _receptive_radius=lambda o: receptive_radius(o["levels"]),

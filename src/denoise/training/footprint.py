@@ -6,20 +6,18 @@ import math
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor, nn
 
+from denoise.arithmetic import autocast, fast_layout
 from denoise.memory import processes_bytes
 from denoise.networks.catalogue import build_network, find_network
 from denoise.networks.spec import NetworkSpec
 from denoise.tiles import Window
 
-#: Of what autograd keeps for the backward pass, the peak of a step, by the dimensions of the network. Measured on the
-#: CPU, one thread, bf16: 0.98 for unet2d (patch 256, batch 2), 1.08 for residual2d (batch 32), 1.41 for the same in
-#: three dimensions (batch 16).
-_PEAK_OF_KEPT = {2: 1.1, 3: 1.4}
-#: At small batches the last two took 13 and 11 MB more than that.
+#: Whatever the network; with it, `NetworkKind.step_peak` of what autograd keeps.
 _STEP_BYTES = 20_000_000
-#: Weights, their gradients, two moments, an average, and buckets of gradients to send.
-_COPIES_OF_WEIGHTS = 6
+#: Weights, their gradients, two moments, and an average or what is cast to bf16.
+_COPIES_OF_WEIGHTS = 5
 #: Batches of blocks on the host at a time, float32: trained on, ahead, being cut, normalised.
 _BATCHES = 4
 _SMALL_EDGE = 16
@@ -54,8 +52,7 @@ class Footprint:
         """Host memory of all processes together."""
         batches = _BATCHES * self.blocks_each * self.splits * 4 * math.prod(self.window.read_zyx)
         weights, kept = self._network_bytes if self.device_type != "cuda" else (0, 0)
-        peak = _PEAK_OF_KEPT[find_network(self.network.name).dimensions]
-        step = _STEP_BYTES + _COPIES_OF_WEIGHTS * weights + int(peak * kept)
+        step = _STEP_BYTES + _COPIES_OF_WEIGHTS * weights + int(find_network(self.network.name).step_peak * kept)
         return processes_bytes(self.device_type, self.processes, batches + step)
 
     @property
@@ -69,19 +66,24 @@ class Footprint:
         depth = edge if len(set(self.window.read_zyx)) == 1 else self.window.read_zyx[0]
         with torch.device("meta"):  # not initialised: no time is spent on random numbers, and none are used up
             network = build_network(self.network)
-        network = network.to_empty(device="cpu")
-        parameters = {id(parameter) for parameter in network.parameters()}
-        kept = 0
-
-        def count(tensor: torch.Tensor) -> torch.Tensor:
-            nonlocal kept
-            if id(tensor) not in parameters:
-                kept += tensor.nbytes
-            return tensor
-
-        block = torch.zeros(1, depth, edge, edge)
-        with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
-            network(block)
+        network = fast_layout(network.to_empty(device="cpu"))
+        dtype = torch.float32 if self.itemsize == 4 else torch.bfloat16
+        # What the second block adds: weights cast to bf16 are kept once.
+        one, two = (_kept_bytes(network, torch.zeros(blocks, depth, edge, edge), dtype) for blocks in (1, 2))
         blocks = self.splits * self.blocks_each  # every split is an input once
-        whole = kept * self.itemsize // 4 * blocks * math.prod(self.window.read_zyx) // block.numel()
+        whole = (two - one) * blocks * math.prod(self.window.read_zyx) // (depth * edge * edge)
         return 4 * sum(p.numel() for p in network.parameters()), whole
+
+
+def _kept_bytes(network: nn.Module, blocks: Tensor, dtype: torch.dtype) -> int:
+    """What autograd keeps of a forward pass besides the weights; what several layers keep counts once."""
+    kept: dict[int, Tensor] = {}  # holds them: memory that was freed could be given out again
+
+    def keep(tensor: Tensor) -> Tensor:
+        kept[tensor.untyped_storage().data_ptr()] = tensor
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor), autocast(blocks.device, dtype):
+        network(blocks)
+    weights = {parameter.untyped_storage().data_ptr() for parameter in network.parameters()}
+    return sum(tensor.untyped_storage().nbytes() for place, tensor in kept.items() if place not in weights)
