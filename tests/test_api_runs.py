@@ -189,6 +189,18 @@ def test_finetuning_starts_from_the_model_and_never_changes_it(run: Path, tmp_pa
     assert contents(run) == before
 
 
+@pytest.mark.usefixtures("quiet")
+def test_finetuning_a_model_of_an_earlier_version_keeps_its_network(run: Path, tmp_path: Path) -> None:
+    model = load_checkpoint(run)
+    older = replace(model, network=replace(model.network, options={**model.network.options, "rectified_sums": 1}))
+    older.save(tmp_path / "older.pth")
+    settings = {**TINY, "max_epochs": 1, "learning_rate": 1e-9}
+    tuned = train(splits_of(truth_of()), tmp_path / "tuned", finetune=tmp_path / "older.pth", **settings)
+    assert tuned.network.options["rectified_sums"] == 1
+    block = torch.randn(1, 3, 16, 16)
+    torch.testing.assert_close(tuned.build()(block), older.build()(block), rtol=1e-3, atol=1e-3)
+
+
 def test_finetuning_another_network_is_refused_with_both_named(run: Path, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"residual2d .*'n_slices': 3.*'n_slices': 5"):
         train(splits_of(truth_of()), tmp_path / "model", finetune=run, **{**TINY, "n_slices": 5})

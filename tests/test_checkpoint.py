@@ -25,7 +25,7 @@ from denoise.archive import software_versions
 from denoise.checkpoint import CRITERIA, Checkpoint, RunFolder, TrainState, find_model
 from denoise.errors import CheckpointError, OutputError
 from denoise.files import explained
-from denoise.networks.catalogue import build_network
+from denoise.networks.catalogue import build_network, find_network
 from denoise.networks.spec import NetworkSpec
 from denoise.normalization import Normalization
 
@@ -77,9 +77,30 @@ def test_a_checkpoint_comes_back_bit_for_bit(tmp_path, spec):
     for name, tensor in saved.weights.items():
         assert loaded.weights[name].dtype == torch.float32
         assert torch.equal(loaded.weights[name].view(torch.int32), tensor.view(torch.int32))
-    assert replace(loaded, weights={}, versions={}, created="") == replace(saved, weights={})
+    complete = NetworkSpec(spec.name, find_network(spec.name).complete(spec.options))
+    assert replace(loaded, weights={}, versions={}, created="") == replace(saved, weights={}, network=complete)
     assert loaded.versions == software_versions()
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\+00:00", loaded.created)
+
+
+def test_a_model_of_before_sums_were_left_unrectified_stays_what_it_was(tmp_path):
+    """Such files do not name the option; their weights ask for the activation that the network had then."""
+    saved = _checkpoint(NetworkSpec("residual2d", {"n_slices": 3, "width": 2, "levels": 2, "rectified_sums": 1}))
+    saved.save(tmp_path / "model.pth")
+    content = torch.load(tmp_path / "model.pth", weights_only=True)
+    del content["network"]["options"]["rectified_sums"]
+    torch.save(content, tmp_path / "old.pth")
+    block = torch.randn(1, 3, 8, 8)
+    old, same, new = (
+        checkpoint.build()(block)
+        for checkpoint in (
+            Checkpoint.load(tmp_path / "old.pth"),
+            saved,
+            replace(saved, network=NetworkSpec("residual2d", {"n_slices": 3, "width": 2, "levels": 2})),
+        )
+    )
+    assert torch.equal(old, same)
+    assert not torch.equal(old, new)
 
 
 @pytest.mark.parametrize(

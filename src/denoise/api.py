@@ -137,7 +137,9 @@ def run_training(
     run = RunFolder(config.output_dir)
     resume = resume or was_restarted(os.environ)
     network = NetworkSpec(config.network_name, config.network_options)
-    initial = None if finetune is None else _initial_weights(finetune, network)
+    initial = None
+    if finetune is not None:
+        network, initial = _begun_from(finetune, network)
     devices = compute.devices()
     first, last = config.dataset.train_start_slice, config.dataset.train_end_slice
     job = TrainJob(
@@ -150,6 +152,7 @@ def run_training(
         objective=Objective(config.loss, config.train.huber_delta, config.train.strategy, config.lcl_weight),
         folder=run.path,
         ema_decay=config.ema_decay,
+        adam=config.recipe.adam,
         slices_first=config.recipe.slices_first,
         sample=config.sample_name,
         patches_per_epoch=config.patches_per_epoch,
@@ -194,15 +197,18 @@ def _own_folder(run: RunFolder, config: RunConfig, *, resume: bool, finetune: Pa
         yield
 
 
-def _initial_weights(path: Path, network: NetworkSpec) -> dict[str, torch.Tensor]:
+def _begun_from(path: Path, wanted: NetworkSpec) -> tuple[NetworkSpec, dict[str, torch.Tensor]]:
+    """Network and weights of a model; what an older one could not choose is as it was."""
     file = find_model(path, "val")
     checkpoint = Checkpoint.load(file)
-    if (checkpoint.network.name, dict(checkpoint.network.options)) != (network.name, dict(network.options)):
+    network, kind = checkpoint.network, find_network(wanted.name)
+    options = {**kind.complete(wanted.options), **{name: network.options.get(name) for name in kind.unsaid}}
+    if network.name != wanted.name or find_network(network.name).complete(network.options) != options:
         raise CheckpointError(
-            f"{file} holds the network {checkpoint.network.name} {dict(checkpoint.network.options)} but the config "
-            f"asks for {network.name} {dict(network.options)}; make them equal to fine-tune"
+            f"{file} holds the network {network.name} {dict(network.options)} but the config "
+            f"asks for {wanted.name} {dict(wanted.options)}; make them equal to fine-tune"
         )
-    return checkpoint.weights
+    return network, checkpoint.weights
 
 
 def load_checkpoint(path: str | os.PathLike[str], criterion: str = "val") -> Checkpoint:

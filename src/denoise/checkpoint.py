@@ -19,7 +19,7 @@ import torch
 
 from denoise.archive import as_plain, first_line, listed_keys, load_archive, save_archive, shown, software_versions
 from denoise.errors import CheckpointError, ConfigError, printable
-from denoise.networks.catalogue import build_network
+from denoise.networks.catalogue import NETWORKS, build_network, find_network
 from denoise.networks.spec import NetworkSpec
 from denoise.networks.stored import recognise, without_prefix
 from denoise.normalization import Normalization
@@ -79,7 +79,11 @@ class Checkpoint:
             "format": _FORMAT,
             "format_version": _FORMAT_VERSION,
             "model_state_dict": self.weights,
-            "network": {"name": self.network.name, "options": dict(self.network.options)},
+            # All of them: an option that is not named means what it was before there was that option.
+            "network": {
+                "name": self.network.name,
+                "options": find_network(self.network.name).complete(self.network.options),
+            },
             "normalization": as_plain(asdict(self.normalization)) if self.normalization else None,
             "patch_size": self.patch_size,
             "strategy": self.strategy,
@@ -143,7 +147,8 @@ def _parsed(content: Mapping[str, Any], weights: Weights, path: Path) -> Checkpo
     plain = isinstance(options, dict) and all(type(k) is str and type(v) is int for k, v in options.items())
     if not isinstance(name, str) or not plain:
         raise CheckpointError(f"{path}: network is {shown(network)}; the file is damaged or was changed")
-    spec = NetworkSpec(name, options)
+    unsaid = NETWORKS[name].unsaid if name in NETWORKS else {}
+    spec = NetworkSpec(name, {**unsaid, **options})
     normalization = take("normalization", (dict, type(None)), "missing")
     if patch_size is not None and not 1 <= patch_size <= 8192:
         raise CheckpointError(f"{path}: patch_size is {patch_size}; expected 1 to 8192; the file was changed")

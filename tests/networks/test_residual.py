@@ -8,7 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from denoise.config.recipes import RECIPES
 from denoise.networks.residual import ResidualUNet, _Mixing, receptive_radius
+from denoise.training.optimizer import make_optimizer, set_rate
 
 
 def scrambled(mixes: bool = False, **options: int) -> ResidualUNet:
@@ -76,12 +78,14 @@ def test_mixing_reaches_one_slice_further_with_every_block_and_no_other_sample()
     assert torch.equal(difference[1], torch.zeros(9, dtype=torch.float64))
 
 
-def test_mixing_is_a_convolution_along_z() -> None:
-    mixing = _Mixing(4).double()
+@pytest.mark.parametrize("rectified", [False, True])
+def test_mixing_is_a_convolution_along_z(rectified: bool) -> None:
+    mixing = _Mixing(4, rectified=rectified).double()
     torch.nn.init.normal_(mixing.weights.weight)
     stack = torch.randn(2, 4, 5, 6, 7, dtype=torch.float64)  # B, C, Z, Y, X
     change = F.conv3d(stack, mixing.weights.weight.unsqueeze(-1), mixing.weights.bias, padding=(1, 0, 0))
-    expected = F.relu(stack + change).transpose(1, 2).flatten(0, 1)
+    summed = F.relu(stack + change) if rectified else stack + change
+    expected = summed.transpose(1, 2).flatten(0, 1)
     with torch.no_grad():
         found = mixing(stack.transpose(1, 2).flatten(0, 1), depth=5)
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
@@ -154,9 +158,10 @@ def test_it_learns_to_remove_noise_from_noisy_pairs_alone() -> None:
     generator = torch.Generator().manual_seed(1)
     _, one, other = noisy_discs(generator, 32, 32)
     network = ResidualUNet().to(memory_format=torch.channels_last)
-    optimizer = torch.optim.AdamW(network.parameters(), lr=2e-3)
+    recipe = RECIPES["residual2d"]
+    optimizer = make_optimizer(network, recipe.adam, recipe.learning_rate, torch.device("cpu"))
     for step in range(80):
-        optimizer.param_groups[0]["lr"] = 2e-3 * min(1, (step + 1) / 10) * 0.5 * (1 + math.cos(math.pi * step / 80))
+        set_rate(optimizer, recipe.learning_rate * min(1, (step + 1) / 10, 2 * (1 - step / 80)))
         chosen = torch.randint(32, (4,), generator=generator)
         inputs = torch.cat([one[chosen], other[chosen]]).contiguous(memory_format=torch.channels_last)
         targets = torch.cat([other[chosen], one[chosen]])[:, 2:3]

@@ -12,6 +12,28 @@ LossName = Literal["l1", "l2", "huber"]
 
 
 @dataclass(frozen=True)
+class Adam:
+    """How steps are scaled (Kingma and Ba 2015, arXiv 1412.6980).
+
+    Attributes
+    ----------
+    beta2
+        Decay of the averages of squared gradients. Lower: they follow sooner when gradients grow.
+    full_rate_fan_in
+        A weight tensor with so many inputs per output, or fewer, has the full learning rate; with n times as many
+        an n-th of it, so that one step changes what comes out of wide layers by no more than what comes out of narrow
+        ones (Yang et al. 2022, arXiv 2203.03466, table 3, hidden weights). None: the full rate for all.
+    """
+
+    beta2: float = 0.999
+    full_rate_fan_in: int | None = None
+
+
+#: As published, and as torch has it.
+PLAIN_ADAM = Adam()
+
+
+@dataclass(frozen=True)
 class Recipe:
     """Settings that belong to a network; the measurements behind them are in docs/network-study.md."""
 
@@ -23,14 +45,18 @@ class Recipe:
     lcl_weight: float = 0.01
     ema_decay: float = 0.0
     slices_first: int = 0
+    adam: Adam = PLAIN_ADAM
 
+
+#: 16 channels in a window of 3 x 3.
+_STEADY = Adam(beta2=0.98, full_rate_fan_in=144)
 
 #: The published networks as they are published (docs/about.md, "Networks"); ours as the study found them.
 RECIPES: Mapping[str, Recipe] = MappingProxyType(
     {
         "unet2d": Recipe(256, 32, 1e-3, "constant", "l1", 0.01),
         "unet3d": Recipe(96, 4, 1e-3, "constant", "l1", 0.01),
-        "residual2d": Recipe(64, 4, 8e-3, "hold", "l2", 0.0, ema_decay=0.995),
-        "residual3d": Recipe(48, 2, 8e-3, "hold", "l2", 0.0, ema_decay=0.995, slices_first=2500),
+        "residual2d": Recipe(64, 4, 6e-3, "hold", "l2", 0.0, ema_decay=0.995, adam=_STEADY),
+        "residual3d": Recipe(48, 2, 6e-3, "hold", "l2", 0.0, ema_decay=0.995, slices_first=2500, adam=_STEADY),
     }
 )

@@ -7,7 +7,7 @@ before anything of their size is allocated.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Literal
 
@@ -60,6 +60,8 @@ class NetworkKind:
         Whether it halves z as it does y and x.
     flatness
         In 3D, how many times as wide as deep the blocks are that it is best trained on; 1: cubes.
+    unsaid
+        What model files mean that do not name an option, where it is not the default: they are older than it.
     """
 
     description: str
@@ -74,6 +76,7 @@ class NetworkKind:
     _receptive_radius: Callable[[Mapping[str, int]], int] | None = None
     halves_z: bool = False
     flatness: int = 1
+    unsaid: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def defaults(self) -> dict[str, int]:
@@ -168,9 +171,23 @@ def build_network(spec: NetworkSpec) -> nn.Module:
     return find_network(spec.name).build(spec.options)
 
 
+def _residual(options: Mapping[str, int], *, mixes: bool) -> nn.Module:
+    return ResidualUNet(
+        options["n_slices"],
+        options["width"],
+        options["levels"],
+        mixes=mixes,
+        rectified_sums=bool(options["rectified_sums"]),
+    )
+
+
 _N_SLICES = Option(default=5, lowest=1, highest=99)
 _WIDTH = Option(default=16, lowest=1, highest=512)
 _LEVELS = Option(default=3, lowest=1, highest=6)
+_RESIDUAL_OPTIONS: Mapping[str, Option] = MappingProxyType(
+    {"n_slices": _N_SLICES, "width": _WIDTH, "levels": _LEVELS, "rectified_sums": Option(0, 0, 1)}
+)
+_RESIDUAL_UNSAID: Mapping[str, int] = MappingProxyType({"rectified_sums": 1})
 
 NETWORKS: Mapping[str, NetworkKind] = MappingProxyType(
     {
@@ -201,26 +218,28 @@ NETWORKS: Mapping[str, NetworkKind] = MappingProxyType(
         "residual2d": NetworkKind(
             description="small, fast 2.5D network: corrects the centre slice; no norm layers",
             dimensions=2,
-            options=MappingProxyType({"n_slices": _N_SLICES, "width": _WIDTH, "levels": _LEVELS}),
+            options=_RESIDUAL_OPTIONS,
             content_dependent=False,
             overlap=8,
             tile=256,
             step_peak=1.6,
-            _build=lambda o: ResidualUNet(o["n_slices"], o["width"], o["levels"]),
+            _build=lambda o: _residual(o, mixes=False),
             _divisor=lambda o: 2 ** (o["levels"] - 1),
             _receptive_radius=lambda o: receptive_radius(o["levels"]),
+            unsaid=_RESIDUAL_UNSAID,
         ),
         "residual3d": NetworkKind(
             description="the same in 3D: corrects the block it reads, features of neighbouring slices are mixed",
             dimensions=3,
-            options=MappingProxyType({"n_slices": _N_SLICES, "width": _WIDTH, "levels": _LEVELS}),
+            options=_RESIDUAL_OPTIONS,
             content_dependent=False,
             overlap=4,
             tile=128,
             step_peak=1.6,
-            _build=lambda o: ResidualUNet(o["n_slices"], o["width"], o["levels"], mixes=True),
+            _build=lambda o: _residual(o, mixes=True),
             _divisor=lambda o: 2 ** (o["levels"] - 1),
             _receptive_radius=lambda o: receptive_radius(o["levels"]),
+            unsaid=_RESIDUAL_UNSAID,
             flatness=6,
         ),
     }

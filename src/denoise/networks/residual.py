@@ -5,12 +5,16 @@ over each of them, and in 3D what it finds in one slice is mixed with what it fi
 2.5D there is no mixing, and Z is 1 as a rule. So the 3D network is the 2.5D one and a little more (15 % more
 arithmetic): it can be trained slice by slice first, where steps are cheap, and then on blocks.
 
-No norm layers: what comes out for a voxel depends on the voxels within `receptive_radius` of it and on nothing else, so
-that tiles which read a halo of that much, and start at multiples of ``2**(levels-1)``, give exactly what one pass over
-the whole slice gives.
+No norm layers, and no activation on the sums of the residual branches: sums that a high learning rate has once driven
+below zero stay there where they are rectified, and in models that were trained so all features of the coarser levels
+were dead (docs/network-study.md). What comes out for a voxel depends on the voxels within `receptive_radius` of it and
+on nothing else, so that tiles which read a halo of that much, and start at multiples of ``2**(levels-1)``, give exactly
+what one pass over the whole slice gives.
 """
 
 from __future__ import annotations
+
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -31,7 +35,7 @@ class ResidualUNet(nn.Module):
 
     Measured on discs in noise after 200 steps, gain in dB with two seeds: this network 18.3, 18.2; transposed
     convolutions instead of repetition 18.1, 18.1. Before that change, 18.1, 18.1 against: max pooling 18.0, 17.8;
-    LeakyReLU(0.1) 17.8, 18.0; no activation after the addition 17.7, 18.0; one block at the coarsest level 17.9, 16.9
+    LeakyReLU(0.1) 17.8, 18.0; one block at the coarsest level 17.9, 16.9
     (15 % faster); no additions within blocks 15.3, 15.1. The others take the same time within 5 %. Mixing against
     volumetric convolutions of side 3: docs/network-study.md.
 
@@ -48,23 +52,34 @@ class ResidualUNet(nn.Module):
         Resolutions; 1 never halves.
     mixes
         Whether features of neighbouring slices are mixed, after every block (3D).
+    rectified_sums
+        Whether sums of features and branches go through a ReLU, as in models of versions before 2026-11-26.
     """
 
-    def __init__(self, n_slices: int = 5, width: int = 16, levels: int = 3, *, mixes: bool = False) -> None:
+    def __init__(
+        self,
+        n_slices: int = 5,
+        width: int = 16,
+        levels: int = 3,
+        *,
+        mixes: bool = False,
+        rectified_sums: bool = False,
+    ) -> None:
         super().__init__()
         self.n_slices = n_slices
         self.divisor: int = 2 ** (levels - 1)
         fine = [width * 2**level for level in range(levels - 1)]
         coarsest = width * self.divisor
+        block = partial(_Block, mixes=mixes, rectified=rectified_sums)
         self.enter = nn.Conv2d(n_slices, width, 3, padding=1)
-        self.down_blocks = nn.ModuleList(_Block(channels, mixes) for channels in fine)
+        self.down_blocks = nn.ModuleList(block(channels) for channels in fine)
         self.shrink = nn.ModuleList(nn.Conv2d(channels, 2 * channels, 2, stride=2) for channels in fine)
-        self.middle = nn.ModuleList(_Block(coarsest, mixes) for _ in range(_MIDDLE_BLOCKS))
+        self.middle = nn.ModuleList(block(coarsest) for _ in range(_MIDDLE_BLOCKS))
         self.grow = nn.ModuleList(
             nn.Sequential(nn.Conv2d(2 * channels, channels, 1), nn.Upsample(scale_factor=2, mode="nearest"))
             for channels in reversed(fine)
         )
-        self.up_blocks = nn.ModuleList(_Block(channels, mixes) for channels in reversed(fine))
+        self.up_blocks = nn.ModuleList(block(channels) for channels in reversed(fine))
         self.leave = nn.Conv2d(width, 1, 3, padding=1)
         self._initialise()
 
@@ -111,12 +126,13 @@ class ResidualUNet(nn.Module):
         if self.leave.weight.is_meta:
             return  # nothing to set, and trying costs the import of torch's compiler, two seconds
         for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
+            if isinstance(module, nn.Conv2d):  # of sums, which are not rectified
+                nn.init.kaiming_normal_(module.weight, nonlinearity="linear")
                 assert module.bias is not None
                 nn.init.zeros_(module.bias)
         for module in self.modules():
             if isinstance(module, _Block):
+                nn.init.kaiming_normal_(module.second.weight, nonlinearity="relu")
                 with torch.no_grad():
                     module.second.weight.mul_(_BRANCH_GAIN)
             elif isinstance(module, _Mixing):
@@ -153,33 +169,42 @@ def mixing_weights(network: nn.Module) -> list[nn.Parameter]:
 class _Block(nn.Module):
     """Two convolutions of side 3, added to their input; with mixing, features of the slices above and below too."""
 
-    def __init__(self, channels: int, mixes: bool) -> None:
+    def __init__(self, channels: int, *, mixes: bool, rectified: bool) -> None:
         super().__init__()
         self.first = nn.Conv2d(channels, channels, 3, padding=1)
         self.second = nn.Conv2d(channels, channels, 3, padding=1)
-        self.activation = nn.ReLU(inplace=True)
-        self.mixing = _Mixing(channels) if mixes else None
+        self.mixing = _Mixing(channels, rectified=rectified) if mixes else None
+        self._rectified = rectified
 
     def forward(self, features: Tensor, depth: int) -> Tensor:
-        change = self.second(self.activation(self.first(features)))
-        result: Tensor = self.activation(change.add_(features))  # in place: nothing else reads it, backward neither
-        return result if self.mixing is None else self.mixing(result, depth)
+        # In place: nothing else reads it, backward neither.
+        result = self.second(self.first(features).relu_()).add_(features)
+        if self._rectified:
+            result = result.relu_()
+        summed: Tensor = result if self.mixing is None else self.mixing(result, depth)
+        return summed
 
 
 class _Mixing(nn.Module):
     """A convolution across slices, of side 3, added to its input; slices beyond the block count as zero."""
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, *, rectified: bool) -> None:
         super().__init__()
         self.weights = nn.Conv2d(channels, channels, (3, 1), padding=(1, 0))
+        self._rectified = rectified
 
     def forward(self, features: Tensor, depth: int) -> Tensor:
         """Mix (B * Z, C, Y, X), where Z is ``depth``."""
-        if depth == 1:
-            alone: Tensor = features + F.conv2d(features, self.weights.weight[:, :, 1:2], self.weights.bias)
-            return alone.relu_()
+        change = self._alone(features) if depth == 1 else self._across(features, depth)
+        result = change.add_(features)
+        return result.relu_() if self._rectified else result
+
+    def _alone(self, features: Tensor) -> Tensor:
+        return F.conv2d(features, self.weights.weight[:, :, 1:2], self.weights.bias)
+
+    def _across(self, features: Tensor, depth: int) -> Tensor:
         _, channels, height, width = features.shape
         # As images (B, C, Z, Y * X): in channels_last that is the same memory.
         stacked = features.permute(0, 2, 3, 1).reshape(-1, depth, height * width, channels).permute(0, 3, 1, 2)
         change: Tensor = self.weights(stacked).permute(0, 2, 3, 1).reshape(-1, height, width, channels)
-        return change.permute(0, 3, 1, 2).add_(features).relu_()
+        return change.permute(0, 3, 1, 2)

@@ -9,6 +9,8 @@ from typing import Any, Literal, Protocol
 
 from denoise.checkpoint import Weights
 from denoise.config import TrainSection
+from denoise.config.recipes import PLAIN_ADAM, Adam
+from denoise.networks.catalogue import find_network
 from denoise.networks.spec import NetworkSpec
 from denoise.training.objective import Objective
 from denoise.training.schedule import Schedule
@@ -29,6 +31,7 @@ class TrainJob:
     objective: Objective
     folder: Path
     ema_decay: float = 0.0
+    adam: Adam = PLAIN_ADAM
     slices_first: int = 0
     """Steps, at most, on single slices of the blocks, before those on whole blocks: where steps are cheap, first."""
     sample: str = "sample"
@@ -63,7 +66,10 @@ class TrainJob:
         settings = self.settings
         return {
             "network": self.network.name,
-            **{f"network.{name}": value for name, value in self.network.options.items()},
+            **{
+                f"network.{name}": value
+                for name, value in find_network(self.network.name).complete(self.network.options).items()
+            },
             "splits": len(self.splits),
             "shape": list(self.splits.shape),
             "patch size": self.patch_size,
@@ -84,6 +90,7 @@ class TrainJob:
             },
             # Left out where they are as they always were: earlier states do not name them.
             **({"steps on slices": self.slices_first} if self.slices_first else {}),
+            **({} if self.adam == PLAIN_ADAM else {f"adam.{name}": value for name, value in asdict(self.adam).items()}),
             **({"val model chosen by": self.chosen_by} if self.chosen_by != "l1" else {}),
         }
 

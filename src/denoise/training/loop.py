@@ -37,6 +37,7 @@ from denoise.training.job import Observer, Plan, Record, TrainJob
 from denoise.training.memory_plan import plan_again, plan_memory
 from denoise.training.objective import paired
 from denoise.training.observers import observers_of
+from denoise.training.optimizer import make_optimizer, set_rate
 from denoise.training.slices_first import SlicesFirst
 from denoise.training.state import BEGUN_FROM, Progress, keep_stored_bests, on_cpu, restore_optimizer, state_to_resume
 from denoise.training.validation import Scores, Validator
@@ -146,10 +147,7 @@ class TrainingRun:
         self.network = fast_layout(network).to(world.device)
         self._mixing = mixing_weights(self.network)
         self.averaged = AveragedWeights(self.network, self.job.ema_decay) if self.job.ema_decay else None
-        # Fused, a step of the optimiser takes a third of the time; Apple's GPUs are left with the ordinary one.
-        self.optimizer = torch.optim.Adam(
-            self.network.parameters(), lr=self.job.schedule.peak, fused=world.device.type != "mps"
-        )
+        self.optimizer = make_optimizer(self.network, self.job.adam, self.job.schedule.peak, world.device)
         self.progress = Progress()
         self._saved_at = time.monotonic()
         self._has_saved = state is not None
@@ -238,8 +236,7 @@ class TrainingRun:
             yield self.slices_first.places(places, epoch * self.steps_per_epoch + step, self.course.done)
 
     def _step(self, blocks: Tensor, rate: float) -> Tensor:
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
+        set_rate(self.optimizer, rate)
         inputs, targets = paired(blocks, self.job.objective.strategy)
         with autocast(self.world.device, self.dtype):
             prediction = self.parallel(inputs)
