@@ -124,9 +124,19 @@ def test_a_score_that_got_worse_does_not_undo_a_gain_and_one_lucky_score_is_none
     assert has_stopped_improving(scored(falling)), "the best came long ago"
 
 
-@pytest.mark.parametrize("errors", [[1.0] * 10 + [-0.1] * 10, [-0.1] * 5 + [1.0] * 15, [1.0] * 19 + [0.0]])
-def test_an_error_below_zero_is_as_good_as_can_be_told(errors: list[float]) -> None:
+@pytest.mark.parametrize("errors", [[1.0] * 10 + [-0.1] * 10, [-0.1] * 5 + [1.0] * 15, [-0.1] * 20])
+def test_an_error_below_zero_that_stays_ends_the_run(errors: list[float]) -> None:
     assert has_stopped_improving(scored(errors))
+
+
+@pytest.mark.parametrize("offset", [0.0, 0.3])
+@pytest.mark.parametrize(("gain", "stopped"), [(0.02, True), (0.1, False)])
+def test_below_zero_the_last_third_counts_by_what_the_whole_run_gained(
+    offset: float, gain: float, stopped: bool
+) -> None:
+    """Streaks that are opposed in the splits take a constant from every score."""
+    errors = [1.0 - 0.1 * i for i in range(10)] + [0.1 - gain] * 5
+    assert has_stopped_improving(scored([error - 0.1 - offset for error in errors])) is stopped
 
 
 def test_scores_that_lie_unevenly_count_by_their_steps() -> None:
