@@ -350,7 +350,7 @@ class TrainingRun:
             restore_optimizer(self.optimizer, state.optimizer)
             self.progress = Progress.stored(state.progress)
             torch.set_rng_state(state.generator)
-            keep_stored_bests(self.progress, self.folder)
+            keep_stored_bests(self.progress, self.folder, self.job.chosen_by)
             self.progress.best = self.world.from_chief(self.progress.best)
             self.progress.best_epoch = self.world.from_chief(self.progress.best_epoch)
         except (RuntimeError, ValueError, LookupError, TypeError, AttributeError) as error:

@@ -158,9 +158,12 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, stored: Mapping[str, Any
                 raise ValueError(f"{name} of the optimiser does not fit its parameter")
 
 
-def keep_stored_bests(progress: Progress, folder: RunFolder) -> None:
-    """A model written after the state was saved (the machine died in between) must not lose to a worse one."""
-    for criterion, score, sign in (("val", "l1", 1), ("lcl", "lcl", 1), ("edge", "edge", -1)):
+def keep_stored_bests(progress: Progress, folder: RunFolder, chosen_by: str) -> None:
+    """A model written after the state was saved (the machine died in between) must not lose to a worse one.
+
+    ``chosen_by`` is the score whose lowest makes the ``val`` model.
+    """
+    for criterion, score, sign in (("val", chosen_by, 1), ("lcl", "lcl", 1), ("edge", "edge", -1)):
         path = folder.model(criterion)
         if not path.exists():
             continue
