@@ -152,16 +152,14 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-@pytest.mark.usefixtures("one_thread")
-def test_it_learns_to_remove_noise_from_noisy_pairs_alone() -> None:
-    torch.manual_seed(0)
-    generator = torch.Generator().manual_seed(1)
+def trained_on_noisy_pairs(network: ResidualUNet, steps: int, generator: torch.Generator) -> None:
+    """With the rate and the optimiser of the recipe."""
     _, one, other = noisy_discs(generator, 32, 32)
-    network = ResidualUNet().to(memory_format=torch.channels_last)
+    network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     recipe = RECIPES["residual2d"]
     optimizer = make_optimizer(network, recipe.adam, recipe.learning_rate, torch.device("cpu"))
-    for step in range(80):
-        set_rate(optimizer, recipe.learning_rate * min(1, (step + 1) / 10, 2 * (1 - step / 80)))
+    for step in range(steps):
+        set_rate(optimizer, recipe.learning_rate * min(1, (step + 1) / 10, 2 * (1 - step / steps)))
         chosen = torch.randint(32, (4,), generator=generator)
         inputs = torch.cat([one[chosen], other[chosen]]).contiguous(memory_format=torch.channels_last)
         targets = torch.cat([other[chosen], one[chosen]])[:, 2:3]
@@ -171,11 +169,24 @@ def test_it_learns_to_remove_noise_from_noisy_pairs_alone() -> None:
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_it_learns_to_remove_noise_from_noisy_pairs_alone_and_no_feature_dies() -> None:
+    torch.manual_seed(0)
+    generator = torch.Generator().manual_seed(1)
+    network = ResidualUNet()
+    trained_on_noisy_pairs(network, 80, generator)
     truth, noisy, _ = noisy_discs(generator, 8, 32)
+    dead: list[bool] = []
+    for block in [*network.down_blocks, *network.middle, *network.up_blocks]:
+        block.first.register_forward_hook(lambda m, i, out: dead.extend((out <= 0).all(dim=(0, 2, 3)).tolist()))  # type: ignore[union-attr]
     with torch.no_grad():
         error = (network(noisy) - truth[:, 2:3]).square().mean()
     gain = 10 * torch.log10((noisy[:, 2] - truth[:, 2]).square().mean() / error)
     assert gain > 8
+    assert len(dead) == 2 * 16 + 2 * 32 + 2 * 64
+    assert not any(dead)
 
 
 @pytest.mark.parametrize("mixes", [False, True])

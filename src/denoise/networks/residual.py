@@ -33,14 +33,9 @@ class ResidualUNet(nn.Module):
     bfloat16 autocast, and a ``width`` that is a multiple of 16. All convolutions are 2D (mixing, too, is one over z and
     all voxels of a slice in a row): they are faster than 3D ones on every device.
 
-    Measured on discs in noise after 200 steps, gain in dB with two seeds: this network 18.3, 18.2; transposed
-    convolutions instead of repetition 18.1, 18.1. Before that change, 18.1, 18.1 against: max pooling 18.0, 17.8;
-    LeakyReLU(0.1) 17.8, 18.0; one block at the coarsest level 17.9, 16.9
-    (15 % faster); no additions within blocks 15.3, 15.1. The others take the same time within 5 %. Mixing against
-    volumetric convolutions of side 3: docs/network-study.md.
-
-    Without norm layers the start decides whether it trains: He-normal weights, the second convolution of each
-    block scaled by 0.3 (by 0.1: 16.9, 18.0 dB; by 1: 15.0, 16.3 dB), the last convolution and all mixing zero.
+    Without norm layers the start decides whether it trains: normal weights of variance 1 / inputs where a convolution
+    reads sums and 2 / inputs where it reads a ReLU, the second convolution of each block scaled by 0.3, the last
+    convolution and all mixing zero. What was tried: docs/network-study.md.
 
     Parameters
     ----------
