@@ -220,7 +220,7 @@ NETWORKS: Mapping[str, NetworkKind] = MappingProxyType(
             dimensions=2,
             options=_RESIDUAL_OPTIONS,
             content_dependent=False,
-            overlap=8,
+            overlap=16,
             tile=256,
             step_peak=1.6,
             _build=lambda o: _residual(o, mixes=False),
