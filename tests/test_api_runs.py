@@ -200,6 +200,8 @@ def test_finetuning_a_model_of_an_earlier_version_keeps_its_network(run: Path, t
     assert tuned.network.options["rectified_sums"] == 1
     block = torch.randn(1, 3, 16, 16)
     torch.testing.assert_close(tuned.build()(block), older.build()(block), rtol=1e-3, atol=1e-3)
+    resumed = train(splits_of(truth_of()), tmp_path / "tuned", resume=True, **{**settings, "max_epochs": 2})
+    assert resumed.network == tuned.network
 
 
 def test_finetuning_another_network_is_refused_with_both_named(run: Path, tmp_path: Path) -> None:

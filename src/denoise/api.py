@@ -20,7 +20,7 @@ import torch
 from numpy.typing import NDArray
 
 from denoise.arithmetic import resolve_precision
-from denoise.checkpoint import Checkpoint, RunFolder, digest, find_model
+from denoise.checkpoint import Checkpoint, RunFolder, TrainState, digest, find_model
 from denoise.cluster import Spread, was_restarted
 from denoise.config import InferSection, RunConfig, render
 from denoise.errors import CheckpointError, ConfigError, OutputError
@@ -140,6 +140,8 @@ def run_training(
     initial = None
     if finetune is not None:
         network, initial = _begun_from(finetune, network)
+    elif resume and run.state.exists():
+        network = _as_resumed(run, network)
     devices = compute.devices()
     first, last = config.dataset.train_start_slice, config.dataset.train_end_slice
     job = TrainJob(
@@ -209,6 +211,13 @@ def _begun_from(path: Path, wanted: NetworkSpec) -> tuple[NetworkSpec, dict[str,
             f"asks for {wanted.name} {dict(wanted.options)}; make them equal to fine-tune"
         )
     return network, checkpoint.weights
+
+
+def _as_resumed(run: RunFolder, wanted: NetworkSpec) -> NetworkSpec:
+    """A run that began from an older model goes on with the network of that model, which no config can ask for."""
+    stored = TrainState.load(run.state).fingerprint
+    kept = {name: stored.get(f"network.{name}") for name in find_network(wanted.name).unsaid}
+    return NetworkSpec(wanted.name, {**wanted.options, **{k: v for k, v in kept.items() if type(v) is int}})
 
 
 def load_checkpoint(path: str | os.PathLike[str], criterion: str = "val") -> Checkpoint:

@@ -23,8 +23,8 @@ _FALLING_SHARE = 0.4
 #: A run has stopped improving when its latest third made the error smaller by less than this, in dB.
 _LEAST_GAIN_DB = 0.1
 _WATCHED_SHARE = 1 / 3
-#: Where decibels mean nothing, or by less than this share of what the whole run gained. A
-#: tooth with streaks that are opposed in its splits still gained a fifth when it was stopped without this.
+#: Where decibels mean nothing: by less than this share of what the whole run gained. A tooth with streaks that are
+#: opposed in its splits still gained a fifth when it was stopped without this.
 _LEAST_SHARE = 0.05
 #: Before so many scores a run is never called finished.
 _FEWEST_SCORES = 12
