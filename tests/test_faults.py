@@ -284,7 +284,7 @@ def test_memory_that_runs_out_on_the_host_is_a_sentence_and_leaves_nothing_parti
         config = finished.configured("patch_size: 16, batch_size: 4", "patch_size: 48, batch_size: 512")
         arguments: tuple[object, ...] = ("--output-dir", tmp_path / "run")
     else:
-        tifffile.imwrite(tmp_path / "wide.tif", np.zeros((3, 2048, 2048), np.float32), photometric="minisblack")
+        tifffile.imwrite(tmp_path / "wide.tif", np.zeros((3, 4096, 4096), np.float32), photometric="minisblack")
         config = finished.configured("full: whole", f"full: {tmp_path / 'wide.tif'}")
         arguments = ("--output", tmp_path / "out.h5")
     with little_memory(96 * 2**20):
