@@ -149,6 +149,22 @@ def test_numbers_of_the_headline_are_said_with_their_intervals() -> None:
     assert "Slices 10 to 14, 5 × 64 × 64 voxels: held out in training." in words
 
 
+@pytest.mark.parametrize(
+    ("low", "high", "said"),
+    [
+        (16.8, None, "95 % interval 16.8 dB or more"),
+        (None, 12.0, "95 % interval 12.0 dB or less"),
+        (-2.5, 12.0, "95 % interval −2.5 to 12.0 dB"),
+        (None, None, "95 % interval unknown"),
+    ],
+)
+def test_ends_of_an_interval_that_are_not_known_are_put_in_words(
+    low: float | None, high: float | None, said: str
+) -> None:
+    scores = {**CONTENT["scores"], "psnr_after": interval(9.0, low, high)}
+    assert f"{said}, after" in Read(render_page({**CONTENT, "scores": scores})).words
+
+
 def test_the_gravest_findings_come_first_and_a_test_that_was_not_made_says_so() -> None:
     found = findings_of(CONTENT)
     assert [f.name for f in found] == ["odd", "seams", "gain"]

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from denoise.checkpoint import Checkpoint, RunFolder, TrainState
+from denoise.config.recipes import Adam
 from denoise.errors import CheckpointError, Interrupted
 from denoise.networks.spec import NetworkSpec
 from denoise.training.job import TrainJob
@@ -131,6 +132,26 @@ def test_a_changed_setting_is_refused_by_name_and_nothing_is_touched(
     with pytest.raises(CheckpointError, match=message):
         train(jobs(tmp_path, **{"resume": True, "max_epochs": 2, "patches_per_epoch": 4, **changes}))
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"network": NetworkSpec("residual2d", {**FLAT.options, "rectified_sums": 1})},
+            r"network\.rectified_sums = 0, and this version of denoise trains with 1; finish the run with the version",
+        ),
+        ({"adam": Adam(beta2=0.9)}, r"saved without adam\.beta2, and this version of denoise trains with 0\.9"),
+    ],
+    ids=["network", "optimiser"],
+)
+def test_what_another_version_does_otherwise_is_not_asked_to_be_set_back(
+    train: Train, jobs: Jobs, tmp_path: Path, changes: dict[str, Any], message: str
+) -> None:
+    train(jobs(tmp_path, max_epochs=1, patches_per_epoch=4))
+    with pytest.raises(CheckpointError, match=message) as refused:
+        train(jobs(tmp_path, **{"resume": True, "max_epochs": 2, "patches_per_epoch": 4, **changes}))
+    assert "set it back" not in str(refused.value)
 
 
 def test_resuming_with_other_splits_is_refused(

@@ -11,6 +11,7 @@ import pytest
 from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
 
+from conftest import white
 from denoise.tiles import TileGrid, Window
 from denoise.trust.after import judge
 from denoise.trust.errors import error_sums
@@ -128,6 +129,18 @@ def test_splits_whose_streaks_are_opposed_give_no_number_but_a_word(scan: Scan) 
     # Held-out errors of the training are off by the same streaks.
     assert not {f.name for f in report.verdict.findings} & {"converged", "overfitted"}
     assert report.as_plain()["scores"]["gain"]["value"] is None
+
+
+def test_how_good_a_result_is_at_most_stays_open_where_its_error_is_nearly_nothing(scan: Scan) -> None:
+    """Of few voxels it cannot be told from nothing; not "23.2 dB (18.2 to 45.1 dB), as if exposed 26,000 times"."""
+    nearly = (scan.truth + 0.3 * gaussian_filter(white(9), 1)).astype(np.float32)
+    report = Report.of(scan.evidence(lambda stack: nearly))
+    gain, dose = report.scores.gain, report.scores.equivalent_dose
+    assert 0 < gain.low < gain.value < gain.high == dose.high == np.inf
+    assert f"{gain.value:.1f} dB ({gain.low:.1f} dB or more)" in report.headline[0]
+    assert f"{dose.value:.1f} times ({dose.low:.1f} times or more)" in report.headline[1]
+    assert f"({gain.low:.1f} dB or more)" in report.verdict.findings[0].sentence
+    assert report.as_plain()["scores"]["gain"]["high"] is None
 
 
 def test_grey_values_of_materials_are_those_of_the_object(scans: Callable[..., Scan]) -> None:

@@ -19,6 +19,7 @@ from markupsafe import Markup
 from denoise.report.curves import Plain, entries, figures, number
 from denoise.report.images import KINDS, Pictures, Trial
 from denoise.report.svg import number_text
+from denoise.trust.interval import ends_in_words
 
 UNKNOWN = "unknown"
 _SEVERITIES = {"invalid": "not valid", "reservation": "reservation", "note": "note", "fine": "fine"}
@@ -127,7 +128,7 @@ def headline(content: Plain) -> list[Tile]:
             _between(dose, " times"),
             "" if dose[0] is None else sentence("Equivalent dose"),
         ),
-        Tile("PSNR", f"{_plain(before[0], '')} → {_plain(after[0], ' dB')}", _between(after, " dB, after")),
+        Tile("PSNR", f"{_plain(before[0], '')} → {_plain(after[0], ' dB')}", f"{_between(after, ' dB')}, after"),
     ]
 
 
@@ -197,10 +198,7 @@ def _signed(value: float | None, unit: str) -> str:
 
 
 def _between(interval: tuple[float | None, float | None, float | None], unit: str) -> str:
-    if interval[1] is None and interval[2] is None:
-        return "interval unknown"
-    low, high = ("?" if v is None else f"{v:.1f}".replace("-", "−") for v in interval[1:])
-    return f"95 % interval {low} to {high}{unit}"
+    return f"95 % interval {ends_in_words(*interval[1:], unit)}".replace("-", "−")
 
 
 def _period(value: object, voxel_size_um: float | None) -> str:

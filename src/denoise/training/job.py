@@ -88,7 +88,19 @@ class TrainJob:
                     "validation_fraction",
                 )
             },
-            # Left out where they are as they always were: earlier states do not name them.
+            **self.recipe,
+        }
+
+    @property
+    def recipe(self) -> Mapping[str, Any]:
+        """What of the fingerprint is up to the version of denoise: no key of the config changes it.
+
+        Left out where it is as it always was: states of the first versions do not name it.
+        """
+        kind = find_network(self.network.name)
+        options = kind.complete(self.network.options)
+        return {
+            **{f"network.{name}": options[name] for name in kind.unsaid},
             **({"steps on slices": self.slices_first} if self.slices_first else {}),
             **({} if self.adam == PLAIN_ADAM else {f"adam.{name}": value for name, value in asdict(self.adam).items()}),
             **({"val model chosen by": self.chosen_by} if self.chosen_by != "l1" else {}),

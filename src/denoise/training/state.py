@@ -131,10 +131,15 @@ def load_state(job: TrainJob, folder: RunFolder) -> TrainState:
     changed = [name for name in now if now[name] != then.get(name)]
     if changed:
         name = changed[0]
-        raise CheckpointError(
-            f"{folder.state} was saved with {name} = {shown(then.get(name))}, the config now has {now[name]!r}; "
-            "set it back to resume, or start a new run with another --output-dir (--finetune begins from a model)"
-        )
+        told = f"with {name} = {shown(then[name])}" if name in then else f"without {name}"
+        saved = f"{folder.state} was saved {told}"
+        new = "start a new run with another --output-dir (--finetune begins from a model)"
+        if name in job.recipe:
+            raise CheckpointError(
+                f"{saved}, and this version of denoise trains with {now[name]!r}; finish the run with the version that "
+                f"began it, or {new}"
+            )
+        raise CheckpointError(f"{saved}, the config now has {now[name]!r}; set it back to resume, or {new}")
     return state
 
 

@@ -77,9 +77,12 @@ def _gain(scores: Scores) -> Finding:
             "whose streaks are opposed in the splits; then none of these numbers is valid."
         )
     elif scores.error_is_bound and not worse:
+        hidden = "as streaks of unknown strength hide a part of its error."
         sentence = (
             f"The result is at most {gain.high:.1f} dB closer to the truth than the noisy reconstruction; by how much "
-            "less is not known, as streaks of unknown strength hide a part of its error."
+            f"less is not known, {hidden}"
+            if math.isfinite(gain.high)
+            else f"How much closer the result is to the truth than the noisy reconstruction is not known, {hidden}"
         )
     elif worse:
         sentence = f"The result is further from the truth than the noisy reconstruction, by {-gain.value:.1f} dB."
@@ -87,8 +90,8 @@ def _gain(scores: Scores) -> Finding:
         sentence = "The held-out part is too small or too noisy to tell whether the result is better than what went in."
     else:
         sentence = (
-            f"The result is {gain.value:.1f} dB closer to the truth than the noisy reconstruction ({gain.low:.1f} to "
-            f"{gain.high:.1f} dB), as if it had been exposed {scores.equivalent_dose.value:.0f} times longer."
+            f"The result is {gain.value:.1f} dB closer to the truth than the noisy reconstruction "
+            f"({gain.ends(' dB')}), as if it had been exposed {scores.equivalent_dose.value:.0f} times longer."
         )
     return Finding(
         "gain",

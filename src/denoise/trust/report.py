@@ -18,8 +18,9 @@ from denoise.trust.after import judge
 from denoise.trust.errors import ErrorSums, error_sums
 from denoise.trust.evidence import Evidence
 from denoise.trust.greys import GreyShift, Histograms, Material, grey_shift, histograms, materials
+from denoise.trust.interval import Interval
 from denoise.trust.pictures import Profile, edge_profiles
-from denoise.trust.scores import RESOLVED, Interval, Scores, scores_of
+from denoise.trust.scores import RESOLVED, Scores, scores_of
 from denoise.trust.seams import Seams, find_seams
 from denoise.trust.spectra import RingSums, ring_sums
 from denoise.trust.streaks import ENOUGH_ANGLES, StreakFacts, judge_streaks, measure_streaks
@@ -200,5 +201,4 @@ def _said(interval: Interval, unit: str, is_bound: bool = False) -> str:
         return f"at most {interval.high:.1f}{unit}"
     if not math.isfinite(interval.value):
         return _UNKNOWN
-    low, high = ("?" if not math.isfinite(v) else f"{v:.1f}" for v in (interval.low, interval.high))
-    return f"{interval.value:.1f}{unit} ({low} to {high})"
+    return f"{interval.value:.1f}{unit} ({interval.ends(unit)})"

@@ -17,28 +17,18 @@ from numpy.typing import NDArray
 from denoise.resolution import first_below
 from denoise.trust.errors import ErrorSums, bootstrap
 from denoise.trust.evidence import Evidence
+from denoise.trust.interval import Interval
 from denoise.trust.spectra import RingSums
 from denoise.trust.streaks import StreakFacts
-from denoise.trust.verdict import finite
 
 #: Grey values between these percentiles of the delivered image are its range: single voxels do not decide.
 RANGE_PERCENTILES = (0.1, 99.9)
 #: Correlation with the truth at which detail counts as resolved.
 RESOLVED = 0.5
 _FEWEST_SLICES = 4
-
-
-@dataclass(frozen=True)
-class Interval:
-    """An estimate with its 95 % interval; an end that cannot be told is infinite, a value that cannot be NaN."""
-
-    value: float
-    low: float
-    high: float
-
-    def as_plain(self) -> dict[str, float | None]:
-        """For JSON: null where nothing can be told."""
-        return {"value": finite(self.value), "low": finite(self.low), "high": finite(self.high)}
+#: An upper end by so much above the value, dB, stands for an error of less than a tenth of the estimate, which cannot
+#: be told from none.
+_FAR_ABOVE = 10.0
 
 
 @dataclass(frozen=True)
@@ -166,9 +156,10 @@ def _corrected(errors: ErrorSums, streaks: StreakFacts, sign: int) -> ErrorSums:
 
 
 def _of_cases(cases: list[ErrorSums], statistic: Callable[[ErrorSums], float]) -> Interval:
-    """The value of the first case, with an interval that holds those of all."""
+    """The value of the first case in dB, with an interval that holds those of all, open where errors may be nothing."""
     found = [_over_blocks(errors, statistic) for errors in cases]
-    return Interval(found[0].value, min(i.low for i in found), max(i.high for i in found))
+    value, low, high = found[0].value, min(i.low for i in found), max(i.high for i in found)
+    return Interval(value, low, high if high <= value + _FAR_ABOVE else math.inf)
 
 
 def _over_blocks(errors: ErrorSums, statistic: Callable[[ErrorSums], float]) -> Interval:
