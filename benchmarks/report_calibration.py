@@ -1,11 +1,13 @@
 """Are the numbers of `denoise report`, which never see the truth, right where the truth is known?
 
     python benchmarks/report_calibration.py --folder scratch [--objects foam,... --doses 400,... --modes 2.5d,...]
+    python benchmarks/report_calibration.py --folder scratch --unseen ...          # the same models, other scans
     python benchmarks/report_calibration.py --folder scratch --report docs/report.md
 
 Five objects at three doses are scanned (64 x 192 x 192 voxels, 300 angles per split). In both modes a model is trained
 for 300 steps (3D: 600) and one for 30 on two thirds of the slices, and the good one is damaged in seven ways. Every one
-of them is judged on the 22 held-out slices and compared with the truth there. Rows are appended to
+of them is judged on the 22 held-out slices and compared with the truth there. With ``--unseen`` on all 64 slices of a scan
+of another object of the same kind, which no limit was chosen on. Rows are appended to
 ``scratch/report_calibration.jsonl``; what is there, or trained, or simulated, is not done again.
 """
 
@@ -36,7 +38,6 @@ from denoise.resolution import Rings
 from denoise.tiles import Region, Triple
 from denoise.training.observers import read_history
 from denoise.trust.confidence import calibrated
-from denoise.trust.errors import error_sums
 from denoise.trust.evidence import Evidence, Run, collect
 from denoise.trust.report import Report
 from denoise.trust.scores import crossing
@@ -209,42 +210,28 @@ def runner(run: RunFolder, shape: Triple) -> tuple[Run, Region]:
     return remembered, HoldOut.of(shape, window, HELD_OUT).held_out
 
 
-def judged(root: Path, name: str, dose: int, mode: str) -> Iterator[dict[str, Any]]:
-    """A row for every denoiser of one scan in one mode."""
-    scan = open_scan(root, name, dose)
+def judged(root: Path, name: str, dose: int, mode: str, *, unseen: bool) -> Iterator[dict[str, Any]]:
+    """A row for every denoiser of one scan in one mode: on what training held out, or on a scan of its own."""
+    own = open_scan(root, name, dose)
+    scan = open_scan(root, name, dose, second=True) if unseen else own
     shape: Triple = (SLICES, SIZE, SIZE)
     volumes = [ArrayVolume(split, name=f"split {k}") for k, split in enumerate(scan.splits)]
     runs = {
-        kind: trained(root, scan, f"{name}_{dose}_{mode}_{kind}", mode, epochs)
+        kind: trained(root, own, f"{name}_{dose}_{mode}_{kind}", mode, epochs)
         for kind, epochs in (("good", _GOOD_EPOCHS[mode]), ("under", 1))
     }
     runners = {kind: runner(run, shape) for kind, run in runs.items()}
     for kind, denoiser in DENOISERS.items():
-        plain, region = runners[denoiser.model]
+        plain, held_out = runners[denoiser.model]
+        region = Region((0, 0, 0), shape) if unseen else held_out
 
         def damaged(volume: Volume, z: range, plain: Run = plain, denoiser: Denoiser = denoiser) -> Float32Array:
             return denoiser.damage(plain(volume, z), z, scan).astype(np.float32)
 
         evidence = collect(volumes, region, damaged)
         history = read_history(runs[denoiser.model].history)
-        key = {"object": name, "dose": dose, "mode": mode, "denoiser": kind}
+        key = {"object": name, "dose": dose, "mode": mode, "unseen": unseen, "denoiser": kind}
         yield {**key, **compared(evidence, Report.of(evidence, history=history), scan.truth[region.slices])}
-
-
-def second_scan(root: Path, name: str, dose: int, mode: str) -> str:
-    """How the good model's error is estimated on another scan of that kind: none of it was seen, all slices count."""
-    run, _ = runner(
-        trained(root, open_scan(root, name, dose), f"{name}_{dose}_{mode}_good", mode, _GOOD_EPOCHS[mode]),
-        (SLICES, SIZE, SIZE),
-    )
-    scan = open_scan(root, name, dose, second=True)
-    volumes = [ArrayVolume(split, name=f"split {k}") for k, split in enumerate(scan.splits)]
-    evidence = collect(volumes, Region((0, 0, 0), (SLICES, SIZE, SIZE)), run)
-    sums = error_sums(evidence)
-    true = np.square(evidence.delivered.astype(np.float64) - scan.truth)[:, evidence.mask].mean()
-    return (
-        f"{name} {dose} {mode}: estimated PSNR {10 * np.log10(true * sums.voxels.sum() / sums.delivered.sum()):+.2f} dB"
-    )
 
 
 def compared(evidence: Evidence, report: Report, truth: Float32Array) -> dict[str, Any]:
@@ -298,14 +285,8 @@ def main() -> None:
     parser.add_argument("--doses", default=",".join(map(str, DOSES)))
     parser.add_argument("--modes", default=",".join(MODES))
     parser.add_argument("--report", type=Path, help="replace the tables in this document")
-    parser.add_argument("--second-scan", action="store_true", help="print estimated minus true PSNR on another scan")
+    parser.add_argument("--unseen", action="store_true", help="judge on scans of other objects")
     options = parser.parse_args()
-    if options.second_scan:
-        for dose in map(int, options.doses.split(",")):
-            for mode in options.modes.split(","):
-                for name in options.objects.split(","):
-                    print(second_scan(options.folder, name, dose, mode), flush=True)
-        return
     rows_file = options.folder / "report_calibration.jsonl"
     rows = [json.loads(line) for line in rows_file.read_text().splitlines()] if rows_file.exists() else []
     if options.report:
@@ -313,12 +294,12 @@ def main() -> None:
 
         write_tables(rows, options.report)
         return
-    there = {(r["object"], r["dose"], r["mode"]) for r in rows}
+    there = {(r["object"], r["dose"], r["mode"]) for r in rows if r["unseen"] == options.unseen}
     for dose in map(int, options.doses.split(",")):
         for mode in options.modes.split(","):
             for name in options.objects.split(","):
                 if (name, dose, mode) not in there:
-                    new = list(judged(options.folder, name, dose, mode))
+                    new = list(judged(options.folder, name, dose, mode, unseen=options.unseen))
                     with rows_file.open("a") as file:
                         file.writelines(json.dumps(row) + "\n" for row in new)
                     print(name, dose, mode, flush=True)

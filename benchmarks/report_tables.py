@@ -20,7 +20,11 @@ def write_tables(rows: Sequence[Row], path: Path) -> None:
     before, rest = text.split(BEGIN)
     _, after = rest.split(END)
     rows = sorted(rows, key=lambda r: (r["mode"], r["object"], r["dose"]))
-    tables = "\n\n".join((_summary(rows), _denoisers(rows), _scans(rows)))
+    held_out, unseen = ([r for r in rows if r["unseen"] == which] for which in (False, True))
+    parts = [_summary(held_out), _denoisers(held_out), _scans(held_out)]
+    if unseen:
+        parts += ["### Scans of other objects", _summary(unseen), _denoisers(unseen)]
+    tables = "\n\n".join(parts)
     path.write_text(f"{before}{BEGIN}\n\n{tables}\n\n{END}{after}", encoding="utf-8")
 
 

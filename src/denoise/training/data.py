@@ -8,6 +8,7 @@ they do not fit, a few slabs of them are in memory at a time (``cache.py``), and
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Protocol
 
 import numpy as np
@@ -15,12 +16,21 @@ import torch
 from torch import Tensor
 
 from denoise.launch import World
-from denoise.normalization import Moments, Normalization
+from denoise.normalization import Normalization
 from denoise.patches.sampler import BlockPlace, block_offsets
 from denoise.patches.turns import SlabSampler
 from denoise.tiles import Region, Triple
 from denoise.training.cache import CachedBlocks
-from denoise.training.reading import as_row, common_dtype, merged, refuse_non_finite, shared_array
+from denoise.training.reading import (
+    Pieces,
+    as_row,
+    bands_of,
+    common_dtype,
+    merged,
+    moments_of,
+    refuse_non_finite,
+    shared_array,
+)
 from denoise.volumes.volume import SplitSet
 
 _DEVICE_SHARE = 0.4
@@ -95,22 +105,29 @@ class ResidentBlocks:
         non_finite: str,
         normalization: Normalization | None,
     ) -> ResidentBlocks:
-        """Read all splits, each process of a node its share of the slices."""
+        """Read all splits, each process of a node its share of the slices, some at a time (``Pieces``)."""
         shape = splits.shape
         array, keep_open = shared_array((len(splits), *shape), stored, world)
-        shares = range(
-            world.local_rank * shape[0] // world.local_size, (world.local_rank + 1) * shape[0] // world.local_size
-        )
+        pieces = Pieces.of(splits)
+        mine = range(0, shape[0], pieces.slices)[world.local_rank :: world.local_size]
         moments = np.zeros((len(splits) * shape[0], 4))
-        for k, volume in enumerate(splits.volumes):
-            for z in range(shares.start, shares.stop, 8):
-                stop = min(z + 8, shares.stop)
-                slab = volume.read_stored(Region.of_slices(z, stop, shape))
-                array[k, z:stop] = slab
-                for i, image in enumerate(slab):
-                    found = Moments.of_slice(image)
-                    refuse_non_finite(found, volume, z + i, non_finite)
-                    moments[k * shape[0] + z + i] = as_row(found)
+
+        def read(k: int, start: int) -> None:
+            volume, stop = splits.volumes[k], min(start + pieces.slices, shape[0])
+            slab = volume.read_stored(Region.of_slices(start, stop, shape))
+            array[k, start:stop] = slab
+            for z, image in enumerate(slab, start):
+                bands = ((rows, image[rows.start : rows.stop]) for rows in bands_of(*shape[1:]))
+                found = moments_of(bands, shape[1])
+                refuse_non_finite(found, volume, z, non_finite)
+                moments[k * shape[0] + z] = as_row(found)
+
+        pool = ThreadPoolExecutor(pieces.threads)
+        try:
+            for done in [pool.submit(read, k, start) for k in range(len(splits)) for start in mine]:
+                done.result()
+        finally:
+            pool.shutdown(cancel_futures=True)
         # Every node fills the same table: keep the chief's node's rows, then merge them in slice order, so that the
         # result has the same bits whatever the number of processes.
         table = torch.from_numpy(moments if world.rank == world.local_rank else np.zeros_like(moments))
@@ -120,7 +137,7 @@ class ResidentBlocks:
         if found_in_all.non_finite:
             fill = stored.type(normalization.mean)
             for k in range(len(splits)):
-                for z in shares:
+                for z in (z for start in mine for z in range(start, min(start + pieces.slices, shape[0]))):
                     image = array[k, z]
                     image[~np.isfinite(image)] = fill
             world.barrier()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
@@ -50,10 +51,15 @@ class Footprint:
     @property
     def bytes(self) -> int:
         """Host memory of all processes together."""
+        return processes_bytes(self.device_type, self.processes, self.step_bytes)
+
+    @cached_property
+    def step_bytes(self) -> int:
+        """What one process takes of that while it trains, and not before."""
         batches = _BATCHES * self.blocks_each * self.splits * 4 * math.prod(self.window.read_zyx)
         weights, kept = self._network_bytes if self.device_type != "cuda" else (0, 0)
         step = _STEP_BYTES + _COPIES_OF_WEIGHTS * weights + int(find_network(self.network.name).step_peak * kept)
-        return processes_bytes(self.device_type, self.processes, batches + step)
+        return batches + step
 
     @property
     def _network_bytes(self) -> tuple[int, int]:

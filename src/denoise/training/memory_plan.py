@@ -11,6 +11,7 @@ from denoise.patches.sampler import VolumeSampler, validation_places
 from denoise.patches.slabs import Division, divide
 from denoise.training.data import bytes_per_voxel, resident_bytes
 from denoise.training.footprint import Footprint
+from denoise.training.reading import Pieces
 from denoise.training.validation import MOST_BLOCKS
 from denoise.volumes.volume import SplitSet
 
@@ -30,7 +31,7 @@ class MemoryPlan:
     division
         None: all of the splits; otherwise slabs.
     data_bytes
-        What that takes, with the blocks that are scored.
+        What that takes, with the blocks that are scored, or with what reading all takes besides, before training begins.
     """
 
     division: Division | None
@@ -53,8 +54,8 @@ def plan_memory(splits: SplitSet, sampler: VolumeSampler, footprint: Footprint, 
         Not even the smallest slabs fit.
     """
     budget = _budget(footprint, max_memory)
-    if resident_bytes(splits) <= budget:
-        return MemoryPlan(None, resident_bytes(splits))
+    if (whole := _whole_bytes(splits, footprint)) <= budget:
+        return MemoryPlan(None, whole)
     division = divide(sampler, bytes_per_voxel(splits), budget - _kept_bytes(splits, sampler))
     return MemoryPlan(division, _bytes_of(division, splits, sampler))
 
@@ -89,6 +90,12 @@ def plan_again(
 
 def _budget(footprint: Footprint, max_memory: int | None) -> int:
     return data_budget(max_memory, footprint.bytes if max_memory is not None else 0)
+
+
+def _whole_bytes(splits: SplitSet, footprint: Footprint) -> int:
+    """All of the splits; and what reading takes, while no step takes anything yet, where that is more."""
+    more = max(0, Pieces.of(splits).bytes - footprint.step_bytes)
+    return resident_bytes(splits) + footprint.processes * more
 
 
 def _bytes_of(division: Division, splits: SplitSet, sampler: VolumeSampler) -> int:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import logging
+import math
 import mmap
 import os
 import tempfile
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +29,49 @@ _SAMPLED_SLICES = 64
 #: And of enormous slices only so many that the run can begin within minutes: 64 of 2048^2, 16 of 4096^2.
 _SAMPLED_VOXELS = 2**28
 _FEWEST_SAMPLED = 4
-#: Of a slice that is looked at for its moments, which takes six times as much memory.
-_BAND_VOXELS = 2**22
+#: Of a slice that is looked at for its moments at a time, which takes 24 bytes for each voxel.
+_BAND_VOXELS = 2**20
+_BYTES_FOR_MOMENTS = 24
+#: Read by one thread at a time: enough for a disk to be fast. More only where slices are larger, or stored together.
+_PIECE_BYTES = 16_000_000
+#: A layer of slices that are decoded together is read whole up to here; larger ones are decoded again for each piece.
+_MOST_OF_A_LAYER = 512_000_000
+#: Read by all threads at a time.
+_AT_ONCE_BYTES = 128_000_000
+_THREADS = 4
+
+
+@dataclass(frozen=True)
+class Pieces:
+    """In what portions whole volumes are read into memory.
+
+    Attributes
+    ----------
+    slices
+        So many at a time.
+    threads
+        So many portions at a time.
+    bytes
+        Memory that takes, besides where the voxels go.
+    """
+
+    slices: int
+    threads: int
+    bytes: int
+
+    @classmethod
+    def of(cls, splits: SplitSet) -> Pieces:
+        """Portions of some MB, that cut no layer of slices that are stored together unless it is enormous."""
+        depth, height, width = splits.shape
+        image = height * width * max(volume.dtype.itemsize for volume in splits.volumes)
+        layer = math.lcm(*(volume.chunk_depth for volume in splits.volumes))
+        slices = max(1, _PIECE_BYTES // image)
+        if layer * image <= _MOST_OF_A_LAYER:
+            slices = -(-slices // layer) * layer
+        slices = min(slices, depth)
+        threads = min(_THREADS, max(1, _AT_ONCE_BYTES // (slices * image)))
+        looked_at = _BYTES_FOR_MOMENTS * min(height * width, max(_BAND_VOXELS, width))
+        return cls(slices, threads, threads * (slices * image + looked_at))
 
 
 def common_dtype(splits: SplitSet) -> np.dtype[Any]:
@@ -77,22 +121,29 @@ def sampled_normalization(splits: SplitSet, world: World, non_finite: str) -> No
     at_most = max(_FEWEST_SAMPLED, min(_SAMPLED_SLICES, _SAMPLED_VOXELS // int(np.prod(image, dtype=np.int64))))
     chosen = np.unique(np.linspace(0, depth - 1, at_most).round().astype(int))
     rows = np.zeros((len(splits) * len(chosen), 4))
+    _, height, width = splits.shape
     for i in world.share(len(rows)):
         volume, z = splits.volumes[i // len(chosen)], int(chosen[i % len(chosen)])
-        found = _moments(volume, z)
+        bands = (
+            (band, volume.read_stored(Region((z, band.start, 0), (1, len(band), width)))[0])
+            for band in bands_of(height, width)
+        )
+        found = moments_of(bands, height)
         refuse_non_finite(found, volume, z, non_finite)
         rows[i] = as_row(found)
     return merged(world.sum(torch.from_numpy(rows)).numpy()).normalization()
 
 
-def _moments(volume: Volume, z: int) -> Moments:
-    """Of one slice, band by band."""
-    _, height, width = volume.shape
+def bands_of(height: int, width: int) -> Iterator[range]:
+    """Rows of a slice that are looked at together."""
     step = max(1, _BAND_VOXELS // width)
+    return (range(y, min(y + step, height)) for y in range(0, height, step))
+
+
+def moments_of(bands: Iterable[tuple[range, NDArray[Any]]], height: int) -> Moments:
+    """Of one slice of this height, from bands of its rows."""
     found = Moments()
-    for y in range(0, height, step):
-        rows = range(y, min(y + step, height))
-        band = volume.read_stored(Region((z, rows.start, 0), (1, len(rows), width)))[0]
+    for rows, band in bands:
         found = found.merged(Moments.of_rows(band, rows, height))
     return found
 

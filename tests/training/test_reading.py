@@ -1,0 +1,116 @@
+"""Splits are read in portions: none twice, none cut out of what is stored together, no more memory than was planned."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from denoise.errors import VolumeError
+from denoise.launch import World
+from denoise.networks.spec import NetworkSpec
+from denoise.tiles import Region, Window
+from denoise.training.data import ResidentBlocks, resident_bytes
+from denoise.training.footprint import Footprint
+from denoise.training.memory_plan import plan_memory
+from denoise.training.reading import Pieces, common_dtype
+from denoise.volumes import ArrayVolume
+from denoise.volumes.volume import SplitSet
+
+Splits = Callable[..., SplitSet]
+
+
+@dataclass(frozen=True)
+class Watched(ArrayVolume):
+    """A volume in layers that notes which slices were read, and how many reads went on at a time."""
+
+    layer: int = 1
+    reads: list[range] = field(default_factory=list)
+    going_on: list[int] = field(default_factory=list)
+    most: list[int] = field(default_factory=list)
+
+    @property
+    def chunk_depth(self) -> int:
+        return self.layer
+
+    def read_stored(self, region: Region) -> NDArray[Any]:
+        self.going_on.append(1)
+        self.most.append(len(self.going_on))
+        time.sleep(0.005)
+        self.reads.append(range(region.start_zyx[0], region.stop_zyx[0]))
+        found = super().read_stored(region)
+        self.going_on.pop()
+        return found
+
+
+def watched(shape: tuple[int, int, int], layer: int) -> SplitSet:
+    rng = np.random.default_rng(3)
+    return SplitSet.of([Watched(rng.normal(0, 1, shape).astype(np.float32), f"split {k}", layer=layer) for k in (0, 1)])
+
+
+def read(splits: SplitSet, world: World) -> ResidentBlocks:
+    return ResidentBlocks.read(splits, world, common_dtype(splits), "error", None)
+
+
+@pytest.mark.parametrize(("depth", "layer", "piece"), [(23, 5, 5), (23, 1, 1), (3, 5, 5), (24, 8, 16)])
+def test_layers_that_are_stored_together_are_read_once_and_whole(
+    cpu: World, monkeypatch: pytest.MonkeyPatch, depth: int, layer: int, piece: int
+) -> None:
+    monkeypatch.setattr("denoise.training.reading._PIECE_BYTES", 9 * 32 * 32 * 4 if layer == 8 else 1)
+    splits = watched((depth, 32, 32), layer)
+    read(splits, cpu).close()
+    for volume in splits.volumes:
+        assert isinstance(volume, Watched)
+        found = sorted(volume.reads, key=lambda r: r.start)
+        assert found == [range(z, min(z + piece, depth)) for z in range(0, depth, piece)]
+
+
+def test_a_layer_too_large_to_be_held_is_read_in_parts(cpu: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("denoise.training.reading._MOST_OF_A_LAYER", 5 * 32 * 32 * 4 - 1)
+    monkeypatch.setattr("denoise.training.reading._PIECE_BYTES", 2 * 32 * 32 * 4)
+    splits = watched((10, 32, 32), 5)
+    read(splits, cpu).close()
+    assert max(len(r) for volume in splits.volumes for r in volume.reads) == 2
+
+
+def test_large_slices_are_not_all_read_at_once(cpu: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("denoise.training.reading._PIECE_BYTES", 1)
+    for at_once, threads in ((10**9, 4), (2 * 32 * 32 * 4, 2), (1, 1)):
+        monkeypatch.setattr("denoise.training.reading._AT_ONCE_BYTES", at_once)
+        splits = watched((16, 32, 32), 1)
+        assert Pieces.of(splits).threads == threads
+        read(splits, cpu).close()
+        assert max(n for volume in splits.volumes for n in volume.most) <= threads
+
+
+def test_what_follows_a_slice_that_cannot_be_used_is_not_read(cpu: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("denoise.training.reading._PIECE_BYTES", 1)
+    splits = watched((400, 16, 16), 1)
+    splits.volumes[0].array[3, 2, 2] = np.nan
+    with pytest.raises(VolumeError, match="in slice 3;"):
+        read(splits, cpu)
+    assert sum(len(volume.reads) for volume in splits.volumes) < 400
+    assert threading.active_count() < 10
+
+
+def test_what_reading_takes_is_planned_for_where_it_is_more_than_a_step_takes() -> None:
+    window = Window((3, 32, 32), (1, 32, 32), (1, 32, 32), (1, 0, 0))
+    footprint = Footprint(NetworkSpec("residual2d", {"n_slices": 3}), window, "cpu", 1, 1, 2, 4)
+    small, large = (
+        SplitSet.of([ArrayVolume(np.zeros((2, edge, edge), np.float32), f"split {k}") for k in (0, 1)])
+        for edge in (64, 4096)
+    )
+    assert plan_memory(small, None, footprint, None).data_bytes == resident_bytes(small)
+    reading = Pieces.of(large).bytes
+    assert reading > footprint.step_bytes
+    assert (
+        plan_memory(large, None, footprint, None).data_bytes == resident_bytes(large) + reading - footprint.step_bytes
+    )
+    two = replace(footprint, processes=2)
+    assert plan_memory(large, None, two, None).data_bytes == resident_bytes(large) + 2 * (reading - two.step_bytes)
