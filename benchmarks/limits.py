@@ -2,9 +2,11 @@
 
     python benchmarks/limits.py --folder scratch [--size 512 --slices 64]
     python benchmarks/limits.py --folder scratch --steps
+    python benchmarks/limits.py --folder scratch --tiles
 
 A simulated scan is prepared, trained on and denoised under several limits; with ``--steps``, networks, patches and
-batches are trained for a few steps instead, on small splits of noise. Measured is the resident memory of the whole
+batches are trained for a few steps instead, on small splits of noise; with ``--tiles``, untrained networks denoise
+noise. Measured is the resident memory of the whole
 process tree, summed twenty times a second (pages that processes share count once for each: the sum is never too small),
 or the most that its first process held, where that is more.
 """
@@ -21,6 +23,10 @@ from pathlib import Path
 import numpy as np
 import psutil
 
+from denoise.checkpoint import Checkpoint
+from denoise.networks.catalogue import build_network
+from denoise.networks.spec import NetworkSpec
+from denoise.normalization import Normalization
 from denoise.projections.phantom import simulate_foam_scan
 from denoise.volumes import create_sink
 
@@ -46,6 +52,22 @@ _STEPS = (
     ("unet3d", 48, 1, "bf16"),
 )
 _STEPS_SHAPE = (64, 96, 96)
+#: What denoises, with tiles of which edge: network, its options, tile, precision.
+_TILES: tuple[tuple[str, dict[str, int], int, str], ...] = (
+    ("residual2d", {}, 256, "bf16"),
+    ("residual2d", {}, 256, "float32"),
+    ("residual2d", {"width": 64}, 256, "bf16"),
+    ("unet2d", {}, 256, "bf16"),
+    ("unet2d", {}, 256, "float32"),
+    ("unet2d", {}, 512, "bf16"),
+    ("residual3d", {}, 128, "bf16"),
+    ("residual3d", {}, 128, "float32"),
+    ("residual3d", {"width": 32}, 128, "bf16"),
+    ("unet3d", {}, 64, "bf16"),
+    ("unet3d", {}, 96, "bf16"),
+    ("unet3d", {}, 64, "float32"),
+)
+_TILES_SHAPE = (48, 512, 512)
 
 
 def measured(arguments: list[str]) -> tuple[int, float, str]:
@@ -110,6 +132,31 @@ def measure_steps(folder: Path) -> None:
         print(f"| {network} | {patch} | {batch} | {precision} | {said} | {ratio} | {seconds:.0f} |", flush=True)
 
 
+def measure_tiles(folder: Path) -> None:
+    """What denoising takes, by network and tile."""
+    if not (folder / "noise_full").exists():
+        with create_sink(folder / "noise_full", shape=_TILES_SHAPE) as sink:
+            sink.write(0, np.random.default_rng(0).normal(size=_TILES_SHAPE).astype(np.float32))
+    print("| network | tile | arithmetic | predicted, MB | measured, MB | ratio | seconds |")
+    print("| --- | --- | --- | --- | --- | --- | --- |")
+    for network, options, tile, precision in _TILES:
+        spec = NetworkSpec(network, options)
+        model, config = folder / f"{network}.pth", folder / "tiles.yaml"
+        weights = build_network(spec).state_dict()
+        Checkpoint(spec, weights, normalization=Normalization(0.0, 1.0), patch_size=tile).save(model)
+        names = "".join(f", {name}: {value}" for name, value in options.items())
+        config.write_text(
+            "dataset: {folder: ., full: noise_full, sample: noise}\n"
+            f"train: {{mode: {'3d' if network.endswith('3d') else '2.5d'}, network: {network}{names}}}\n"
+            f"infer: {{tile_size: {tile}, precision: {precision}}}\n"
+        )
+        given = ["--config", str(config), "--model", str(model), "--output", str(folder / "tiles"), "--overwrite"]
+        peak, seconds, failed = measured(["volume", *given])
+        said = predicted(["check", "--config", str(config)], "memory")
+        ratio = failed or f"{peak / 1e6:.0f} | {peak / 1e6 / float(said):.2f}"
+        print(f"| {network}{names} | {tile} | {precision} | {said} | {ratio} | {seconds:.0f} |", flush=True)
+
+
 def main() -> None:
     """Measure and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -117,11 +164,15 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=512)
     parser.add_argument("--slices", type=int, default=64)
     parser.add_argument("--steps", action="store_true")
+    parser.add_argument("--tiles", action="store_true")
     options = parser.parse_args()
     folder = options.folder.resolve()
     folder.mkdir(parents=True, exist_ok=True)
     if options.steps:
         measure_steps(folder)
+        return
+    if options.tiles:
+        measure_tiles(folder)
         return
     measure_limits(folder, options.size, options.slices)
 

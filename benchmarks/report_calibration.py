@@ -6,8 +6,8 @@
 
 Five objects at three doses are scanned (64 x 192 x 192 voxels, 300 angles per split). In both modes a model is trained
 for 300 steps (3D: 600) and one for 30 on two thirds of the slices, and the good one is damaged in seven ways. Every one
-of them is judged on the 22 held-out slices and compared with the truth there. With ``--unseen`` on all 64 slices of a scan
-of another object of the same kind, which no limit was chosen on. Rows are appended to
+of them is judged on the 22 held-out slices and compared with the truth there. With ``--unseen`` on all 64 slices of a
+scan of another object of the same kind, which no limit was chosen on. Rows are appended to
 ``scratch/report_calibration.jsonl``; what is there, or trained, or simulated, is not done again.
 """
 
@@ -31,6 +31,7 @@ import cases
 from denoise.api import load_checkpoint, make_denoiser, train
 from denoise.checkpoint import RunFolder
 from denoise.config import InferSection
+from denoise.config.recipes import RECIPES
 from denoise.inference.engine import denoise_slices
 from denoise.modes import mode_of
 from denoise.patches.holdout import HoldOut
@@ -167,7 +168,7 @@ def trained(root: Path, scan: Scan, name: str, mode: str, epochs: int) -> RunFol
     done = folder / "done"
     if not done.exists():
         shutil.rmtree(folder, ignore_errors=True)
-        patches = 30 * (4 if mode == "2.5d" else 2)
+        patches = 30 * RECIPES["residual2d" if mode == "2.5d" else "residual3d"].batch_size
         train(
             scan.splits,
             folder,

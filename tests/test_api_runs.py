@@ -17,6 +17,7 @@ from denoise.api import (
     load_checkpoint,
     train,
 )
+from denoise.cluster import Spread
 from denoise.errors import CheckpointError, ConfigError, DeviceError, Interrupted, OutputError
 from denoise.training import observers
 from denoise.training.job import Plan, Record
@@ -101,6 +102,28 @@ def test_a_device_that_is_not_there_is_refused_before_anything_is_written(tmp_pa
 
 
 @pytest.mark.usefixtures("quiet")
+@pytest.mark.parametrize(
+    ("visible", "batch", "compute", "taken"),
+    [
+        (8, 4, Compute(), 4),
+        (2, 4, Compute(), 2),
+        (4, 1, Compute(device="cuda"), 1),
+        (4, 2, Compute(gpus=(0, 1, 3)), 3),
+        (4, 4, Compute(spread=Spread(nodes=2, node_rank=0, rendezvous="a:1")), 2),
+        (4, 1, Compute(spread=Spread(nodes=2, node_rank=0, rendezvous="a:1")), 1),
+        (0, 1, Compute(processes=3), 3),
+    ],
+    ids=["more GPUs than blocks", "fewer", "one block", "those that were named", "two nodes", "too few", "CPU"],
+)
+def test_a_run_takes_no_more_gpus_than_it_has_blocks_for_unless_they_were_named(
+    monkeypatch: pytest.MonkeyPatch, visible: int, batch: int, compute: Compute, taken: int
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: visible > 0)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: visible)
+    assert len(compute.training_devices(batch)) == taken
+    assert len(compute.devices()) == (3 if compute.gpus or compute.processes else visible)
+
+
 def test_a_folder_that_holds_a_run_is_refused_and_left_alone(run: Path) -> None:
     before = contents(run)
     with pytest.raises(OutputError, match=r"holds a training run already.*--resume"):

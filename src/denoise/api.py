@@ -58,6 +58,13 @@ class Compute:
         """One device per process."""
         return choose_devices(self.device, self.gpus, self.processes)
 
+    def training_devices(self, batch_size: int) -> list[torch.device]:
+        """The same; of GPUs that nobody named no more than a batch has blocks for, as each needs one."""
+        devices = self.devices()
+        if self.gpus is not None or devices[0].type != "cuda":
+            return devices
+        return devices[: max(1, batch_size // (self.spread.nodes or 1))]
+
 
 def train(
     splits: Sequence[VolumeLike],
@@ -142,7 +149,7 @@ def run_training(
         network, initial = _begun_from(finetune, network)
     elif resume and run.state.exists():
         network = _as_resumed(run, network)
-    devices = compute.devices()
+    devices = compute.training_devices(config.batch_size)
     first, last = config.dataset.train_start_slice, config.dataset.train_end_slice
     job = TrainJob(
         splits=splits,
@@ -362,6 +369,7 @@ def make_denoiser(
         batch_size=infer.batch_size,
         fill_non_finite=fill_non_finite,
         turns=infer.tta,
+        forward_peak=kind.forward_peak(checkpoint.network.options),
     )
 
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from denoise.commands.confidence import Portion, UncertaintyJob, run_uncertainty
 from denoise.errors import DeviceError
-from denoise.inference.engine import Denoiser, batch_bytes
+from denoise.inference.engine import Denoiser
 from denoise.inference.run import FIRST_BATCH_BYTES
 from denoise.inference.slabs import SlabPlan
 from denoise.launch import World
@@ -97,7 +97,7 @@ def test_the_pass_over_the_splits_keeps_to_the_memory_that_is_allowed(monkeypatc
         return peak[0], dict(sink.sums)
 
     # A batch is no array, nor what its libraries take. Slabs, comparing and writing take some 40 slices in any case.
-    batch = FIRST_BATCH_BYTES + batch_bytes(GRID.window, denoiser.dtype)
+    batch = FIRST_BATCH_BYTES + denoiser.batch_bytes
     freely, whole = run(None)
     tightly, parts = run(batch + 60 * PLANE)
     assert tightly < 60 * PLANE < freely

@@ -111,7 +111,8 @@ def _train(config: RunConfig, compute: Compute) -> TrainingCost:
         train = config.train.model_copy(update={**changes, "output_dir": Path(folder) / "run"})
         dataset = config.dataset.model_copy(update={"train_start_slice": None, "train_end_slice": None})
         small = config.model_copy(update={"train": train, "dataset": dataset})
-        alone = replace(compute, gpus=compute.gpus and compute.gpus[:1], processes=None)
+        first = compute.devices()[0]
+        alone = replace(compute, gpus=None if first.index is None else (first.index,), processes=None)
         run_training(small, SplitSet.of(splits), alone, show_progress=False, observers=(clock,))
     counted = clock.times[min(_WARM_UP, len(clock.times) - 2) :]
     seconds = (counted[-1] - counted[0]) / (len(counted) - 1)

@@ -86,7 +86,7 @@ def check(config: RunConfig, compute: Compute, *, data: bool = False, calibrate:
     )
     parts = []
     if splits is not None:
-        parts.append(_training(config, compute, splits, network, devices))
+        parts.append(_training(config, compute, splits, network))
     if inputs is not None:
         parts.append(_inference(config, compute, inputs, network, devices))
     lines += [line for part in parts for line in part.lines]
@@ -100,9 +100,8 @@ def check(config: RunConfig, compute: Compute, *, data: bool = False, calibrate:
         say_verdict(check_splits(open_splits(config).volumes))
 
 
-def _training(
-    config: RunConfig, compute: Compute, splits: SplitSet, network: NetworkSpec, devices: list[torch.device]
-) -> _Part:
+def _training(config: RunConfig, compute: Compute, splits: SplitSet, network: NetworkSpec) -> _Part:
+    devices = compute.training_devices(config.batch_size)
     mode = MODES[config.mode]
     window = mode.window(network, config.patch, 0.0, "uniform")
     first, last = config.dataset.train_start_slice, config.dataset.train_end_slice
@@ -184,7 +183,9 @@ def _inference(
     layers = len(tiles.axes[0].starts)
     besides = waiting_bytes(4 * grid.shape[1] * grid.shape[2])
     if devices[0].type != "cuda":
-        besides += batch_bytes(window, resolve_precision(config.infer.precision, devices[0]), config.infer.batch_size)
+        peak = find_network(network.name).forward_peak(network.options)
+        dtype = resolve_precision(config.infer.precision, devices[0])
+        besides += batch_bytes(window, dtype, peak, config.infer.batch_size)
     allowed = None
     if config.max_memory is not None:
         allowed = share_of(config.max_memory, count) - denoising_bytes(devices[0].type, 1) - besides

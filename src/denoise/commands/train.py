@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from pathlib import Path
 
@@ -13,6 +14,8 @@ from denoise.config import RunConfig
 from denoise.errors import OutputError
 from denoise.files import require_free
 
+_log = logging.getLogger(__name__)
+
 
 def train(
     config: RunConfig, compute: Compute, *, resume: bool = False, finetune: Path | None = None, progress: bool = True
@@ -20,12 +23,25 @@ def train(
     """Train on the splits of a config; says where the models are."""
     splits = open_splits(config)
     require_own_folder(RunFolder(config.output_dir))
-    say_device(compute.devices(), compute.device == "cpu")
+    say_training_devices(config, compute)
     run = run_training(config, splits, compute, resume=resume, finetune=finetune, show_progress=progress)
     for criterion in CRITERIA if compute.spread.leads(os.environ) else ():
         if run.model(criterion).exists():
             say(str(run.model(criterion)))
     return run
+
+
+def say_training_devices(config: RunConfig, compute: Compute) -> None:
+    """Name the devices, and why some of the GPUs are left out."""
+    devices, visible = compute.training_devices(config.batch_size), len(compute.devices())
+    say_device(devices, compute.device == "cpu")
+    if len(devices) < visible:
+        _log.info(
+            "a step has %d blocks of this network: %d of %d GPUs are used; a larger train.batch_size uses more",
+            config.batch_size,
+            len(devices),
+            visible,
+        )
 
 
 def require_own_folder(run: RunFolder) -> None:

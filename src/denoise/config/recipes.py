@@ -57,6 +57,6 @@ RECIPES: Mapping[str, Recipe] = MappingProxyType(
         "unet2d": Recipe(256, 32, 1e-3, "constant", "l1", 0.01),
         "unet3d": Recipe(96, 4, 1e-3, "constant", "l1", 0.01),
         "residual2d": Recipe(64, 4, 4e-3, "hold", "l2", 0.0, ema_decay=0.995, adam=_STEADY),
-        "residual3d": Recipe(48, 2, 4e-3, "hold", "l2", 0.0, ema_decay=0.995, slices_first=2500, adam=_STEADY),
+        "residual3d": Recipe(64, 1, 4e-3, "hold", "l2", 0.0, ema_decay=0.995, slices_first=2500, adam=_STEADY),
     }
 )

@@ -36,10 +36,6 @@ _CPU_BATCH_VOXELS = 5 * 256**2
 #: Share of the free memory of an accelerator that a batch may take.
 _DEVICE_SHARE = 0.6
 
-#: So many elements exist at the worst moment for each voxel that a batch predicts. With a residual network, in bf16:
-#: 80 MB for a tile of 24 x 128 x 128 (measured). Networks with more channels take more.
-_ELEMENTS_PER_VOXEL = 100
-
 Write = Callable[[int, Float32Array], None]
 """Takes where finished slices start (counted from the start of the range) and the slices, in the input's units."""
 
@@ -57,16 +53,26 @@ class Denoiser:
     fill_non_finite: bool = False
     turns: int = 1
     """How many symmetries of the square are averaged: 1 (the tile as it is), 2, 4 (mirrors) or 8 (and turns)."""
+    forward_peak: float = 0.0
+    """Elements that exist at the worst moment for each predicted voxel (``NetworkKind.forward_peak``)."""
+
+    @property
+    def batch_bytes(self) -> int:
+        """Host memory of a batch on its way through the network, on the CPU."""
+        return batch_bytes(self.window, self.dtype, self.forward_peak, self.batch_size)
 
     def prepared(self) -> Denoiser:
         """The same with the network in evaluation mode, on the device in its fastest layout; again is no harm."""
         return replace(self, network=fast_layout(self.network.eval()).to(self.device))
 
 
-def batch_bytes(window: Window, dtype: torch.dtype, batch_size: int | None = None) -> int:
-    """Host memory of a batch on its way through a network on the CPU; None: of as many tiles as are taken by itself."""
+def batch_bytes(window: Window, dtype: torch.dtype, forward_peak: float, batch_size: int | None = None) -> int:
+    """Host memory of a batch on its way through a network on the CPU; None: of as many tiles as are taken by itself.
+
+    ``forward_peak`` is that of ``NetworkKind``.
+    """
     tiles = batch_size or _cpu_batch(window)
-    return int(_ELEMENTS_PER_VOXEL * dtype.itemsize * tiles * np.prod(window.predict_zyx))
+    return int(forward_peak * dtype.itemsize * tiles * np.prod(window.predict_zyx))
 
 
 def denoise_slices(

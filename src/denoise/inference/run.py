@@ -11,7 +11,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 
-from denoise.inference.engine import Denoiser, batch_bytes, denoise_slices
+from denoise.inference.engine import Denoiser, denoise_slices
 from denoise.inference.reader import LARGEST_LAYER_BYTES, layer_bytes
 from denoise.inference.slabs import plan_slabs
 from denoise.launch import World
@@ -164,8 +164,8 @@ def besides_slabs(
     """
     _, height, width = inputs[0].shape
     plane = 4 * height * width
-    batch = batch_bytes(denoiser.window, denoiser.dtype, denoiser.batch_size)
-    taken = process_bytes() + FIRST_BATCH_BYTES + batch + sum(layer_bytes(volume, largest_layer) for volume in inputs)
+    layers = sum(layer_bytes(volume, largest_layer) for volume in inputs)
+    taken = process_bytes() + FIRST_BATCH_BYTES + denoiser.batch_bytes + layers
     if sink is not None:
         taken += waiting_bytes(plane)
         if sink.slices_together > 1:

@@ -71,6 +71,7 @@ class NetworkKind:
     overlap: int
     tile: int
     step_peak: float
+    _forward_peak: Callable[[Mapping[str, int]], float]
     _build: Callable[[Mapping[str, int]], nn.Module]
     _divisor: Callable[[Mapping[str, int]], int]
     _receptive_radius: Callable[[Mapping[str, int]], int] | None = None
@@ -123,6 +124,14 @@ class NetworkKind:
         """
         complete = self.complete(options)
         return None if self._receptive_radius is None else self._receptive_radius(complete)
+
+    def forward_peak(self, options: Mapping[str, int]) -> float:
+        """How many elements exist at the worst moment of a forward pass, for each voxel that is predicted (on a CPU).
+
+        Measured with the defaults, docs/scale.md, "Memory of a tile"; as many times more as it is wider. Raises as
+        `complete` does.
+        """
+        return self._forward_peak(self.complete(options))
 
     def build(self, options: Mapping[str, int]) -> nn.Module:
         """The network with fresh weights.
@@ -199,6 +208,7 @@ NETWORKS: Mapping[str, NetworkKind] = MappingProxyType(
             overlap=32,
             tile=256,
             step_peak=1.15,
+            _forward_peak=lambda _: 360,
             _build=lambda o: UNet2d(o["n_slices"]),
             _divisor=lambda _: unet2d.DIVISOR,
         ),
@@ -210,6 +220,7 @@ NETWORKS: Mapping[str, NetworkKind] = MappingProxyType(
             overlap=32,
             tile=64,
             step_peak=1.15,
+            _forward_peak=lambda o: 620 * o["start_filters"] / 56,
             halves_z=True,
             _build=lambda o: UNet3d(o["n_blocks"], o["start_filters"]),
             # The published rule; the network itself takes any size.
@@ -223,6 +234,7 @@ NETWORKS: Mapping[str, NetworkKind] = MappingProxyType(
             overlap=16,
             tile=256,
             step_peak=1.6,
+            _forward_peak=lambda o: 100 * o["width"] / 16,
             _build=lambda o: _residual(o, mixes=False),
             _divisor=lambda o: 2 ** (o["levels"] - 1),
             _receptive_radius=lambda o: receptive_radius(o["levels"]),
@@ -236,6 +248,7 @@ NETWORKS: Mapping[str, NetworkKind] = MappingProxyType(
             overlap=4,
             tile=128,
             step_peak=1.6,
+            _forward_peak=lambda o: 100 * o["width"] / 16,
             _build=lambda o: _residual(o, mixes=True),
             _divisor=lambda o: 2 ** (o["levels"] - 1),
             _receptive_radius=lambda o: receptive_radius(o["levels"]),

@@ -31,7 +31,7 @@ class MemoryPlan:
     division
         None: all of the splits; otherwise slabs.
     data_bytes
-        What that takes, with the blocks that are scored, or with what reading all takes besides, before training begins.
+        What that takes, with the blocks that are scored, or with what reading all takes besides before training.
     """
 
     division: Division | None
