@@ -2,13 +2,14 @@
 
     python benchmarks/limits.py --folder scratch [--size 512 --slices 64]
     python benchmarks/limits.py --folder scratch --steps
+    python benchmarks/limits.py --folder scratch --reading
     python benchmarks/limits.py --folder scratch --tiles
 
 A simulated scan is prepared, trained on and denoised under several limits; with ``--steps``, networks, patches and
-batches are trained for a few steps instead, on small splits of noise; with ``--tiles``, untrained networks denoise
-noise. Measured is the resident memory of the whole
-process tree, summed twenty times a second (pages that processes share count once for each: the sum is never too small),
-or the most that its first process held, where that is more.
+batches are trained for a few steps instead, on small splits of noise; with ``--reading``, the network's defaults on
+few, large slices; with ``--tiles``, untrained networks denoise noise. Measured is the resident memory of the whole process
+tree, summed twenty times a second (pages that processes share count once for each: the sum is never too small), or the
+most that its first process held, where that is more.
 """
 
 from __future__ import annotations
@@ -40,6 +41,7 @@ _STEPS = (
     ("unet2d", 256, 2, "bf16"),
     ("unet2d", 128, 8, "bf16"),
     ("unet2d", 128, 2, "float32"),
+    ("residual3d", 64, 1, "bf16"),
     ("residual3d", 48, 2, "bf16"),
     ("residual3d", 48, 8, "bf16"),
     ("residual3d", 48, 16, "bf16"),
@@ -68,6 +70,8 @@ _TILES: tuple[tuple[str, dict[str, int], int, str], ...] = (
     ("unet3d", {}, 64, "float32"),
 )
 _TILES_SHAPE = (48, 512, 512)
+#: Format and shape of splits.
+_READING = (("", 24, 1024, 1024), ("", 12, 2048, 2048), (".zarr", 12, 2048, 2048), ("", 12, 4096, 4096))
 
 
 def measured(arguments: list[str]) -> tuple[int, float, str]:
@@ -107,36 +111,56 @@ def predicted(asked: list[str], line: str) -> str:
     return "" if found is None else f"{float(found[1]) * (1000 if found[2] == 'GB' else 1):.0f}"
 
 
+def trained(folder: Path, name: str, splits: list[str], settings: str) -> str:
+    """Train for a moment; what was predicted and measured, as columns."""
+    config = folder / "train.yaml"
+    config.write_text(f"dataset: {{folder: ., splits: [{', '.join(splits)}], sample: noise}}\ntrain: {{{settings}}}\n")
+    run = folder / f"run_{name}"
+    peak, seconds, failed = measured(["train", "--config", str(config), "--output-dir", str(run)])
+    said = predicted(["check", "--config", str(config)], "host memory")
+    return f"{said} | " + (failed or f"{peak / 1e6:.0f} | {peak / 1e6 / float(said):.2f} | {seconds:.0f}")
+
+
+def noise(folder: Path, name: str, shape: tuple[int, int, int], seed: int = 0) -> str:
+    """A volume of noise, made if it is not there; its name."""
+    if not (folder / name).exists():
+        generator = np.random.default_rng(seed)
+        with create_sink(folder / name, shape=shape) as sink:
+            for z in range(0, shape[0], 16):
+                part = min(16, shape[0] - z), *shape[1:]
+                sink.write(z, generator.standard_normal(part, dtype=np.float32))
+    return name
+
+
 def measure_steps(folder: Path) -> None:
     """What training takes, by network, patch and batch: two epochs of three steps, those of the first on slices."""
-    for k in range(2):
-        if not (folder / f"noise{k}").exists():
-            noise = np.random.default_rng(k).normal(size=_STEPS_SHAPE).astype(np.float32)
-            with create_sink(folder / f"noise{k}", shape=_STEPS_SHAPE) as sink:
-                sink.write(0, noise)
+    splits = [noise(folder, f"noise{k}", _STEPS_SHAPE, k) for k in range(2)]
     print("| network | patch | batch | arithmetic | predicted, MB | measured, MB | ratio | seconds |")
     print("| --- | --- | --- | --- | --- | --- | --- | --- |")
     for network, patch, batch, precision in _STEPS:
         suffix = "_3d" if network.endswith("3d") else ""
-        config = folder / "steps.yaml"
-        config.write_text(
-            "dataset: {folder: ., splits: [noise0, noise1], sample: noise}\n"
-            f"train: {{mode: {'3d' if suffix else '2.5d'}, network: {network}, patch_size{suffix}: {patch}, "
+        settings = (
+            f"mode: {'3d' if suffix else '2.5d'}, network: {network}, patch_size{suffix}: {patch}, "
             f"batch_size: {batch}, patches_per_epoch{suffix}: {3 * batch}, max_epochs: 2, validate_every: 2, "
-            f"precision: {precision}}}\n"
+            f"precision: {precision}"
         )
-        run = folder / f"steps_{network}_{patch}_{batch}_{precision}"
-        peak, seconds, failed = measured(["train", "--config", str(config), "--output-dir", str(run)])
-        said = predicted(["check", "--config", str(config)], "host memory")
-        ratio = failed or f"{peak / 1e6:.0f} | {peak / 1e6 / float(said):.2f}"
-        print(f"| {network} | {patch} | {batch} | {precision} | {said} | {ratio} | {seconds:.0f} |", flush=True)
+        row = trained(folder, f"{network}_{patch}_{batch}_{precision}", splits, settings)
+        print(f"| {network} | {patch} | {batch} | {precision} | {row} |", flush=True)
+
+
+def measure_reading(folder: Path) -> None:
+    """What training takes where it is most while the splits are read."""
+    print("| splits | predicted, MB | measured, MB | ratio | seconds |\n| --- | --- | --- | --- | --- |")
+    for suffix, *shape in _READING:
+        name = "x".join(map(str, shape))
+        splits = [noise(folder, f"read{k}_{name}{suffix}", tuple(shape), k) for k in range(2)]
+        row = trained(folder, f"read_{name}{suffix}", splits, "patches_per_epoch: 12, max_epochs: 1")
+        print(f"| {' x '.join(map(str, shape))}, {suffix or 'TIFF'} | {row} |", flush=True)
 
 
 def measure_tiles(folder: Path) -> None:
     """What denoising takes, by network and tile."""
-    if not (folder / "noise_full").exists():
-        with create_sink(folder / "noise_full", shape=_TILES_SHAPE) as sink:
-            sink.write(0, np.random.default_rng(0).normal(size=_TILES_SHAPE).astype(np.float32))
+    noise(folder, "noise_full", _TILES_SHAPE)
     print("| network | tile | arithmetic | predicted, MB | measured, MB | ratio | seconds |")
     print("| --- | --- | --- | --- | --- | --- | --- |")
     for network, options, tile, precision in _TILES:
@@ -164,17 +188,19 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=512)
     parser.add_argument("--slices", type=int, default=64)
     parser.add_argument("--steps", action="store_true")
+    parser.add_argument("--reading", action="store_true")
     parser.add_argument("--tiles", action="store_true")
     options = parser.parse_args()
     folder = options.folder.resolve()
     folder.mkdir(parents=True, exist_ok=True)
     if options.steps:
         measure_steps(folder)
-        return
-    if options.tiles:
+    elif options.reading:
+        measure_reading(folder)
+    elif options.tiles:
         measure_tiles(folder)
-        return
-    measure_limits(folder, options.size, options.slices)
+    else:
+        measure_limits(folder, options.size, options.slices)
 
 
 def measure_limits(folder: Path, size: int, slices: int) -> None:

@@ -71,7 +71,8 @@ class Pieces:
         slices = min(slices, depth)
         threads = min(_THREADS, max(1, _AT_ONCE_BYTES // (slices * image)))
         looked_at = _BYTES_FOR_MOMENTS * min(height * width, max(_BAND_VOXELS, width))
-        return cls(slices, threads, threads * (slices * image + looked_at))
+        copies = 2 if layer > 1 else 1  # what is decoded, and where it is put together
+        return cls(slices, threads, threads * (copies * slices * image + looked_at))
 
 
 def common_dtype(splits: SplitSet) -> np.dtype[Any]:

@@ -20,9 +20,9 @@ from denoise.trust.verdict import Finding, Severity
 
 #: Of the squared error, what a factor per band would save: 2 % is 0.09 dB. Good models: up to 1.4 %.
 AVOIDABLE = 0.02
-#: Standard deviations by which contrast in one place has no support. Good models: up to 11.5; specks of half of the
-#: contrast: 17 to 58, at 100 photons 11.
-INVENTED_PLACE = 12.5
+#: Standard deviations by which contrast in one place has no support. Good models: up to 10.2; specks of half of the
+#: contrast: 13 and more, at 100 photons 7 to 12.
+INVENTED_PLACE = 11.0
 #: Standard deviations by which less than half of what a linear filter keeps is kept in one place.
 REMOVED_PLACE = 12.0
 #: Octaves finer than this are too noisy to be judged place by place, cycles per voxel.
