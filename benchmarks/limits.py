@@ -7,9 +7,9 @@
 
 A simulated scan is prepared, trained on and denoised under several limits; with ``--steps``, networks, patches and
 batches are trained for a few steps instead, on small splits of noise; with ``--reading``, the network's defaults on
-few, large slices; with ``--tiles``, untrained networks denoise noise. Measured is the resident memory of the whole process
-tree, summed twenty times a second (pages that processes share count once for each: the sum is never too small), or the
-most that its first process held, where that is more.
+few, large slices; with ``--tiles``, untrained networks denoise noise. Measured is the resident memory of the whole
+process tree, summed twenty times a second (pages that processes share count once for each: the sum is never too
+small), or the most that its first process held, where that is more.
 """
 
 from __future__ import annotations

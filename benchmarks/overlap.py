@@ -16,9 +16,10 @@ import numpy as np
 import torch
 
 from cases import open_case
-from denoise.api import load_checkpoint, make_denoiser
+from denoise.api import load_checkpoint
 from denoise.config import InferSection
 from denoise.inference.engine import denoise_slices
+from denoise.inference.models import make_denoiser
 from denoise.networks.catalogue import find_network
 from denoise.tiles import TileGrid
 from denoise.volumes import ArrayVolume

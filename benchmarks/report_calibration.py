@@ -28,11 +28,12 @@ from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter, median_filter
 
 import cases
-from denoise.api import load_checkpoint, make_denoiser, train
+from denoise.api import load_checkpoint, train
 from denoise.checkpoint import RunFolder
 from denoise.config import InferSection
 from denoise.config.recipes import RECIPES
 from denoise.inference.engine import denoise_slices
+from denoise.inference.models import make_denoiser
 from denoise.modes import mode_of
 from denoise.patches.holdout import HoldOut
 from denoise.resolution import Rings

@@ -22,10 +22,11 @@ import torch
 from numpy.typing import NDArray
 
 import cases
-from denoise.api import load_checkpoint, make_denoiser, train
+from denoise.api import load_checkpoint, train
 from denoise.checkpoint import RunFolder
 from denoise.commands.report import runner
 from denoise.config import InferSection
+from denoise.inference.models import make_denoiser
 from denoise.projections.reconstruct import reconstruct_rows, split_indices
 from denoise.tiles import Region
 from denoise.trust.errors import error_sums

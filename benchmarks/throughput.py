@@ -51,14 +51,15 @@ import numpy as np
 import torch
 from torch import nn
 
-from denoise.api import Compute, make_denoiser, train
+from denoise.api import train
 from denoise.arithmetic import autocast, has_bf16
 from denoise.checkpoint import Checkpoint
 from denoise.config import InferSection
 from denoise.config.recipes import RECIPES
 from denoise.inference import engine
 from denoise.inference.engine import Denoiser, denoise_slices
-from denoise.launch import choose_devices, describe_device
+from denoise.inference.models import make_denoiser
+from denoise.launch import Compute, choose_devices, describe_device
 from denoise.modes import default_tile, inference_window, mode_of
 from denoise.networks.catalogue import NETWORKS, build_network
 from denoise.networks.spec import NetworkSpec

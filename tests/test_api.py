@@ -12,20 +12,13 @@ import torch
 from numpy.typing import NDArray
 
 import denoise
-from denoise.api import (
-    Compute,
-    as_volume,
-    denoise_into,
-    denoise_volume,
-    input_views,
-    load_checkpoint,
-    make_denoiser,
-    train,
-)
+from denoise.api import as_volume, denoise_into, denoise_volume, load_checkpoint, train
 from denoise.checkpoint import Checkpoint, RunFolder
 from denoise.config import InferSection
 from denoise.errors import CheckpointError, ConfigError, VolumeError
 from denoise.inference.engine import denoise_slices
+from denoise.inference.models import input_views, make_denoiser
+from denoise.launch import Compute
 from denoise.networks.catalogue import build_network
 from denoise.networks.spec import NetworkSpec
 from denoise.normalization import Normalization

@@ -12,13 +12,10 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from denoise.api import (
-    Compute,
-    load_checkpoint,
-    train,
-)
+from denoise.api import load_checkpoint, train
 from denoise.cluster import Spread
 from denoise.errors import CheckpointError, ConfigError, DeviceError, Interrupted, OutputError
+from denoise.launch import Compute
 from denoise.training import observers
 from denoise.training.job import Plan, Record
 from denoise.training.validation import Preview

@@ -143,9 +143,9 @@ def untrained_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def trained_folder(untrained_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same with a finished run. Read only."""
-    from denoise.api import Compute
     from denoise.commands.train import train
     from denoise.config import load_config
+    from denoise.launch import Compute
 
     folder = tmp_path_factory.mktemp("trained") / "scan"
     shutil.copytree(untrained_folder, folder)

@@ -13,10 +13,11 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from denoise.api import Compute, denoise_into, denoise_volume, load_checkpoint, train
+    from denoise.api import denoise_into, denoise_volume, load_checkpoint, train
     from denoise.checkpoint import Checkpoint
     from denoise.cluster import Spread
     from denoise.errors import DenoiseError
+    from denoise.launch import Compute
     from denoise.tiles import Region
     from denoise.volumes import ArrayVolume, Volume, VolumeSink, create_sink, open_volume
 
@@ -38,10 +39,11 @@ __all__ = [
 ]
 
 _HOMES = {
-    "denoise.api": ("Compute", "denoise_into", "denoise_volume", "load_checkpoint", "train"),
+    "denoise.api": ("denoise_into", "denoise_volume", "load_checkpoint", "train"),
     "denoise.checkpoint": ("Checkpoint",),
     "denoise.cluster": ("Spread",),
     "denoise.errors": ("DenoiseError",),
+    "denoise.launch": ("Compute",),
     "denoise.tiles": ("Region",),
     "denoise.volumes": ("ArrayVolume", "Volume", "VolumeSink", "create_sink", "open_volume"),
 }

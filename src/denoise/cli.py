@@ -48,9 +48,9 @@ from denoise.errors import ConfigError, DenoiseError, Interrupted, damage_reason
 from denoise.streams import lasting_streams
 
 if TYPE_CHECKING:
-    from denoise.api import Compute
     from denoise.commands.infer import Choice
     from denoise.config import RunConfig
+    from denoise.launch import Compute
 
 app = typer.Typer(
     name="denoise",
@@ -313,7 +313,7 @@ def _template(path: Path | None, mode: str | None) -> dict[str, Any] | None:
 def _compute(
     device: Device | None, gpus: str | None, processes: int | None = None, spread: Spread | None = None
 ) -> Compute:
-    from denoise.api import Compute
+    from denoise.launch import Compute
 
     numbers = None
     if gpus is not None:

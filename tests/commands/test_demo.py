@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 
-from denoise.api import Compute
 from denoise.commands.demo import demo
 from denoise.commands.train import train
+from denoise.launch import Compute
 
 if TYPE_CHECKING:
     from tiny_dataset import Outcome, Tools

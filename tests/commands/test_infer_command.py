@@ -24,9 +24,9 @@ pytest_plugins = ("tiny_dataset",)
 @pytest.fixture(scope="session")
 def denoised(trained: Dataset, tools: Tools, tmp_path_factory: pytest.TempPathFactory) -> np.ndarray:
     """The whole volume, denoised once."""
-    from denoise.api import Compute
     from denoise.commands.infer import Choice, denoise_volume
     from denoise.config import load_config
+    from denoise.launch import Compute
 
     output = tmp_path_factory.mktemp("denoised") / "all"
     denoise_volume(load_config(trained.config), Compute("cpu"), Choice(output=str(output)))

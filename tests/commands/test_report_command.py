@@ -50,9 +50,9 @@ def test_check_of_data_needs_splits(dataset: Dataset, denoise: Callable[..., Out
 @pytest.fixture(scope="module")
 def reported(trained_folder: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
     """A report's content. Made once, from Python, beside the shared dataset."""
-    from denoise.api import Compute
     from denoise.commands.report import Request, report
     from denoise.config import load_config
+    from denoise.launch import Compute
 
     folder = tmp_path_factory.mktemp("report")
     made = report(load_config(trained_folder / "foam.yaml"), Compute("cpu"), Request(output=folder / "of" / "foam"))

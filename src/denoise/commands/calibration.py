@@ -20,17 +20,19 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from denoise.api import Compute, make_denoiser, run_training
 from denoise.checkpoint import Checkpoint
 from denoise.config import RunConfig
 from denoise.inference.engine import denoise_slices
+from denoise.inference.models import make_denoiser
 from denoise.inference.slabs import plan_slabs
+from denoise.launch import Compute
 from denoise.modes import MODES
 from denoise.networks.catalogue import build_network
 from denoise.networks.spec import NetworkSpec
 from denoise.normalization import Normalization
 from denoise.tiles import TileGrid, Triple, Window
 from denoise.training.job import Plan, Record
+from denoise.training.start import run_training
 from denoise.training.validation import Preview
 from denoise.volumes import ArrayVolume, SplitSet
 

@@ -14,7 +14,6 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from denoise.api import Compute
 from denoise.arithmetic import resolve_precision
 from denoise.checkpoint import CRITERIA, RunFolder
 from denoise.commands.calibration import inference_cost, training_cost
@@ -26,7 +25,7 @@ from denoise.errors import OutputError
 from denoise.inference.engine import batch_bytes
 from denoise.inference.reader import layer_bytes
 from denoise.inference.run import MemoryShares
-from denoise.launch import describe_device
+from denoise.launch import Compute, describe_device
 from denoise.memory import available_bytes, denoising_bytes, share_of
 from denoise.modes import MODES, default_tile, inference_window
 from denoise.networks.catalogue import build_network, find_network

@@ -15,7 +15,6 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from denoise.api import Compute, input_views
 from denoise.checkpoint import Checkpoint, RunFolder
 from denoise.cluster import place_of, spread_of
 from denoise.commands.display import say, slices_bar
@@ -25,9 +24,10 @@ from denoise.config import RunConfig
 from denoise.errors import ConfigError, DeviceError
 from denoise.files import require_free
 from denoise.inference.engine import Denoiser
+from denoise.inference.models import input_views
 from denoise.inference.run import Progress, besides_slabs, fill_share
 from denoise.inference.slabs import SlabPlan, plan_slabs
-from denoise.launch import World, launch
+from denoise.launch import Compute, World, launch
 from denoise.memory import denoising_bytes, give_back_freed, process_bytes, share_of
 from denoise.tiles import Region, TileGrid
 from denoise.trust.confidence import Confidence, calibrated

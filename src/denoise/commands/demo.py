@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from denoise.api import Compute
 from denoise.archive import software_versions
 from denoise.commands.display import say
 from denoise.commands.infer import Choice, denoise_volume
@@ -26,7 +25,7 @@ from denoise.commands.train import train
 from denoise.config import RunConfig, load_config
 from denoise.errors import OutputError
 from denoise.files import discard, require_free, whole_file, write_text
-from denoise.launch import describe_device
+from denoise.launch import Compute, describe_device
 from denoise.projections.phantom import FoamPhantom, simulate_foam_scan
 from denoise.projections.reconstruct import reconstruct_rows
 from denoise.projections.scan import Scan

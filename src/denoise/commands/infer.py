@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from denoise.api import Compute, load_checkpoint, make_denoiser
+from denoise.api import load_checkpoint
 from denoise.archive import software_versions
 from denoise.checkpoint import Checkpoint, digest
 from denoise.commands.display import say, say_device, slices_bar
@@ -27,8 +27,9 @@ from denoise.config import RunConfig
 from denoise.config.recipes import RECIPES
 from denoise.errors import CheckpointError, OutputError, VolumeError
 from denoise.inference.engine import Denoiser
+from denoise.inference.models import make_denoiser
 from denoise.inference.run import InferenceJob, run_worker
-from denoise.launch import launch
+from denoise.launch import Compute, launch
 from denoise.modes import mode_of
 from denoise.normalization import Moments, Normalization
 from denoise.tiles import Region

@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from denoise.api import input_views
 from denoise.config import RunConfig
 from denoise.errors import ConfigError, OutputError
+from denoise.inference.models import input_views
 from denoise.normalization import Normalization
 from denoise.volumes import SplitSet, Volume, open_volume
 

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from denoise.api import Compute, load_checkpoint, make_denoiser
+from denoise.api import load_checkpoint
 from denoise.archive import software_versions
 from denoise.checkpoint import CRITERIA, Checkpoint, RunFolder, find_model
 from denoise.commands.display import say, say_device
@@ -28,7 +28,8 @@ from denoise.config.recipes import RECIPES
 from denoise.errors import CheckpointError, DenoiseError, OutputError, VolumeError
 from denoise.files import require_free, write_text
 from denoise.inference.engine import Denoiser, denoise_slices
-from denoise.launch import describe_device
+from denoise.inference.models import make_denoiser
+from denoise.launch import Compute, describe_device
 from denoise.modes import MODES, mode_of
 from denoise.patches.holdout import HoldOut
 from denoise.report.images import CROP, Trial, centred, data_uri, pictures_of, window_of

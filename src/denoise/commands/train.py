@@ -6,13 +6,14 @@ import logging
 import os
 from pathlib import Path
 
-from denoise.api import Compute, run_training
 from denoise.checkpoint import CRITERIA, RunFolder
 from denoise.commands.display import say, say_device
 from denoise.commands.inputs import open_splits
 from denoise.config import RunConfig
 from denoise.errors import OutputError
 from denoise.files import require_free
+from denoise.launch import Compute
+from denoise.training.start import run_training
 
 _log = logging.getLogger(__name__)
 

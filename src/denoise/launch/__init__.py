@@ -16,6 +16,7 @@ import torch
 
 from denoise.cluster import Spread, place_of, spread_of
 from denoise.errors import ClusterError
+from denoise.launch.compute import Compute
 from denoise.launch.devices import choose_devices, describe_device
 from denoise.launch.elastic import launch_here
 from denoise.launch.meeting import Guard
@@ -24,6 +25,7 @@ from denoise.launch.worker import Restartable, run_joined
 from denoise.launch.world import World
 
 __all__ = [
+    "Compute",
     "Restartable",
     "StopRequest",
     "World",

@@ -13,7 +13,7 @@ from denoise.training.job import TrainJob
 
 #: Steps on single slices end with this share of the run, however short it is.
 SHARE = 0.5
-#: Taken of each block: with one block a step, as many voxels as the four patches of 2.5D have.
+#: Taken of each block: with one block a step, as many voxels as four patches of its width have.
 _OF_BLOCK = 4
 
 

@@ -1,0 +1,79 @@
+"""From a model to what denoises: its tiles, its precision, and what it sees of the splits."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from denoise.arithmetic import resolve_precision
+from denoise.checkpoint import Checkpoint
+from denoise.config import InferSection
+from denoise.errors import CheckpointError, ConfigError
+from denoise.inference.engine import Denoiser
+from denoise.modes import default_tile, inference_window
+from denoise.networks.catalogue import find_network
+from denoise.normalization import Normalization
+from denoise.tiles import Triple
+from denoise.volumes import MeanVolume, Volume
+
+
+def input_views(splits: Sequence[Volume], strategy: str) -> tuple[Volume, ...]:
+    """What the network sees of K splits at inference: the same kind of input as in training, for every choice."""
+    if len(splits) <= 2 or strategy == "1:X":
+        return tuple(splits)
+    return tuple(MeanVolume((*splits[:k], *splits[k + 1 :])) for k in range(len(splits)))
+
+
+def make_denoiser(
+    checkpoint: Checkpoint,
+    infer: InferSection,
+    device: torch.device,
+    *,
+    shape: Triple | None = None,
+    normalization: Normalization | None = None,
+    patch_size: int | None = None,
+    fill_non_finite: bool = False,
+) -> Denoiser:
+    """A model for a device, with its tiles; ``prepared`` brings it there.
+
+    Parameters
+    ----------
+    shape
+        (Z, Y, X) of the volume: networks that give the same for any tile get none that reach far past it.
+    normalization, patch_size
+        For models that do not carry their own.
+
+    Raises
+    ------
+    CheckpointError
+        The model has no normalisation and none is given.
+    ConfigError
+        The network cannot take tiles of the size that was asked for.
+    """
+    normalization = checkpoint.normalization or normalization
+    if normalization is None:
+        raise CheckpointError(
+            "this model was stored without its normalisation; give the mean and standard deviation that it was trained "
+            "with as mean4norm and std4norm in the config's section dataset (they are in the config of that training)"
+        )
+    kind = find_network(checkpoint.network.name)
+    edge = infer.tile_size or default_tile(checkpoint.network, checkpoint.patch_size or patch_size)
+    divisor = kind.divisor(checkpoint.network.options)
+    if edge % divisor:
+        raise ConfigError(
+            f"infer.tile_size is {edge}; it must be divisible by {divisor} for the network {checkpoint.network.name} "
+            f"{dict(checkpoint.network.options)}"
+        )
+    window = inference_window(checkpoint.network, edge, infer.overlap, infer.window, shape)
+    return Denoiser(
+        network=checkpoint.build(),
+        normalization=normalization,
+        window=window,
+        device=device,
+        dtype=resolve_precision(infer.precision, device),
+        batch_size=infer.batch_size,
+        fill_non_finite=fill_non_finite,
+        turns=infer.tta,
+        forward_peak=kind.forward_peak(checkpoint.network.options),
+    )

@@ -1,0 +1,126 @@
+"""From a config to a run: what is trained, from where it goes on, on which devices, and a folder for it alone."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+
+from denoise.checkpoint import Checkpoint, RunFolder, TrainState, digest, find_model
+from denoise.cluster import was_restarted
+from denoise.config import RunConfig, render
+from denoise.errors import CheckpointError, OutputError
+from denoise.files import write_text
+from denoise.launch import Compute, launch
+from denoise.locking import only_run
+from denoise.networks.catalogue import find_network
+from denoise.networks.spec import NetworkSpec
+from denoise.training.job import Observer, TrainJob
+from denoise.training.loop import run_worker
+from denoise.training.objective import Objective
+from denoise.training.schedule import Schedule
+from denoise.volumes import SplitSet, slice_range
+
+_log = logging.getLogger(__name__)
+
+
+def run_training(
+    config: RunConfig,
+    splits: SplitSet,
+    compute: Compute,
+    *,
+    resume: bool = False,
+    finetune: Path | None = None,
+    show_progress: bool = True,
+    observers: Sequence[Observer] = (),
+) -> RunFolder:
+    """Check everything that can be checked, then train in one process per device; returns the folder of the run."""
+    run = RunFolder(config.output_dir)
+    resume = resume or was_restarted(os.environ)
+    network = NetworkSpec(config.network_name, config.network_options)
+    initial = None
+    if finetune is not None:
+        network, initial = _begun_from(finetune, network)
+    elif resume and run.state.exists():
+        network = _as_resumed(run, network)
+    devices = compute.training_devices(config.batch_size)
+    first, last = config.dataset.train_start_slice, config.dataset.train_end_slice
+    job = TrainJob(
+        splits=splits,
+        network=network,
+        settings=config.train,
+        patch_size=config.patch,
+        batch_size=config.batch_size,
+        schedule=Schedule(config.schedule, config.learning_rate),
+        objective=Objective(config.loss, config.train.huber_delta, config.train.strategy, config.lcl_weight),
+        folder=run.path,
+        ema_decay=config.ema_decay,
+        adam=config.recipe.adam,
+        slices_first=config.recipe.slices_first,
+        sample=config.sample_name,
+        patches_per_epoch=config.patches_per_epoch,
+        train_slices=None if first is None and last is None else slice_range(splits.volumes[0], first, last),
+        non_finite=config.dataset.non_finite,
+        resume=resume,
+        initial=initial,
+        begun_from=None if initial is None else digest(initial),
+        show_progress=show_progress,
+        max_memory=config.max_memory,
+        observers=tuple(observers),
+    )
+    launch(
+        run_worker,
+        job,
+        devices,
+        spread=compute.spread,
+        guard=lambda: _own_folder(run, config, resume=resume, finetune=finetune),
+        name=f"{run.path} (settings {hashlib.sha256(render(config).encode()).hexdigest()[:8]})",
+    )
+    return run
+
+
+@contextmanager
+def _own_folder(run: RunFolder, config: RunConfig, *, resume: bool, finetune: Path | None) -> Iterator[None]:
+    """The folder of a run for this run alone, with the record of its config; what is of value in it is kept."""
+    with only_run(run.lock, f"the training in {run.path}"):
+        if not resume and run.holds_a_run:
+            raise OutputError(
+                f"{run.path} holds a training run already; continue it with --resume, or choose another --output-dir"
+            )
+        if not run.state.exists():
+            if run.holds_models:
+                raise CheckpointError(
+                    f"{run.path} holds models but no state to resume from ({run.state.name}); begin anew with another "
+                    f"--output-dir, from the best model with --finetune {run.path}"
+                )
+            if resume:
+                start = "the beginning" if finetune is None else str(finetune)
+                _log.info("nothing to resume in %s yet: the training starts from %s", run.path, start)
+            write_text(run.config, render(config))
+        yield
+
+
+def _begun_from(path: Path, wanted: NetworkSpec) -> tuple[NetworkSpec, dict[str, torch.Tensor]]:
+    """Network and weights of a model; what an older one could not choose is as it was."""
+    file = find_model(path, "val")
+    checkpoint = Checkpoint.load(file)
+    network, kind = checkpoint.network, find_network(wanted.name)
+    options = {**kind.complete(wanted.options), **{name: network.options.get(name) for name in kind.unsaid}}
+    if network.name != wanted.name or find_network(network.name).complete(network.options) != options:
+        raise CheckpointError(
+            f"{file} holds the network {network.name} {dict(network.options)} but the config "
+            f"asks for {wanted.name} {dict(wanted.options)}; make them equal to fine-tune"
+        )
+    return network, checkpoint.weights
+
+
+def _as_resumed(run: RunFolder, wanted: NetworkSpec) -> NetworkSpec:
+    """A run that began from an older model goes on with the network of that model, which no config can ask for."""
+    stored = TrainState.load(run.state).fingerprint
+    kept = {name: stored.get(f"network.{name}") for name in find_network(wanted.name).unsaid}
+    return NetworkSpec(wanted.name, {**wanted.options, **{k: v for k, v in kept.items() if type(v) is int}})
