@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from denoise.trust.after import CLASS_SHIFT, INVENTED_PLACE, REMOVED_PLACE
 from report_calibration import DENOISERS
 
 Row = Mapping[str, Any]
@@ -19,13 +20,23 @@ def write_tables(rows: Sequence[Row], path: Path) -> None:
     text = path.read_text(encoding="utf-8")
     before, rest = text.split(BEGIN)
     _, after = rest.split(END)
-    rows = sorted(rows, key=lambda r: (r["mode"], r["object"], r["dose"]))
+    rows = sorted(({**r, "flags": _flags(r)} for r in rows), key=lambda r: (r["mode"], r["object"], r["dose"]))
     held_out, unseen = ([r for r in rows if r["unseen"] == which] for which in (False, True))
     parts = [_summary(held_out), _denoisers(held_out), _scans(held_out)]
     if unseen:
         parts += ["### Scans of other objects", _summary(unseen), _denoisers(unseen)]
     tables = "\n\n".join(parts)
     path.write_text(f"{before}{BEGIN}\n\n{tables}\n\n{END}{after}", encoding="utf-8")
+
+
+def _flags(row: Row) -> list[str]:
+    """What a row warns of with the limits of today, which may be others than when it was made."""
+    flags, values = set(row["flags"]), row["values"]
+    for name, limit in (("invented_structure", INVENTED_PLACE), ("removed_structure", REMOVED_PLACE)):
+        flags = flags | {name} if values[name] > limit else flags - {name}
+    if abs(values["grey_values"]) <= CLASS_SHIFT:
+        flags -= {"grey_values"}
+    return sorted(flags)
 
 
 def _summary(rows: Sequence[Row]) -> str:

@@ -17,8 +17,8 @@ from denoise.tiles import Window
 
 #: Whatever the network; with it, `NetworkKind.step_peak` of what autograd keeps.
 _STEP_BYTES = 20_000_000
-#: Weights, their gradients, two moments, and an average or what is cast to bf16.
-_COPIES_OF_WEIGHTS = 5
+#: Weights, their gradients, two moments, what is cast to bf16, and what comes and goes in the optimiser.
+_COPIES_OF_WEIGHTS = 6
 #: Batches of blocks on the host at a time, float32: trained on, ahead, being cut, normalised.
 _BATCHES = 4
 _SMALL_EDGE = 16

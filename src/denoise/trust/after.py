@@ -24,12 +24,12 @@ AVOIDABLE = 0.02
 #: contrast: 13 and more, at 100 photons 7 to 12.
 INVENTED_PLACE = 11.0
 #: Standard deviations by which less than half of what a linear filter keeps is kept in one place.
-REMOVED_PLACE = 12.0
+REMOVED_PLACE = 13.0
 #: Octaves finer than this are too noisy to be judged place by place, cycles per voxel.
 _FINEST_PLACE = 1 / 4
 #: Of the range of grey values.
 MEAN_SHIFT = 0.01
-CLASS_SHIFT = 0.06
+CLASS_SHIFT = 0.065
 #: Standard errors that a shift must stand out by.
 _STANDS_OUT = 5.0
 SEAM_RATIO = 1.1
