@@ -25,8 +25,8 @@ _HOST_SHARE = 0.6
 #: guesses: there the libraries are larger.
 _PROCESS_BYTES = {"cpu": 420_000_000, "mps": 1_000_000_000, "cuda": 3_000_000_000}
 _LAUNCHER_BYTES = 300_000_000
-#: Of a denoising process without slabs and without a batch; its network is counted. Measured likewise, on 64 slices of
-#: 512^2: 380 MB (2.5D) and 527 MB (3D), of which slabs and slices being written were 70 and 151 MB, a batch 13 and 79.
+#: Of a denoising process without slabs, batches and weights (of ours: 1 MB). Measured likewise, on 64 slices of 512^2:
+#: 380 MB (2.5D) and 527 MB (3D), of which slabs and slices being written were 70 and 151 MB, a batch 13 and 79.
 _DENOISING_BYTES = {"cpu": 297_000_000, "mps": 1_000_000_000, "cuda": 3_000_000_000}
 
 #: Names that mallopt knows its settings by.

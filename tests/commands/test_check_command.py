@@ -12,11 +12,12 @@ import h5py
 import numpy as np
 import psutil
 import pytest
+import torch
 import zarr
 
 from denoise.errors import VolumeError
 from denoise.inference import run
-from denoise.inference.engine import Denoiser
+from denoise.inference.engine import Denoiser, weights_bytes
 from denoise.inference.reader import layer_bytes
 from denoise.inference.slabs import plan_slabs
 from denoise.memory import denoising_bytes
@@ -108,15 +109,17 @@ def test_what_it_predicts_for_chunks_that_are_many_slices_deep_is_what_volume_do
         raise VolumeError("seen enough")
 
     monkeypatch.setattr(run, "denoise_slices", ended)
-    # A process that takes what such processes are known to take.
-    monkeypatch.setattr(run, "process_bytes", lambda: denoising_bytes("cpu", 1) - run.FIRST_BATCH_BYTES)
+    # A process that takes what such processes, and this network, are known to take.
+    count = int(said["mode"].split("; ")[-1].removesuffix(" weights").replace(",", ""))
+    process = denoising_bytes("cpu", 1) + weights_bytes(count, torch.float32)
+    monkeypatch.setattr(run, "process_bytes", lambda: process - run.FIRST_BATCH_BYTES)
     outcome = denoise("volume", "--config", config, "--model", trained.run, "--output", tmp_path / "out", *limit)
     assert "seen enough" in outcome.err
 
     batch = told["denoiser"].batch_bytes
     slabs = plan_slabs(TileGrid(shape, told["denoiser"].window), 1, told["budget"]).n_bytes
     layers = layer_bytes(open_volume(path), told["largest_layer"])
-    besides = denoising_bytes("cpu", 1) + waiting_bytes(4 * 2048**2) + batch
+    besides = process + waiting_bytes(4 * 2048**2) + batch
     assert batch > 0
     assert said["memory"].startswith(f"about {slabs + layers + besides} for")
     assert layers == (layer if kept else 0)

@@ -22,7 +22,7 @@ from denoise.commands.inputs import InferenceInputs, open_inference_inputs, open
 from denoise.commands.train import require_own_folder
 from denoise.config import RunConfig
 from denoise.errors import OutputError
-from denoise.inference.engine import batch_bytes
+from denoise.inference.engine import batch_bytes, weights_bytes
 from denoise.inference.reader import layer_bytes
 from denoise.inference.run import MemoryShares
 from denoise.launch import Compute, describe_device
@@ -87,7 +87,7 @@ def check(config: RunConfig, compute: Compute, *, data: bool = False, calibrate:
     if splits is not None:
         parts.append(_training(config, compute, splits, network))
     if inputs is not None:
-        parts.append(_inference(config, compute, inputs, network, devices))
+        parts.append(_inference(config, compute, inputs, network, devices, weights))
     lines += [line for part in parts for line in part.lines]
     if calibrate:
         lines += [line for part in parts for line in part.costs()]
@@ -173,7 +173,12 @@ def _kept(memory: MemoryPlan, sampler: VolumeSampler) -> str:
 
 
 def _inference(
-    config: RunConfig, compute: Compute, inputs: InferenceInputs, network: NetworkSpec, devices: list[torch.device]
+    config: RunConfig,
+    compute: Compute,
+    inputs: InferenceInputs,
+    network: NetworkSpec,
+    devices: list[torch.device],
+    weights: int,
 ) -> _Part:
     grid, count = inputs.grid, len(devices)
     edge = config.infer.tile_size or default_tile(network, config.patch)
@@ -185,6 +190,7 @@ def _inference(
         peak = find_network(network.name).forward_peak(network.options)
         dtype = resolve_precision(config.infer.precision, devices[0])
         besides += batch_bytes(window, dtype, peak, config.infer.batch_size)
+        besides += weights_bytes(weights, dtype)
     allowed = None
     if config.max_memory is not None:
         allowed = share_of(config.max_memory, count) - denoising_bytes(devices[0].type, 1) - besides

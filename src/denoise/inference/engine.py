@@ -75,6 +75,11 @@ def batch_bytes(window: Window, dtype: torch.dtype, forward_peak: float, batch_s
     return int(forward_peak * dtype.itemsize * tiles * np.prod(window.predict_zyx))
 
 
+def weights_bytes(count: int, dtype: torch.dtype) -> int:
+    """Host memory of the weights of a network on the CPU: float32, and what autocast keeps of them in ``dtype``."""
+    return count * (4 if dtype == torch.float32 else 4 + dtype.itemsize)
+
+
 def denoise_slices(
     inputs: Sequence[Volume],
     denoiser: Denoiser,

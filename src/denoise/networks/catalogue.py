@@ -208,7 +208,7 @@ NETWORKS: Mapping[str, NetworkKind] = MappingProxyType(
             overlap=32,
             tile=256,
             step_peak=1.15,
-            _forward_peak=lambda _: 360,
+            _forward_peak=lambda _: 420,
             _build=lambda o: UNet2d(o["n_slices"]),
             _divisor=lambda _: unet2d.DIVISOR,
         ),
