@@ -121,6 +121,17 @@ def test_a_run_takes_no_more_gpus_than_it_has_blocks_for_unless_they_were_named(
     assert len(compute.devices()) == (3 if compute.gpus or compute.processes else visible)
 
 
+def test_processes_that_a_scheduler_has_started_keep_all_gpus_in_view(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each takes the one of its number; how many blocks a step needs for that is said when they have met."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 8)
+    torchrun = {"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "5", "LOCAL_WORLD_SIZE": "8"}
+    for name, value in {**torchrun, "MASTER_ADDR": "localhost", "MASTER_PORT": "29500"}.items():
+        monkeypatch.setenv(name, value)
+    assert len(Compute().training_devices(4)) == 8
+    assert len(Compute(spread=Spread(nodes=1)).training_devices(4)) == 4
+
+
 def test_a_folder_that_holds_a_run_is_refused_and_left_alone(run: Path) -> None:
     before = contents(run)
     with pytest.raises(OutputError, match=r"holds a training run already.*--resume"):

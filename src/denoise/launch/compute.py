@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field
 
 import torch
 
-from denoise.cluster import Spread
+from denoise.cluster import Spread, place_of, spread_of
 from denoise.launch.devices import choose_devices
 
 
@@ -25,7 +26,8 @@ class Compute:
 
     def training_devices(self, batch_size: int) -> list[torch.device]:
         """The same; of GPUs that nobody named no more than a batch has blocks for, as each needs one."""
-        devices = self.devices()
-        if self.gpus is not None or devices[0].type != "cuda":
+        devices, spread = self.devices(), spread_of(self.spread, os.environ)
+        joins = spread.nodes is None and place_of(os.environ) is not None  # its process has its GPU already
+        if self.gpus is not None or devices[0].type != "cuda" or joins:
             return devices
-        return devices[: max(1, batch_size // (self.spread.nodes or 1))]
+        return devices[: max(1, batch_size // (spread.nodes or 1))]
