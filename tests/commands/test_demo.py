@@ -56,7 +56,8 @@ def test_the_summary_holds_the_figures_and_denoising_improves_them(shown: Path) 
     assert summary["ssim_denoised"] > summary["ssim_noisy"]
     assert summary["seconds"] > 0
     low, high = summary["gain_reported_95"]
-    assert low < summary["gain_reported"] < high
+    assert low < summary["gain_reported"]
+    assert high is None or summary["gain_reported"] < high
     assert summary["mode"] == "2.5d"
     assert summary["device"].startswith("CPU")
     assert set(summary["versions"]) == {"ct-denoise", "torch", "numpy", "python"}

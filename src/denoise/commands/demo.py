@@ -31,6 +31,7 @@ from denoise.projections.reconstruct import reconstruct_rows
 from denoise.projections.scan import Scan
 from denoise.quality import psnr, ssim
 from denoise.tiles import Region
+from denoise.trust.interval import ends_in_words
 from denoise.trust.verdict import finite
 from denoise.volumes import create_sink, open_volume
 from denoise.volumes.volume import Float32Array
@@ -243,11 +244,11 @@ def _say_results(folder: DemoFolder, summary: dict[str, Any]) -> None:
         f"SSIM {summary['ssim_noisy']:.2f} -> {summary['ssim_denoised']:.2f}, in {summary['seconds']:.0f} s "
         f"on {summary['device']} (demonstration setting)"
     )
-    low, high = ("?" if end is None else f"{end:.1f}" for end in summary["gain_reported_95"])
-    told = "?" if summary["gain_reported"] is None else f"{summary['gain_reported']:+.1f}"
+    told, (low, high) = summary["gain_reported"], summary["gain_reported_95"]
+    said = "an unknown gain" if told is None else f"a gain of {told:+.1f} dB ({ends_in_words(low, high, ' dB')})"
     say(
-        f"Without the truth, `denoise report` tells a gain of {told} dB ({low} to {high}) for the held-out slices, air "
-        f"included; there it is {summary['gain_true_there']:+.1f} dB"
+        f"Without the truth, `denoise report` tells {said} for the held-out slices, air included; there it is "
+        f"{summary['gain_true_there']:+.1f} dB"
     )
     say("Written:")
     for path in sorted(folder.path.iterdir()):
