@@ -21,7 +21,7 @@ from denoise.trust.verdict import Finding, Severity
 #: Of the squared error, what a factor per band would save: 2 % is 0.09 dB. Good models: up to 1.4 %.
 AVOIDABLE = 0.02
 #: Standard deviations by which contrast in one place has no support. Good models: up to 10.2; specks of half of the
-#: contrast: 13 and more, at 100 photons 7 to 12.
+#: contrast: 14 and more, at 100 photons 7 to 15.
 INVENTED_PLACE = 11.0
 #: Standard deviations by which less than half of what a linear filter keeps is kept in one place.
 REMOVED_PLACE = 13.0
