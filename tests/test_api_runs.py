@@ -19,6 +19,9 @@ from denoise.launch import Compute
 from denoise.training import observers
 from denoise.training.job import Plan, Record
 from denoise.training.validation import Preview
+from gpus import Gpus
+
+pytest_plugins = ("gpus",)
 
 CPU = Compute(device="cpu")
 TINY: dict[str, Any] = {
@@ -113,18 +116,18 @@ def test_a_device_that_is_not_there_is_refused_before_anything_is_written(tmp_pa
     ids=["more GPUs than blocks", "fewer", "one block", "those that were named", "two nodes", "too few", "CPU"],
 )
 def test_a_run_takes_no_more_gpus_than_it_has_blocks_for_unless_they_were_named(
-    monkeypatch: pytest.MonkeyPatch, visible: int, batch: int, compute: Compute, taken: int
+    gpus: Gpus, visible: int, batch: int, compute: Compute, taken: int
 ) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: visible > 0)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: visible)
+    gpus(visible)
     assert len(compute.training_devices(batch)) == taken
     assert len(compute.devices()) == (3 if compute.gpus or compute.processes else visible)
 
 
-def test_processes_that_a_scheduler_has_started_keep_all_gpus_in_view(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_processes_that_a_scheduler_has_started_keep_all_gpus_in_view(
+    gpus: Gpus, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Each takes the one of its number; how many blocks a step needs for that is said when they have met."""
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 8)
+    gpus(8)
     torchrun = {"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "5", "LOCAL_WORLD_SIZE": "8"}
     for name, value in {**torchrun, "MASTER_ADDR": "localhost", "MASTER_PORT": "29500"}.items():
         monkeypatch.setenv(name, value)

@@ -23,8 +23,11 @@ import torch.distributed as dist
 from hypothesis import given
 from hypothesis import strategies as st
 
+from denoise.cluster import Spread
 from denoise.errors import ConfigError, DeviceError, Interrupted, WorkerError
-from denoise.launch import World, choose_devices, describe_device, launch, listening_for_signals
+from denoise.launch import Compute, World, choose_devices, describe_device, launch, listening_for_signals
+
+pytest_plugins = ("gpus",)
 
 CPU = torch.device("cpu")
 
@@ -42,14 +45,8 @@ def own_environment(monkeypatch):
 # Which devices. ----------------------------------------------------------------------------------------------------
 
 
-def _machine(monkeypatch, gpus: int, apple: bool = False) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpus > 0)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
-    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: apple)
-
-
 @pytest.mark.parametrize(
-    ("visible", "kind", "gpus", "processes", "expected"),
+    ("visible", "kind", "named", "processes", "expected"),
     [
         (0, None, None, None, ["cpu"]),
         (0, None, None, 3, ["cpu"] * 3),
@@ -63,13 +60,13 @@ def _machine(monkeypatch, gpus: int, apple: bool = False) -> None:
         (4, "cuda", [3, 1], 2, ["cuda:3", "cuda:1"]),
     ],
 )
-def test_a_command_runs_on_the_devices_that_were_asked_for(monkeypatch, visible, kind, gpus, processes, expected):
-    _machine(monkeypatch, visible)
-    assert [str(device) for device in choose_devices(kind, gpus, processes)] == expected
+def test_a_command_runs_on_the_devices_that_were_asked_for(gpus, visible, kind, named, processes, expected):
+    gpus(visible)
+    assert [str(device) for device in choose_devices(kind, named, processes)] == expected
 
 
 @pytest.mark.parametrize(
-    ("visible", "kind", "gpus", "processes", "message"),
+    ("visible", "kind", "named", "processes", "message"),
     [
         (0, "cuda", None, None, "--device cuda was asked for, but torch .* sees no CUDA GPU"),
         (0, None, [0, 1], None, "--gpus 0,1 was asked for, but torch .* sees no CUDA GPU"),
@@ -84,14 +81,44 @@ def test_a_command_runs_on_the_devices_that_were_asked_for(monkeypatch, visible,
         (0, "mps", None, None, "no Apple GPU"),
     ],
 )
-def test_a_device_that_is_not_there_is_named(monkeypatch, visible, kind, gpus, processes, message):
-    _machine(monkeypatch, visible)
+def test_a_device_that_is_not_there_is_named(gpus, visible, kind, named, processes, message):
+    gpus(visible)
     with pytest.raises(DeviceError, match=message):
-        choose_devices(kind, gpus, processes)
+        choose_devices(kind, named, processes)
 
 
-def test_an_apple_gpu_is_used_when_it_was_asked_for(monkeypatch):
-    _machine(monkeypatch, 0, apple=True)
+@pytest.mark.parametrize(("capability", "built"), [((7, 0), ("sm_75", "sm_90")), ((9, 0), ("sm_100", "compute_120"))])
+def test_a_gpu_that_torch_was_not_built_for_is_refused_before_its_first_step(gpus, capability, built):
+    gpus(2, capability, built)
+    said = rf"GPU 1 \(Tesla V100\) has compute capability {capability[0]}.{capability[1]}, .* built for (7.5|10.0)"
+    with pytest.raises(DeviceError, match=said):
+        choose_devices(None, [1], None)
+
+
+@pytest.mark.parametrize("built", [("sm_75", "sm_90"), ("compute_90",), ("gfx90a",), ()])
+def test_a_gpu_that_torch_was_built_for_or_says_nothing_of_is_taken(gpus, built):
+    gpus(1, (8, 6), built)
+    assert choose_devices(None, None, None) == [torch.device("cuda", 0)]
+
+
+TORCHRUN = {"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "a"}
+
+
+@pytest.mark.parametrize(
+    ("visible", "device", "expected"), [(2, None, "cuda:1"), (1, None, "cuda:0"), (0, None, "cpu"), (2, "cpu", "cpu")]
+)
+def test_a_process_that_torchrun_has_started_works_where_it_will_join(gpus, monkeypatch, visible, device, expected):
+    gpus(visible)
+    assert str(Compute(device).own_device()) in ("cuda:0", "cpu")
+    for name, value in {**TORCHRUN, "MASTER_PORT": "29500"}.items():
+        monkeypatch.setenv(name, value)
+    assert str(Compute(device).own_device()) == expected
+    assert str(Compute(device, spread=Spread(nodes=1)).own_device()) in ("cuda:0", "cpu")
+
+
+def test_an_apple_gpu_is_used_when_it_was_asked_for(gpus, monkeypatch):
+    gpus(0)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
     assert choose_devices("mps", None, None) == [torch.device("mps")]
     assert choose_devices(None, None, None) == [CPU]
 

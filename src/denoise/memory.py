@@ -146,14 +146,24 @@ def total_bytes() -> int:
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error says that memory ran out, on the host or on an accelerator.
 
-    numpy raises a MemoryError; torch an OutOfMemoryError of its own on GPUs and a RuntimeError on the CPU; threads that
-    cannot have a stack a RuntimeError; the operating system ENOMEM.
+    numpy raises a MemoryError; torch an OutOfMemoryError of its own on GPUs, and a RuntimeError on the CPU, on Apple's
+    GPUs, and where page-locked memory, a GPU's context or its libraries' workspaces find no room; threads that cannot
+    have a stack a RuntimeError; the operating system ENOMEM.
     """
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return True
     if isinstance(error, OSError):
         return error.errno == errno.ENOMEM
-    said = ("can't allocate memory", "not enough memory", "can't start new thread", "bad_alloc", "bad allocation")
+    said = (
+        "can't allocate memory",
+        "not enough memory",
+        "out of memory",
+        "ALLOC_FAILED",
+        "Invalid buffer size",
+        "can't start new thread",
+        "bad_alloc",
+        "bad allocation",
+    )
     return isinstance(error, RuntimeError) and any(words in str(error) for words in said)
 
 

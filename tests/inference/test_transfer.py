@@ -11,7 +11,6 @@ from denoise.inference.transfer import DeviceLink
 def test_what_goes_to_the_device_comes_back_as_it_was() -> None:
     link = DeviceLink(torch.device("cpu"))
     slab = np.random.default_rng(0).random((2, 3, 4, 5), dtype=np.float32)
-    uploaded = link.upload(slab)
+    uploaded = link.arrived(link.upload(slab))
     assert uploaded.device == torch.device("cpu")
-    computed = link.computed()
-    np.testing.assert_array_equal(link.download(uploaded[0, 1:], computed), slab[0, 1:])
+    np.testing.assert_array_equal(link.download(link.leaving(uploaded[0, 1:])), slab[0, 1:])

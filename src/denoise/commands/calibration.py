@@ -77,16 +77,31 @@ def _in_a_process(function: Callable[..., Result], *arguments: Any) -> Result:
 
 @dataclass
 class _Clock:
-    """An observer that notes when steps were done."""
+    """An observer that notes when steps were done.
 
-    times: list[float] = field(default_factory=list)
+    A GPU lags behind who asks it for steps, and has caught up where a loss was read of it.
+    """
+
+    steps: list[tuple[int, float]] = field(default_factory=list)
+    """The number of each step, and when it was asked for."""
+    read: list[tuple[int, float]] = field(default_factory=list)
+    """Those of them whose loss was read: done by then."""
 
     def started(self, plan: Plan) -> None:
         """Nothing to do."""
 
     def stepped(self, step: int, epoch: int, done: float, loss: float | None) -> None:
         """Note the time."""
-        self.times.append(time.monotonic())
+        self.steps.append((step, time.monotonic()))
+        if loss is not None:
+            self.read.append(self.steps[-1])
+
+    @property
+    def seconds_per_step(self) -> float:
+        """Without the first ones; of a run too short for losses to be read, as fast as they were asked for."""
+        counted = self.read if len(self.read) > 1 else self.steps[min(_WARM_UP, len(self.steps) - 2) :]
+        (first, begun), (last, ended) = counted[0], counted[-1]
+        return (ended - begun) / (last - first)
 
     def validated(self, record: Record, preview: Preview | None) -> None:
         """Nothing to do."""
@@ -116,9 +131,7 @@ def _train(config: RunConfig, compute: Compute) -> TrainingCost:
         first = compute.devices()[0]
         alone = replace(compute, gpus=None if first.index is None else (first.index,), processes=None)
         run_training(small, SplitSet.of(splits), alone, show_progress=False, observers=(clock,))
-    counted = clock.times[min(_WARM_UP, len(clock.times) - 2) :]
-    seconds = (counted[-1] - counted[0]) / (len(counted) - 1)
-    return TrainingCost(seconds, _peak_bytes() - 2 * len(splits) * splits[0].array.nbytes)
+    return TrainingCost(clock.seconds_per_step, _peak_bytes() - 2 * len(splits) * splits[0].array.nbytes)
 
 
 def _denoise(config: RunConfig, compute: Compute, window: Window, shape: Triple) -> InferenceCost:

@@ -15,8 +15,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from denoise.arithmetic import give_back_unused
 from denoise.checkpoint import Checkpoint, RunFolder
-from denoise.cluster import place_of, spread_of
 from denoise.commands.display import say, slices_bar
 from denoise.commands.inputs import open_splits
 from denoise.commands.report import held_out_region, runner
@@ -157,7 +157,7 @@ class Uncertainty:
         run = RunFolder(model if model.is_dir() else model.parent)
         region, _ = held_out_region(config, checkpoint, splits, run)
         views = input_views(splits.volumes, checkpoint.strategy)
-        joined = place_of(os.environ) if spread_of(compute.spread, os.environ).nodes is None else None
+        joined = compute.place
         processes = len(compute.devices()) if joined is None else joined.local_size
         made = cls(
             splits,
@@ -201,6 +201,7 @@ class Uncertainty:
         """Judge the held-out slices, a few at a time."""
         found = calibrated(self._evidence(self.calibration()))
         give_back_freed()
+        give_back_unused(self.denoiser.device)
         return found
 
     @property

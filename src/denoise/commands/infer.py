@@ -243,7 +243,7 @@ def _denoiser(config: RunConfig, compute: Compute, checkpoint: Checkpoint, grid:
     return make_denoiser(
         checkpoint,
         config.infer,
-        compute.devices()[0],
+        compute.own_device(),
         shape=grid.shape,
         normalization=given_normalization(config),
         patch_size=config.given_patch(mode_of(checkpoint.network).name) or RECIPES[checkpoint.network.name].patch_size,

@@ -227,6 +227,7 @@ def runner(denoiser: Denoiser, budget: int | None = None) -> Run:
     budget
         Host memory that slabs may take, in bytes; None: as much as is fastest.
     """
+    denoiser = denoiser.prepared()
 
     def run(volume: Volume, z_range: range) -> Float32Array:
         result = np.empty((len(z_range), *volume.shape[1:]), np.float32)

@@ -6,6 +6,7 @@ finished slices are written behind in another thread. Memory is a slab and a bat
 
 from __future__ import annotations
 
+import copy
 import logging
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -16,25 +17,29 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from denoise.arithmetic import autocast, fast_layout
+from denoise.arithmetic import autocast, exact_float32, fast_layout, free_on, give_back_unused
 from denoise.errors import CheckpointError, DeviceError
 from denoise.inference.blend import SlabAccumulator
 from denoise.inference.reader import LARGEST_LAYER_BYTES, SlabReader
 from denoise.inference.slabs import WRITES_WAITING, SlabPlan, plan_slabs
-from denoise.inference.transfer import DeviceLink
+from denoise.inference.transfer import DeviceLink, Leaving
 from denoise.memory import is_out_of_memory
 from denoise.normalization import Normalization
 from denoise.patches.symmetry import SQUARE
-from denoise.tiles import TileGrid, Triple, Window
+from denoise.tiles import TileGrid, Window
 from denoise.volumes.volume import Float32Array, Volume
 
 _log = logging.getLogger(__name__)
 
 _MOST_TILES = 64
+#: On an accelerator that does not tell how much memory it has; halved where that is too many.
+_TILES_AT_FIRST = 8
+#: Kernels count the elements of a tensor in 32 bits.
+_MOST_ELEMENTS = 2**31 - 1
 #: Input voxels of a batch on a CPU: larger ones fall out of its caches (four tiles of 256^2 at once were 15 % slower).
 _CPU_BATCH_VOXELS = 5 * 256**2
-#: Share of the free memory of an accelerator that a batch may take.
-_DEVICE_SHARE = 0.6
+#: Shares of the free memory of an accelerator that a batch and the slabs may take.
+_BATCH_SHARE, _SLABS_SHARE = 0.6, 0.3
 
 Write = Callable[[int, Float32Array], None]
 """Takes where finished slices start (counted from the start of the range) and the slices, in the input's units."""
@@ -62,8 +67,15 @@ class Denoiser:
         return batch_bytes(self.window, self.dtype, self.forward_peak, self.batch_size)
 
     def prepared(self) -> Denoiser:
-        """The same with the network in evaluation mode, on the device in its fastest layout; again is no harm."""
-        return replace(self, network=fast_layout(self.network.eval()).to(self.device))
+        """The same with the network in evaluation mode, on the device in its fastest layout, and its batch size.
+
+        On an accelerator it is a copy: the network itself may be sent to other processes, which is no place to be for
+        what lies on a device. Again is no harm.
+        """
+        there = all(weights.device == self.device for weights in self.network.parameters())
+        network = self.network if there else copy.deepcopy(self.network)
+        on_device = replace(self, network=fast_layout(network.eval()).to(self.device))
+        return replace(on_device, batch_size=self.batch_size or _found_batch_size(on_device))
 
 
 def batch_bytes(window: Window, dtype: torch.dtype, forward_peak: float, batch_size: int | None = None) -> int:
@@ -120,9 +132,10 @@ def denoise_slices(
     CheckpointError
         The network predicts NaN or Inf.
     """
-    plan = plan_slabs(TileGrid(inputs[0].shape, denoiser.window), len(inputs), budget)
+    plan = plan_slabs(TileGrid(inputs[0].shape, denoiser.window), len(inputs), _slab_budget(denoiser.device, budget))
     try:
-        _stream(inputs, denoiser.prepared(), z_range, write, progress, plan, largest_layer)
+        with exact_float32():
+            _stream(inputs, denoiser.prepared(), z_range, write, progress, plan, largest_layer)
     except (MemoryError, RuntimeError, OSError) as error:
         if not is_out_of_memory(error):
             raise
@@ -130,6 +143,13 @@ def denoise_slices(
             f"the memory of {denoiser.device} is too small for a slab of this volume (about "
             f"{plan.n_bytes / 1e9:.1f} GB); use a smaller infer.tile_size, or --device cpu"
         ) from error
+
+
+def _slab_budget(device: torch.device, on_host: int | None) -> int | None:
+    """Bytes for slabs: they are on the host first, and then on the device."""
+    free = free_on(device)
+    allowed = [on_host] if on_host is not None else []
+    return min([*allowed, int(_SLABS_SHARE * free)]) if free is not None else on_host
 
 
 def _stream(
@@ -164,7 +184,7 @@ def _stream(
     ):
         ahead = reading.submit(read, *pieces[0])
         for i, (run, rows) in enumerate(pieces):
-            slab = ahead.result()
+            slab = link.arrived(ahead.result())
             if i + 1 < len(pieces):
                 ahead = reading.submit(read, *pieces[i + 1])
             _blend(slab, run, rows, grid, predict, blended)
@@ -196,7 +216,8 @@ class _BatchedNetwork:
     def __init__(self, denoiser: Denoiser) -> None:
         self._denoiser = denoiser
         self.device = denoiser.device
-        self._batch_size = denoiser.batch_size or _found_batch_size(denoiser)
+        assert denoiser.batch_size is not None, "not prepared"
+        self._batch_size = denoiser.batch_size
 
     def __call__(self, slab: Tensor, starts: Sequence[tuple[int, int, int, int]]) -> Iterator[Tensor]:
         """Predictions (Z, Y, X) of the tiles that start at (input, z, y, x) within the slab, one after the other."""
@@ -225,8 +246,7 @@ class _BatchedNetwork:
             ) from error
         self._batch_size = max(1, self._batch_size // 2)
         _log.warning("memory ran out on %s; going on with batches of %d tiles", self.device, self._batch_size)
-        if self.device.type == "cuda":
-            torch.cuda.empty_cache()
+        give_back_unused(self.device)
 
 
 def _forward(denoiser: Denoiser, blocks: Tensor) -> Tensor:
@@ -243,19 +263,26 @@ def _cpu_batch(window: Window) -> int:
 
 def _found_batch_size(denoiser: Denoiser) -> int:
     """As many tiles as fit: on a GPU from the memory that one tile took, on a CPU from the size of its caches."""
-    shape: Triple = denoiser.window.read_zyx
-    if denoiser.device.type != "cuda":
-        return _cpu_batch(denoiser.window)
-    torch.cuda.empty_cache()
-    torch.cuda.reset_peak_memory_stats(denoiser.device)
-    before = torch.cuda.memory_allocated(denoiser.device)
+    device, window = denoiser.device, denoiser.window
+    if device.type == "cpu":
+        return _cpu_batch(window)
+    elements = max(denoiser.forward_peak, 1.0) * float(np.prod(window.predict_zyx))
+    most = int(np.clip(_MOST_ELEMENTS // elements, 1, _MOST_TILES))
+    free = free_on(device)
+    if free is None:
+        return min(most, _TILES_AT_FIRST)
+    give_back_unused(device)
+    torch.cuda.reset_peak_memory_stats(device)
+    before = torch.cuda.memory_allocated(device)
     try:
-        _forward(denoiser, torch.zeros((1, *shape), device=denoiser.device))
-    except torch.OutOfMemoryError:
+        with exact_float32():
+            _forward(denoiser, torch.zeros((1, *window.read_zyx), device=device))
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
         return 1
-    one = torch.cuda.max_memory_allocated(denoiser.device) - before
-    free, _ = torch.cuda.mem_get_info(denoiser.device)
-    return int(np.clip(_DEVICE_SHARE * free / max(one, 1), 1, _MOST_TILES))
+    one = torch.cuda.max_memory_allocated(device) - before
+    return int(np.clip(_BATCH_SHARE * free / max(one, 1), 1, most))
 
 
 class _Writer:
@@ -280,11 +307,11 @@ class _Writer:
         while len(self._waiting) >= WRITES_WAITING:
             self._waiting.popleft().result()
         kept = slices[low - start : high - start]
-        self._waiting.append(self._thread.submit(self._finish, low, kept, self._link.computed()))
+        self._waiting.append(self._thread.submit(self._finish, low, self._link.leaving(kept)))
 
-    def _finish(self, low: int, slices: Tensor, computed: torch.cuda.Event | None) -> None:
+    def _finish(self, low: int, leaving: Leaving) -> None:
         # A copy that nobody else holds: changed in place, slabs can be large.
-        slab = self._link.download(slices, computed)
+        slab = self._link.download(leaving)
         slab *= np.float32(self._normalization.std)
         slab += np.float32(self._normalization.mean)
         if not np.isfinite(slab).all():

@@ -67,8 +67,8 @@ def plan_slabs(grid: TileGrid, inputs: int, budget: int | None = None) -> SlabPl
         else:
             raise DeviceError(
                 f"slices of {grid.shape_zyx[1]} x {grid.shape_zyx[2]} voxels need at least {plan.n_bytes / 1e6:,.0f} MB"
-                f" for slabs, and {budget / 1e6:,.0f} MB are left for them; allow more with --max-memory, or use a "
-                "smaller infer.tile_size"
+                f" for slabs, and {budget / 1e6:,.0f} MB are left for them; allow more with --max-memory (a GPU "
+                "allows 0.3 of what is free on it), or use a smaller infer.tile_size"
             )
         plan = SlabPlan(grid, inputs, layers, rows)
     return plan

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 import torch
 
+from denoise.cluster import Place
 from denoise.errors import DeviceError
 
 
@@ -53,7 +55,38 @@ def choose_devices(kind: str | None, gpus: Sequence[int] | None, processes: int 
         )
     if processes is not None and processes != len(gpus):
         raise DeviceError(f"--processes {processes} with {len(gpus)} GPU(s): each GPU has one process; leave it out")
+    for number in gpus:
+        _require_kernels(number)
     return [torch.device("cuda", g) for g in gpus]
+
+
+def _require_kernels(number: int) -> None:
+    """Refuse a GPU that is older than this torch was built for: it would fail at its first step, in torch's words."""
+    built = [int(name.removeprefix("sm_")) for name in torch.cuda.get_arch_list() if re.fullmatch(r"sm_\d+", name)]
+    major, minor = torch.cuda.get_device_capability(number)
+    if built and 10 * major + minor < min(built):
+        oldest = min(built)
+        raise DeviceError(
+            f"GPU {number} ({torch.cuda.get_device_name(number)}) has compute capability {major}.{minor}, and torch "
+            f"{torch.__version__} is built for {oldest // 10}.{oldest % 10} and newer; install a build of torch for an "
+            "older CUDA (see pytorch.org), choose another GPU with --gpus, or use --device cpu"
+        )
+
+
+def device_of(place: Place, devices: list[torch.device]) -> torch.device:
+    """The device of a process that others were started beside: its own, if it is shown one, else that of its number.
+
+    Raises
+    ------
+    DeviceError
+        There are fewer GPUs than processes.
+    """
+    if devices[0].type == "cuda" and 1 < len(devices) < place.local_size:
+        raise DeviceError(
+            f"{place.started_by} has started {place.local_size} processes on this machine, which shows "
+            f"{len(devices)} GPUs; start one process for each GPU"
+        )
+    return devices[place.local_rank % len(devices)]
 
 
 def describe_device(device: torch.device) -> str:

@@ -19,6 +19,7 @@ from torch.distributed import PrefixStore, Store, TCPStore  # type: ignore[attr-
 
 from denoise.cluster import Place
 from denoise.errors import DenoiseError, DeviceError, Interrupted, WorkerError
+from denoise.launch.devices import device_of
 from denoise.launch.meeting import PROCESSES, Guard, Meeting, interface_between, own_address
 from denoise.launch.verdict import follows_from_a_loss, write_report
 from denoise.launch.watch import Watch
@@ -110,7 +111,7 @@ def run_joined(
     DenoiseError, Interrupted
         As the function raises them.
     """
-    device = _device_of(place, devices)
+    device = device_of(place, devices)
     meeting = Meeting.open(
         place.address, place.port, place.rank, place.size, PROCESSES, port_is_open=place.port_is_open
     )
@@ -179,7 +180,7 @@ def _with_group(
         torch.cuda.set_device(device)
     elif "OMP_NUM_THREADS" in os.environ:
         torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
-    backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+    backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" and dist.is_nccl_available() else "gloo"
     dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=_EXCHANGE_TIMEOUT)
     world = World(rank, size, device, local_rank, local_size)
     try:
@@ -203,16 +204,6 @@ def _leave_together(store: Store, size: int, patience: float) -> None:
     deadline = time.monotonic() + patience
     while store.add("done", 0) < size and time.monotonic() < deadline:
         time.sleep(0.02)
-
-
-def _device_of(place: Place, devices: list[torch.device]) -> torch.device:
-    """The device of this process: its own, if the scheduler shows it one, else the one of its number."""
-    if devices[0].type == "cuda" and 1 < len(devices) < place.local_size:
-        raise DeviceError(
-            f"{place.started_by} has started {place.local_size} processes on this machine, which shows "
-            f"{len(devices)} GPUs; start one process for each GPU"
-        )
-    return devices[place.local_rank % len(devices)]
 
 
 def _identity(device: torch.device) -> str | None:

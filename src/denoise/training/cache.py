@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from denoise.arithmetic import sent_to
 from denoise.launch import World
 from denoise.normalization import Normalization
 from denoise.patches.sampler import BlockPlace
@@ -74,7 +75,7 @@ class CachedBlocks:
         self._kept.clear()
 
     def _normalised(self, cut: Future[Float32Array]) -> Tensor:
-        return self.normalization.apply(torch.from_numpy(cut.result()).to(self._device))
+        return self.normalization.apply(sent_to(self._device, torch.from_numpy(cut.result())))
 
     def _cut(self, places: Sequence[BlockPlace]) -> Float32Array:
         """A batch (B, K, Z, Y, X), in grey values."""

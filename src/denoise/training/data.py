@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from denoise.arithmetic import free_on, sent_to
 from denoise.launch import World
 from denoise.normalization import Normalization
 from denoise.patches.sampler import BlockPlace, block_offsets
@@ -154,12 +155,13 @@ class ResidentBlocks:
     def batches(self, requests: Iterable[Sequence[BlockPlace]]) -> Iterator[Tensor]:
         """See ``BlockSource``."""
         for places in requests:
-            first, second, third = (
-                torch.from_numpy(v).to(self._data.device) for v in block_offsets(places, self._shape)
-            )
+            along = block_offsets(places, self._shape)
+            # Together: to a GPU every copy has its price.
+            together = sent_to(self._data.device, torch.from_numpy(np.concatenate(along, axis=1)))
+            first, second, third = torch.split(together, [vector.shape[1] for vector in along], dim=1)
             offsets = first[:, :, None, None] + second[:, None, :, None] + third[:, None, None, :]
             picked = torch.stack([split[offsets] for split in self._data], dim=1)
-            picked = picked.to(self._device)
+            picked = sent_to(self._device, picked) if picked.device != self._device else picked
             if self._unsigned:
                 picked = picked.to(torch.int32).bitwise_and_(0xFFFF)
             yield self.normalization.apply(picked.float())
@@ -171,7 +173,5 @@ class ResidentBlocks:
 
 
 def _fits_on(device: torch.device, size: int) -> bool:
-    if device.type != "cuda":
-        return False
-    free, _ = torch.cuda.mem_get_info(device)
-    return size <= _DEVICE_SHARE * free
+    free = free_on(device)
+    return free is not None and size <= _DEVICE_SHARE * free

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from denoise.archive import first_line
-from denoise.arithmetic import autocast, fast_layout, resolve_precision, summing_device
+from denoise.arithmetic import autocast, exact_float32, fast_layout, resolve_precision, summing_device
 from denoise.checkpoint import Checkpoint, RunFolder, TrainState
 from denoise.errors import CheckpointError, DeviceError, Interrupted
 from denoise.launch import StopRequest, World, describe_device, listening_for_signals
@@ -64,7 +64,7 @@ def run_worker(world: World, job: TrainJob) -> None:
         run = TrainingRun(world, job)
         try:
             # Not while the splits are read: there is nothing to save yet, and a signal should end that at once.
-            with listening_for_signals(world) as stop:
+            with listening_for_signals(world) as stop, exact_float32():
                 run.train(stop)
         finally:
             run.close()
