@@ -70,7 +70,7 @@ def test_a_training_step_lies_wholly_on_the_device(spec: NetworkSpec) -> None:
     loss = Objective(lcl_weight=0.1)(prediction, targets, with_lcl=True)
     loss.backward()  # type: ignore[no-untyped-call]
     optimizer.step()
-    averaged.update(network, 1)
+    averaged.update(1)
     assert prediction.shape == targets.shape
     assert loss.device == META
     assert all(weights.grad is not None and weights.grad.device == META for weights in network.parameters())

@@ -18,11 +18,11 @@ class AveragedWeights:
     def __init__(self, network: nn.Module, decay: float) -> None:
         self.model = copy.deepcopy(network).requires_grad_(requires_grad=False)
         self._decay = decay
+        # Collected once: going through all modules at every step takes as long as a small step of a fast GPU.
+        self._averaged, self._current = list(self.model.parameters()), list(network.parameters())
 
     @torch.no_grad()
-    def update(self, network: nn.Module, step: int) -> None:
-        """Take the weights after a step into the average."""
+    def update(self, step: int) -> None:
+        """Take the network's weights after a step into the average."""
         decay = min(self._decay, (1 + step) / (10 + step))
-        averaged = [parameter.data for parameter in self.model.parameters()]
-        current = [parameter.data for parameter in network.parameters()]
-        torch._foreach_lerp_(averaged, current, 1 - decay)
+        torch._foreach_lerp_(self._averaged, self._current, 1 - decay)

@@ -145,7 +145,7 @@ class TrainingRun:
         if self.job.initial is not None:
             network.load_state_dict(self.job.initial)
         self.network = fast_layout(network).to(world.device)
-        self._mixing = mixing_weights(self.network)
+        self._weights, self._mixing = list(self.network.parameters()), mixing_weights(self.network)
         self.averaged = AveragedWeights(self.network, self.job.ema_decay) if self.job.ema_decay else None
         self.optimizer = make_optimizer(self.network, self.job.adam, self.job.schedule.peak, world.device)
         self.progress = Progress()
@@ -250,11 +250,11 @@ class TrainingRun:
             for weights in self._mixing:
                 weights.grad = None
         if self.job.settings.gradient_clip:
-            nn.utils.clip_grad_norm_(self.network.parameters(), self.job.settings.gradient_clip)
+            nn.utils.clip_grad_norm_(self._weights, self.job.settings.gradient_clip)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         if self.averaged is not None:
-            self.averaged.update(self.network, self.progress.step + 1)
+            self.averaged.update(self.progress.step + 1)
         return loss.detach()
 
     def _validate(self, observers: Sequence[Observer]) -> None:
