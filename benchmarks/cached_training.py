@@ -9,6 +9,9 @@ just written come from the page cache: this measures what reading costs the proc
 
 Then a run of its own, in a process of its own, is told how much memory it may take (``max_memory``), and its peak
 resident memory is compared with that.
+
+``--chunks 64,128`` measures something else: how long it takes to read every slab once, without training, where the
+splits are Zarr with cubic chunks of these sizes, and how often voxels are decoded for it.
 """
 
 from __future__ import annotations
@@ -24,6 +27,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import zarr
 from torch import Tensor, nn
 
 from denoise.arithmetic import autocast, fast_layout, resolve_precision
@@ -43,8 +47,11 @@ from denoise.training.footprint import Footprint
 from denoise.training.job import TrainJob
 from denoise.training.loop import run_worker
 from denoise.training.objective import Objective, paired
+from denoise.training.reading import sampled_normalization
 from denoise.training.schedule import Schedule
+from denoise.training.slots import SlabSlots
 from denoise.volumes import create_sink, open_volume
+from denoise.volumes.combined import chunks_of
 from denoise.volumes.volume import SplitSet
 
 CPU = World(0, 1, torch.device("cpu"))
@@ -62,6 +69,18 @@ def write_splits(folder: Path, suffix: str, slices: int, size: int) -> SplitSet:
                 for z in range(0, slices, 16):
                     count = min(16, slices - z)
                     sink.write(z, generator.normal(0, 1, (count, size, size)).astype(np.float32))
+        volumes.append(open_volume(path))
+    return SplitSet.of(volumes)
+
+
+def write_cubes(folder: Path, chunk: int, slices: int, size: int) -> SplitSet:
+    """Noise that compresses, in cubic chunks; what is there is kept."""
+    volumes = []
+    for k in range(2):
+        path = folder / f"split{k}_{slices}x{size}_cubes{chunk}.zarr"
+        if not path.exists():
+            noise = np.random.default_rng(k).normal(0, 1, (slices, size, size)).astype(np.float32).round(2)
+            zarr.create_array(str(path), data=noise, chunks=(chunk,) * 3)
         volumes.append(open_volume(path))
     return SplitSet.of(volumes)
 
@@ -148,7 +167,8 @@ def compare_speed(network: NetworkSpec, folder: Path, options: argparse.Namespac
         if not sources:
             resident = open_blocks(splits, CPU, "error", None)
             sources["in memory"] = resident, endless(resident, whole, recipe.batch_size)
-        division = divide(whole, bytes_per_voxel(splits), int(options.share * resident_bytes(splits)))
+        budget = int(options.share * resident_bytes(splits))
+        division = divide(whole, bytes_per_voxel(splits), budget, chunks_of(splits.volumes))
         blocks = math.ceil(whole.epoch_size / recipe.batch_size) * recipe.batch_size
         sampler = SlabSampler(whole, division, blocks)
         cached = open_blocks(splits, CPU, "error", None, sampler)
@@ -177,6 +197,38 @@ def compare_speed(network: NetworkSpec, folder: Path, options: argparse.Namespac
     for name in sources:
         ratios = [a / b for a, b in zip(rates[name], rates["in memory"], strict=True)]
         print(f"| {name} | {statistics.median(rates[name]):.2f} | {statistics.median(ratios):.3f} |", flush=True)
+
+
+def compare_reading(network: NetworkSpec, folder: Path, options: argparse.Namespace) -> None:
+    """Print a table."""
+    print(
+        f"\n| {network.name}: chunks | slabs | at most | voxels read / voxels | normalisation, s | all slabs once, s |"
+    )
+    print("| --- | --- | --- | --- | --- | --- |")
+    for chunk in map(int, options.chunks.split(",")):
+        splits = write_cubes(folder, chunk, options.slices, options.size)
+        whole, _ = sampler_of(network, splits)
+        budget = int(options.share * resident_bytes(splits))
+        sampler = SlabSampler(whole, divide(whole, bytes_per_voxel(splits), budget, chunks_of(splits.volumes)), 1000)
+        turns = sampler.turns
+        begun = time.perf_counter()
+        sampled_normalization(splits, CPU, "error")
+        known = time.perf_counter()
+        slots = SlabSlots(splits, turns, CPU, np.dtype(np.float32), None)
+        for turn in range(turns.first, len(turns.slabs)):
+            slots.require(turn)
+        ended = time.perf_counter()
+        slots.stop()
+        decoded = sum(
+            math.prod(-(-s.stop // chunk) * chunk - s.start // chunk * chunk for s in slab.region.slices)
+            for slab in turns.slabs
+        )
+        largest = max((slab.region.shape_zyx for slab in turns.slabs), key=math.prod)
+        print(
+            f"| {chunk}^3 | {len(turns.slabs)} | {' x '.join(map(str, largest))} | "
+            f"{decoded / math.prod(splits.shape):.1f} | {known - begun:.1f} | {ended - known:.1f} |",
+            flush=True,
+        )
 
 
 def compare_memory(network: NetworkSpec, folder: Path, options: argparse.Namespace) -> None:
@@ -211,11 +263,15 @@ def main() -> None:
     parser.add_argument("--share", type=float, default=0.25, help="of the splits that fits in memory")
     parser.add_argument("--turns", type=float, default=2.0, help="of the cache, per measurement")
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--chunks", help="sizes of cubic chunks: how long reading takes, and nothing else")
     parser.add_argument("--networks", nargs="+", default=["residual2d", "residual3d"])
     options = parser.parse_args()
     options.folder.mkdir(parents=True, exist_ok=True)
     for name in options.networks:
         network = NetworkSpec(name, {})
+        if options.chunks:
+            compare_reading(network, options.folder, options)
+            continue
         compare_speed(network, options.folder, options)
         compare_memory(network, options.folder, options)
 

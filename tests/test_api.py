@@ -25,7 +25,8 @@ from denoise.normalization import Normalization
 from denoise.tiles import Region
 from denoise.training import observers
 from denoise.training.observers import read_history
-from denoise.volumes import ArrayVolume, MeanVolume, create_sink
+from denoise.volumes import ArrayVolume, create_sink
+from denoise.volumes.combined import CombinedVolume
 
 CPU = Compute(device="cpu")
 TINY: dict[str, Any] = {
@@ -207,7 +208,7 @@ def test_of_more_splits_the_network_sees_means_as_in_training() -> None:
 
 
 @pytest.mark.parametrize(
-    ("count", "strategy", "kind"), [(2, "X:1", ArrayVolume), (3, "X:1", MeanVolume), (3, "1:X", ArrayVolume)]
+    ("count", "strategy", "kind"), [(2, "X:1", ArrayVolume), (3, "X:1", CombinedVolume), (3, "1:X", ArrayVolume)]
 )
 def test_the_network_sees_what_it_was_trained_on(count: int, strategy: str, kind: type[Any]) -> None:
     splits = [ArrayVolume(array) for array in splits_of(truth_of(), count)]

@@ -43,7 +43,7 @@ class RecordingVolume:
     name: str = "recorded"
     regions: list[Region] = field(default_factory=list)
     voxel_size_um: None = None
-    chunk_depth: int = 1
+    chunk_zyx: Triple = (1, 1, 1)
 
     @property
     def shape(self) -> Triple:

@@ -13,7 +13,7 @@ import zarr
 from numpy.typing import NDArray
 
 from denoise.errors import VolumeError
-from denoise.inference.reader import SlabReader
+from denoise.inference.reader import SlabReader, layer_bytes
 from denoise.normalization import Normalization
 from denoise.tiles import Region, TileGrid, Triple, Window
 from denoise.volumes import open_volume
@@ -117,7 +117,7 @@ def test_slices_that_are_stored_together_are_read_once(
 ) -> None:
     data = np.random.default_rng(0).normal(size=(37, 5, 6)).astype(np.float32)
     grid = TileGrid(data.shape, window)
-    recorded = recording_volume(data, chunk_depth=chunk_depth)
+    recorded = recording_volume(data, chunk_zyx=(chunk_depth, 1, 1))
     reader = SlabReader([recorded], grid, PLAIN, fill_non_finite=False)
     plain = SlabReader([ArrayVolume(data)], grid, PLAIN, fill_non_finite=False)
     layers = len(grid.axes[0].starts)
@@ -131,7 +131,7 @@ def test_slices_that_are_stored_together_are_read_once(
 
 
 def test_a_range_within_a_stored_layer_is_read_from_its_first_slice_on(recording_volume) -> None:
-    recorded = recording_volume(np.zeros((40, 4, 4), np.float32), chunk_depth=16)
+    recorded = recording_volume(np.zeros((40, 4, 4), np.float32), chunk_zyx=(16, 1, 1))
     reader = SlabReader([recorded], TileGrid((40, 4, 4), slices(3)), PLAIN, fill_non_finite=False)
     reader.read((20, 27))
     reader.read((28, 30))
@@ -142,7 +142,7 @@ def test_a_range_within_a_stored_layer_is_read_from_its_first_slice_on(recording
 def test_a_stored_layer_is_given_back_before_the_next_is_read(
     chunk_depth: int, recording_volume, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    volume = recording_volume(np.zeros((64, 4, 4), np.float32), chunk_depth=chunk_depth)
+    volume = recording_volume(np.zeros((64, 4, 4), np.float32), chunk_zyx=(chunk_depth, 1, 1))
     read, held, still_there = volume.read, [], []
 
     def watched(region: Region) -> NDArray[np.float32]:
@@ -158,16 +158,25 @@ def test_a_stored_layer_is_given_back_before_the_next_is_read(
     assert still_there == [0] * (64 // chunk_depth)
 
 
-def test_layers_that_are_too_deep_to_keep_are_read_as_they_are_needed(recording_volume) -> None:
-    recorded = recording_volume(np.zeros((100, 4, 4), np.float32), chunk_depth=100)
-    SlabReader([recorded], TileGrid((100, 4, 4), slices(1)), PLAIN, fill_non_finite=False).read((10, 12))
-    assert [(r.start_zyx[0], r.stop_zyx[0]) for r in recorded.regions] == [(10, 13)]
+@pytest.mark.parametrize(("dtype", "each"), [(np.float32, 4), (np.uint16, 6)])
+@pytest.mark.parametrize("fits", [True, False])
+def test_layers_that_are_too_large_to_keep_are_read_as_they_are_needed(
+    recording_volume, dtype: type, each: int, fits: bool
+) -> None:
+    recorded = recording_volume(np.zeros((100, 4, 4), dtype), chunk_zyx=(100, 1, 1))
+    size = 100 * 4 * 4 * each
+    reader = SlabReader(
+        [recorded], TileGrid((100, 4, 4), slices(1)), PLAIN, fill_non_finite=False, largest_layer=size - (not fits)
+    )
+    reader.read((10, 12))
+    assert [(r.start_zyx[0], r.stop_zyx[0]) for r in recorded.regions] == [(10, 100 if fits else 13)]
+    assert layer_bytes(recorded, size - (not fits)) == (size if fits else 0)
 
 
 def test_bad_voxels_that_no_tile_needs_do_not_stop_the_run(recording_volume) -> None:
     data = np.zeros((16, 4, 4), np.float32)
     data[9] = np.nan
-    recorded = recording_volume(data, chunk_depth=16)
+    recorded = recording_volume(data, chunk_zyx=(16, 1, 1))
     reader = SlabReader([recorded], TileGrid(data.shape, slices(3)), PLAIN, fill_non_finite=False)
     reader.read((0, 7))
     with pytest.raises(VolumeError, match="16 NaN or Inf voxels in slice 9"):

@@ -51,7 +51,7 @@ def test_layers_get_what_the_fastest_slabs_leave_and_no_slab_is_made_smaller_for
 ) -> None:
     monkeypatch.setattr(run, "process_bytes", lambda: 0)
     window = Window((5, 32, 32), (1, 32, 32), (1, 24, 24), (2, 0, 0), "hann")
-    volume = recording_volume(np.zeros((64, 80, 80), np.float32), chunk_depth=16)
+    volume = recording_volume(np.zeros((64, 80, 80), np.float32), chunk_zyx=(16, 1, 1))
     cpu = torch.device("cpu")
     denoiser = Denoiser(predicted_part(window), Normalization(0.0, 1.0), window, cpu)
     job = InferenceJob((volume, volume), denoiser, range(64), WholeAlready("nowhere"), lambda total: nullcontext())

@@ -100,7 +100,7 @@ def test_what_is_in_memory_keeps_to_the_budget_and_is_as_much_as_fits(window: Wi
 
 def test_slabs_are_of_whole_slices_where_these_are_small() -> None:
     sampler = sampler_of(SLICES, (500, 40, 48))
-    division = divide(sampler, 8, 60 * 5 * 40 * 48 * 8)
+    division = divide(sampler, 8, 60 * 5 * 40 * 48 * 8, (1, 1, 48))
     assert all(slab.region.shape_zyx[1:] == (40, 48) for slab in division.slabs(sampler))
     assert max(slab.region.shape_zyx[0] for slab in division.slabs(sampler)) <= 20
 
@@ -108,7 +108,7 @@ def test_slabs_are_of_whole_slices_where_these_are_small() -> None:
 def test_enormous_slices_are_cut_into_bands_of_rows() -> None:
     window = Window((5, 256, 256), (1, 256, 256), (1, 256, 256), (2, 0, 0), "uniform")
     sampler = sampler_of(window, (64, 16384, 16384))
-    division = divide(sampler, 8, 4 * 10**9)
+    division = divide(sampler, 8, 4 * 10**9, (1, 1, 16384))
     slabs = division.slabs(sampler)
     assert division.bytes_of(slabs, 8) <= 4 * 10**9
     assert all(slab.region.shape_zyx[2] == 16384 and slab.region.shape_zyx[1] < 2000 for slab in slabs)

@@ -345,6 +345,7 @@ class Endless:
     name: str
     shape: Triple
     voxel_size_um: None = None
+    chunk_zyx: Triple = (1, 1, 16384)
     largest: list[int] = field(default_factory=list)
 
     @property
@@ -372,7 +373,7 @@ def test_slices_that_are_larger_than_memory_are_read_by_bands_of_rows(cpu: World
     volumes = [Endless(f"recon_{k}", shape) for k in range(2)]
     splits = SplitSet.of(volumes)
     whole = whole_sampler("2.5d", shape, edge=32)
-    sampler = SlabSampler(whole, divide(whole, 8, budget), 1000)
+    sampler = SlabSampler(whole, divide(whole, 8, budget, volumes[0].chunk_zyx), 1000)
     blocks = CachedBlocks.open(splits, sampler.turns, cpu, "error", KNOWN)
     assert blocks.slots.nbytes <= budget
     wanted = [sampler.places(0, range(4))]

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from denoise.errors import VolumeError
 from denoise.launch import World
 from denoise.networks.spec import NetworkSpec
-from denoise.tiles import Region, Window
+from denoise.tiles import Region, Triple, Window
 from denoise.training.data import ResidentBlocks, resident_bytes
 from denoise.training.footprint import Footprint
 from denoise.training.memory_plan import plan_memory
@@ -36,8 +36,8 @@ class Watched(ArrayVolume):
     most: list[int] = field(default_factory=list)
 
     @property
-    def chunk_depth(self) -> int:
-        return self.layer
+    def chunk_zyx(self) -> Triple:
+        return (self.layer, 1, 1)
 
     def read_stored(self, region: Region) -> NDArray[Any]:
         self.going_on.append(1)

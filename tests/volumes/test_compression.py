@@ -160,7 +160,7 @@ def test_compressed_tiffs_are_read_whole_and_in_part(tmp_path, compression, wher
     else:
         tifffile.imwrite(tmp_path / "v.tif", array, compression=compression, rowsperstrip=16, photometric="minisblack")
     volume = open_volume(tmp_path if where == "folder" else tmp_path / "v.tif")
-    assert volume.chunk_depth == 1
+    assert volume.chunk_zyx[0] == 1
     np.testing.assert_array_equal(_whole(volume), array)
     np.testing.assert_array_equal(volume.read(Region((1, 15, 7), (2, 20, 9))), array[1:3, 15:35, 7:16])
 
@@ -178,5 +178,5 @@ def test_a_region_of_compressed_hdf5_is_read_from_its_own_chunks_only(tmp_path, 
                     if (z, y, x) != (4, 0, 4):
                         dataset.id.write_direct_chunk((z, y, x), b"rubbish")
     volume = open_volume(tmp_path / "v.h5")
-    assert volume.chunk_depth == 4
+    assert volume.chunk_zyx[0] == 4
     np.testing.assert_array_equal(volume.read(Region((5, 1, 4), (3, 3, 4))), array[5:, 1:4, 4:])

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from denoise.errors import VolumeError
 from denoise.tiles import Region
-from denoise.volumes import ArrayVolume, MeanVolume, SplitSet, describe_numbers, open_volume, read_reflected
+from denoise.volumes import ArrayVolume, SplitSet, describe_numbers, mean_of, open_volume, read_reflected
 from denoise.volumes.volume import require_stored_type, stored_numbers
 
 
@@ -91,7 +91,7 @@ def test_any_reflected_region_is_a_part_of_the_padded_volume(starts, sizes, shap
 
 def test_a_mean_volume_is_the_mean_and_keeps_the_facts_of_the_first():
     one, two = _volume(dtype="u2", voxel_size_um=(1.0, 1.0, 1.0), first_slice=7), _volume(dtype="f4")
-    mean = MeanVolume((one, two, two))
+    mean = mean_of((one, two, two))
     region = Region((1, 1, 1), (2, 3, 4))
     np.testing.assert_allclose(mean.read(region), one.array[region.slices])
     np.testing.assert_array_equal(mean.read(region), mean.read_stored(region))
@@ -160,7 +160,7 @@ def test_stored_slice_numbers_that_make_no_sense_are_ignored(first, step, expect
 
 
 def test_volumes_in_memory_survive_pickling():
-    volume = MeanVolume((_volume(), replace(_volume(), first_slice=0)))
+    volume = mean_of((_volume(), replace(_volume(), first_slice=0)))
     copy = pickle.loads(pickle.dumps(volume))
     region = Region((0, 0, 0), (4, 5, 6))
     np.testing.assert_array_equal(copy.read(region), volume.read(region))
@@ -172,5 +172,5 @@ def test_layers_of_a_mean_are_whole_layers_of_every_volume(tmp_path):
     for depth in (4, 6):
         zarr.create_array(str(tmp_path / f"{depth}.zarr"), data=array, chunks=(depth, 5, 6))
         volumes.append(open_volume(tmp_path / f"{depth}.zarr"))
-    assert [volume.chunk_depth for volume in volumes] == [1, 4, 6]
-    assert MeanVolume(tuple(volumes)).chunk_depth == 12
+    assert [volume.chunk_zyx[0] for volume in volumes] == [1, 4, 6]
+    assert mean_of(volumes).chunk_zyx[0] == 12

@@ -66,7 +66,7 @@ def test_every_type_byte_order_and_format_is_read(tmp_path, dtype, version):
 def test_sharded_arrays_are_read(tmp_path):
     _array(tmp_path / "v.zarr", _numbered((8, 8, 8)), chunks=(2, 4, 4), shards=(4, 8, 8))
     volume = open_volume(tmp_path / "v.zarr")
-    assert volume.chunk_depth == 2
+    assert volume.chunk_zyx[0] == 2
     np.testing.assert_array_equal(_whole(volume), _numbered((8, 8, 8)))
 
 

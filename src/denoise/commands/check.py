@@ -230,11 +230,12 @@ def _inference(
 
 def _layers(volume: Volume, shares: MemoryShares) -> str:
     """What happens to slices that a volume stores together; nothing where it stores single ones."""
-    if volume.chunk_depth == 1:
+    depth = volume.chunk_zyx[0]
+    if depth == 1:
         return ""
     kept = layer_bytes(volume, shares.layer)
     how = f"{gigabytes(kept)} of them kept" if kept else "decoded again for every slab, which takes much longer"
-    return f"{volume.chunk_depth} slices each, {how}"
+    return f"{depth} slices each, {how}"
 
 
 def _describe(volume: Volume) -> str:

@@ -41,7 +41,7 @@ from denoise.trust.evidence import Evidence, Run, collect
 from denoise.trust.report import FORMAT, FORMAT_VERSION, Report
 from denoise.trust.seams import shifted, tile_borders
 from denoise.trust.verdict import Verdict
-from denoise.volumes import MeanVolume, SplitSet, Volume, open_volume, require_same_grid, slice_range
+from denoise.volumes import SplitSet, Volume, mean_of, open_volume, require_same_grid, slice_range
 from denoise.volumes.volume import Float32Array
 
 _log = logging.getLogger(__name__)
@@ -169,7 +169,7 @@ def write_report(config: RunConfig, compute: Compute, request: Request) -> Judge
 
     def middle_slice(other: Checkpoint) -> Float32Array:
         run_other = runner(_denoiser(config, other, splits, device))
-        return np.asarray(run_other(MeanVolume(splits.volumes), range(middle, middle + 1))[0][region.slices[1:]])
+        return np.asarray(run_other(mean_of(splits.volumes), range(middle, middle + 1))[0][region.slices[1:]])
 
     trials = _trials(run, model_file, evidence, middle_slice)
     write_text(judgement.page, render_page(content, pictures, trials))

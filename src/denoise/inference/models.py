@@ -15,14 +15,14 @@ from denoise.modes import default_tile, inference_window
 from denoise.networks.catalogue import find_network
 from denoise.normalization import Normalization
 from denoise.tiles import Triple
-from denoise.volumes import MeanVolume, Volume
+from denoise.volumes import Volume, mean_of
 
 
 def input_views(splits: Sequence[Volume], strategy: str) -> tuple[Volume, ...]:
     """What the network sees of K splits at inference: the same kind of input as in training, for every choice."""
     if len(splits) <= 2 or strategy == "1:X":
         return tuple(splits)
-    return tuple(MeanVolume((*splits[:k], *splits[k + 1 :])) for k in range(len(splits)))
+    return tuple(mean_of((*splits[:k], *splits[k + 1 :])) for k in range(len(splits)))
 
 
 def make_denoiser(

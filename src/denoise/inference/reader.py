@@ -18,8 +18,8 @@ _log = logging.getLogger(__name__)
 #: What a volume returns is copied into the slab: so many slices exist twice for a moment, not all of them.
 _SLICES_PER_READ = 16
 #: Layers of a volume that are stored together are kept from one run to the next up to this size, or what the caller
-#: allows; deeper ones, of volumes whose whole depth is one chunk for example, are decoded again for every run.
-_DEEPEST_LAYER, LARGEST_LAYER_BYTES = 64, 2**29
+#: allows; larger ones, of volumes whose whole depth is one chunk for example, are decoded again for every run.
+LARGEST_LAYER_BYTES = 2**29
 _NOTHING: Float32Array = np.empty((0, 0, 0), dtype=np.float32)
 
 
@@ -119,10 +119,11 @@ class SlabReader:
 
 
 def layer_bytes(volume: Volume, largest: int = LARGEST_LAYER_BYTES) -> int:
-    """What is kept of a layer that the volume stores together; 0 where single slices are, or where it is too large."""
+    """What a layer takes that the volume stores together; 0 where it stores single slices, or where it is too large."""
     _, height, width = volume.shape
-    depth, size = volume.chunk_depth, 4 * volume.chunk_depth * height * width
-    return size if 1 < depth <= _DEEPEST_LAYER and size <= largest else 0
+    depth, stored = volume.chunk_zyx[0], volume.dtype
+    size = (4 if stored == np.float32 else 4 + stored.itemsize) * depth * height * width
+    return size if depth > 1 and size <= largest else 0
 
 
 class _LayerReader:
@@ -133,7 +134,7 @@ class _LayerReader:
 
     def __init__(self, volume: Volume, largest: int) -> None:
         self.volume = volume
-        self._depth = volume.chunk_depth if layer_bytes(volume, largest) else 1
+        self._depth = volume.chunk_zyx[0] if layer_bytes(volume, largest) else 1
         self._kept_from = 0
         self._kept_rows = range(0)
         self._kept = _NOTHING

@@ -17,8 +17,9 @@ from denoise.patches.holdout import Source
 from denoise.patches.sampler import VolumeSampler
 from denoise.tiles import Region, Triple, Window, reflect_indices
 
-#: A slab is not deeper than this many starts, or twice a block: thin slabs are many, which mixes what is in memory, and
-#: in 2.5D those of 16 slices read only a quarter more than they predict.
+#: A slab is not deeper than this many starts, or twice a block, or twice a layer of slices that are stored together:
+#: thin slabs are many, which mixes what is in memory, and in 2.5D those of 16 slices read only a quarter more than
+#: they predict.
 _DEEPEST = 16
 #: What few slabs cost: with 4 slots, twice the reading would be done to have very many, with 16 a quarter more. It is
 #: not only that one slot is always being read: the fewer, the longer a network is trained on the same ones.
@@ -99,11 +100,11 @@ class Division:
         return self.slots(slabs) * max(slab.voxels for slab in slabs) * bytes_per_voxel
 
 
-def divide(sampler: VolumeSampler, bytes_per_voxel: int, budget: int) -> Division:
-    """The division that reads the least, among those of which enough slabs fit.
+def divide(sampler: VolumeSampler, bytes_per_voxel: int, budget: int, chunk_zyx: Triple = (1, 1, 1)) -> Division:
+    """The division for which the least is read, among those of which enough slabs fit.
 
-    Whole slices where that is possible; bands of rows of a few slices where slices are enormous; parts of the columns
-    only where little else is left, as many files can only be read by whole rows.
+    Of files with slices, whole slices where that is possible; bands of rows of a few slices where slices are enormous;
+    parts of the columns only where little else is left. Of files with chunks, slabs of about their size and more.
 
     Parameters
     ----------
@@ -111,6 +112,8 @@ def divide(sampler: VolumeSampler, bytes_per_voxel: int, budget: int) -> Divisio
         Of all splits together.
     budget
         Bytes for all slots.
+    chunk_zyx
+        What is read of a file at once, whatever is asked for: boxes that begin at multiples of it.
 
     Raises
     ------
@@ -119,13 +122,18 @@ def divide(sampler: VolumeSampler, bytes_per_voxel: int, budget: int) -> Divisio
     """
     starts = [_starts(source, sampler) for source in sampler.holdout.sources]
     longest = [max(len(axes[axis]) for axes in starts) for axis in range(3)]
-    deepest = -(-max(_DEEPEST, 2 * sampler.window.read_zyx[0]) // sampler.z_stride)
+    window = sampler.window
+    deepest = -(-max(_DEEPEST, 2 * window.read_zyx[0], 2 * chunk_zyx[0]) // sampler.z_stride)
     choices = [_halvings(min(deepest, longest[0])), _fractions(longest[1]), _fractions(longest[2])]
     # Of every source and axis, for each choice.
     along = [
         [
             {
-                n: _Cut.of(axes[axis], n, sampler.window.read_zyx[axis], source.box.shape_zyx[axis])
+                n: _Cut.of(
+                    [_reads(piece, window, axis) for piece in _pieces(axes[axis], n)],
+                    range(source.box.start_zyx[axis], source.box.stop_zyx[axis]),
+                    chunk_zyx[axis],
+                )
                 for n in choices[axis]
             }
             for axis in range(3)
@@ -138,12 +146,12 @@ def divide(sampler: VolumeSampler, bytes_per_voxel: int, budget: int) -> Divisio
         count = sum(math.prod(cut.count for cut in axes) for axes in cuts)
         largest = max(math.prod(cut.largest for cut in axes) for axes in cuts)
         slots = min(budget // (largest * bytes_per_voxel), count)
-        read = sum(axes[0].read * axes[1].read * axes[2].whole for axes in cuts)
+        read = sum(math.prod(cut.read for cut in axes) for axes in cuts)
         cost = read * (1 + _MIXING / slots if 0 < slots < count else 1)
         if slots >= min(FEWEST_RESIDENT + 1, count) and (best is None or cost < best[0]):
             best = cost, (z, y, x), slots if slots == count else slots - 1
     if best is None:
-        needed = (FEWEST_RESIDENT + 1) * math.prod(sampler.window.read_zyx) * bytes_per_voxel
+        needed = (FEWEST_RESIDENT + 1) * math.prod(window.read_zyx) * bytes_per_voxel
         raise VolumeError(
             f"there is memory for {max(budget, 0) / 1e6:.1f} MB of training data; expected at least "
             f"{needed / 1e6:.1f} MB, {FEWEST_RESIDENT + 1} times what one patch reads of all splits: allow more "
@@ -158,21 +166,30 @@ class _Cut:
 
     Attributes
     ----------
-    read, largest
-        Voxels that are kept of all pieces together, and of the largest; reflection makes it a little less.
-    whole
-        Voxels that are read where a file cannot be read in part along this axis.
+    read
+        Voxels that are read of files for all pieces together.
+    largest
+        Voxels that are kept of the largest; reflection makes it a little less.
     """
 
     read: int
     largest: int
-    whole: int
     count: int
 
     @classmethod
-    def of(cls, starts: range, most: int, width: int, size: int) -> _Cut:
-        extents = [min(piece[-1] - piece[0] + width, size) for piece in _pieces(starts, most)]
-        return cls(sum(extents), max(extents), len(extents) * size, len(extents))
+    def of(cls, pieces: Sequence[range], box: range, chunk: int) -> _Cut:
+        """Pieces of blocks that read these voxels of a box, which are stored in such chunks."""
+        read = 0
+        for piece in pieces:
+            first, stop = max(piece.start, box.start), min(piece.stop, box.stop)
+            read += -(-stop // chunk) * chunk - first // chunk * chunk
+        return cls(read, max(min(len(piece), len(box)) for piece in pieces), len(pieces))
+
+
+def _reads(starts: range, window: Window, axis: int) -> range:
+    """What blocks with these starts read along an axis, reflections left aside."""
+    first = starts[0] - (window.before_zyx[0] if axis == 0 else 0)
+    return range(first, first + starts[-1] - starts[0] + window.read_zyx[axis])
 
 
 def _slabs_of(source: Source, sampler: VolumeSampler, most: Triple) -> Iterator[Slab]:

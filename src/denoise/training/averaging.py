@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 
 class AveragedWeights:
@@ -19,7 +19,8 @@ class AveragedWeights:
         self.model = copy.deepcopy(network).requires_grad_(requires_grad=False)
         self._decay = decay
         # Collected once: going through all modules at every step takes as long as a small step of a fast GPU.
-        self._averaged, self._current = list(self.model.parameters()), list(network.parameters())
+        self._averaged: list[Tensor] = [*self.model.parameters()]
+        self._current: list[Tensor] = [*network.parameters()]
 
     @torch.no_grad()
     def update(self, step: int) -> None:

@@ -13,6 +13,7 @@ from denoise.training.data import bytes_per_voxel, resident_bytes
 from denoise.training.footprint import Footprint
 from denoise.training.reading import Pieces
 from denoise.training.validation import MOST_BLOCKS
+from denoise.volumes.combined import chunks_of
 from denoise.volumes.volume import SplitSet
 
 _log = logging.getLogger(__name__)
@@ -56,7 +57,8 @@ def plan_memory(splits: SplitSet, sampler: VolumeSampler, footprint: Footprint, 
     budget = _budget(footprint, max_memory)
     if (whole := _whole_bytes(splits, footprint)) <= budget:
         return MemoryPlan(None, whole)
-    division = divide(sampler, bytes_per_voxel(splits), budget - _kept_bytes(splits, sampler))
+    left = budget - _kept_bytes(splits, sampler)
+    division = divide(sampler, bytes_per_voxel(splits), left, chunks_of(splits.volumes))
     return MemoryPlan(division, _bytes_of(division, splits, sampler))
 
 

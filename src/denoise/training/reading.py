@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 import mmap
 import os
 import tempfile
@@ -20,13 +19,15 @@ from denoise.errors import VolumeError
 from denoise.launch import World
 from denoise.normalization import Moments, Normalization
 from denoise.tiles import Region
+from denoise.volumes.combined import chunks_of
 from denoise.volumes.volume import SplitSet, Volume
 
 _log = logging.getLogger(__name__)
 
 #: Slices per split that the mean and deviation are taken from where the splits are too large to read whole.
 _SAMPLED_SLICES = 64
-#: And of enormous slices only so many that the run can begin within minutes: 64 of 2048^2, 16 of 4096^2.
+#: And only so many that the run can begin within minutes, where slices are enormous or stored in deep chunks: 64 of
+#: 2048^2, 16 of 4096^2.
 _SAMPLED_VOXELS = 2**28
 _FEWEST_SAMPLED = 4
 #: Of a slice that is looked at for its moments at a time, which takes 24 bytes for each voxel.
@@ -64,7 +65,7 @@ class Pieces:
         """Portions of some MB, that cut no layer of slices that are stored together unless it is enormous."""
         depth, height, width = splits.shape
         image = height * width * max(volume.dtype.itemsize for volume in splits.volumes)
-        layer = math.lcm(*(volume.chunk_depth for volume in splits.volumes))
+        layer = chunks_of(splits.volumes)[0]
         slices = max(1, _PIECE_BYTES // image)
         if layer * image <= _MOST_OF_A_LAYER:
             slices = -(-slices // layer) * layer
@@ -119,7 +120,8 @@ def sampled_normalization(splits: SplitSet, world: World, non_finite: str) -> No
         NaN or Inf in one of these slices, unless they are to be filled; constant volumes; unreadable files.
     """
     depth, *image = splits.shape
-    at_most = max(_FEWEST_SAMPLED, min(_SAMPLED_SLICES, _SAMPLED_VOXELS // int(np.prod(image, dtype=np.int64))))
+    decoded = int(np.prod(image, dtype=np.int64)) * max(volume.chunk_zyx[0] for volume in splits.volumes)
+    at_most = max(_FEWEST_SAMPLED, min(_SAMPLED_SLICES, _SAMPLED_VOXELS // decoded))
     chosen = np.unique(np.linspace(0, depth - 1, at_most).round().astype(int))
     rows = np.zeros((len(splits) * len(chosen), 4))
     _, height, width = splits.shape

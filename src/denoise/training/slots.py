@@ -7,11 +7,13 @@ others through a few counters in the same memory how far it has read and what it
 from __future__ import annotations
 
 import logging
+import math
 import os
 import threading
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import pairwise, product
 from typing import Any
 
 import numpy as np
@@ -23,13 +25,14 @@ from denoise.patches.slabs import Slab
 from denoise.patches.turns import Turns
 from denoise.tiles import Region, Triple
 from denoise.training.reading import non_finite_voxels, shared_array
+from denoise.volumes.combined import chunks_of
 from denoise.volumes.volume import SplitSet, Volume
 
 _log = logging.getLogger(__name__)
 
 _THREADS = 4
-#: Read at a time by one thread: enough for a disk to be fast, little beside the slots.
-_PIECE_BYTES = 16_000_000
+#: Read at a time by one thread: enough for a disk to be fast, little beside the slots. A chunk may be more.
+_PIECE_BYTES, _LARGEST_PIECE_BYTES = 16_000_000, 64_000_000
 #: Longer than any disk takes for one piece. Whoever waits longer waits for a process that is gone.
 _PATIENCE_SECONDS = 600.0
 #: So that the process which failed reports first, in its own words.
@@ -182,7 +185,8 @@ class SlabSlots:
         """Read this process's share of a slab; whether all of it was read before the run was over."""
         slab, world = self._turns.slab(turn), self._world
         room = self._view(turn, slab)
-        mine = pieces_of(slab, len(self._splits), self._slots.dtype.itemsize)[world.local_rank :: world.local_size]
+        pieces = pieces_of(slab, len(self._splits), self._slots.dtype.itemsize, chunks_of(self._splits.volumes))
+        mine = pieces[world.local_rank :: world.local_size]
         assert self._pool is not None
         reading = [self._pool.submit(self._read, piece, slab, room) for piece in mine]
         for each in reading:
@@ -229,14 +233,33 @@ def slot_count(turns: Turns) -> int:
     return len(turns.slabs) if turns.all_stay else turns.resident + 1
 
 
-def pieces_of(slab: Slab, splits: int, itemsize: int) -> list[Piece]:
-    """A slab in parts of some MB: runs of slices, or of rows where a single slice is larger."""
-    (z_low, y_low, x_low), (depth, height, width) = slab.region.start_zyx, slab.region.shape_zyx
-    slices = max(1, _PIECE_BYTES // (height * width * itemsize))
-    rows = height if slices > 1 else min(height, max(1, _PIECE_BYTES // (width * itemsize)))
-    return [
-        Piece(k, Region((z_low + z, y_low + y, x_low), (min(slices, depth - z), min(rows, height - y), width)))
-        for z in range(0, depth, slices)
-        for k in range(splits)
-        for y in range(0, height, rows)
+def pieces_of(slab: Slab, splits: int, itemsize: int, chunk_zyx: Triple = (1, 1, 1)) -> list[Piece]:
+    """A slab in parts of some MB, or of a chunk where that is more: no chunk is decoded for two of them.
+
+    Runs of slices where a file has slices, or of rows where a single slice is larger. An enormous chunk is decoded more
+    than once: what comes of it at a time must not be more than memory is reserved for.
+    """
+    region = slab.region
+    step = [min(sizes) for sizes in zip(chunk_zyx, region.shape_zyx, strict=True)]
+    for axis in (2, 1, 0):
+        fitting = _PIECE_BYTES // (math.prod(step) // step[axis] * itemsize)
+        if fitting < region.shape_zyx[axis]:
+            step[axis] = max(step[axis], fitting // step[axis] * step[axis])
+            break
+        step[axis] = region.shape_zyx[axis]
+    step[0] = min(step[0], max(1, _LARGEST_PIECE_BYTES // (math.prod(step[1:]) * itemsize)))
+    along = [
+        _edges(start, stop, size, chunk)
+        for start, stop, size, chunk in zip(region.start_zyx, region.stop_zyx, step, chunk_zyx, strict=True)
     ]
+    return [
+        Piece(k, Region((z, y, x), (z_end - z, y_end - y, x_end - x)))
+        for (z, z_end), (y, y_end), (x, x_end) in product(*(pairwise(edges) for edges in along))
+        for k in range(splits)
+    ]
+
+
+def _edges(start: int, stop: int, size: int, chunk: int) -> list[int]:
+    """Where parts of such a size begin and end, the last of them at ``stop``; whole chunks begin at multiples."""
+    first = start // chunk * chunk if size % chunk == 0 else start
+    return [start, *range(first + size, stop, size), stop]

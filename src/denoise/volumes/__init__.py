@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from denoise.volumes.combined import mean_of
 from denoise.volumes.opening import create_sink, is_whole, open_volume
 from denoise.volumes.volume import (
     ArrayVolume,
-    MeanVolume,
     SplitSet,
     Volume,
     VolumeSink,
@@ -18,7 +18,6 @@ from denoise.volumes.volume import (
 
 __all__ = [
     "ArrayVolume",
-    "MeanVolume",
     "SplitSet",
     "Volume",
     "VolumeSink",
@@ -26,6 +25,7 @@ __all__ = [
     "create_sink",
     "describe_numbers",
     "is_whole",
+    "mean_of",
     "open_volume",
     "read_reflected",
     "require_same_grid",

@@ -25,7 +25,14 @@ from denoise.tiles import Region, Triple
 from denoise.volumes.limits import require_small_pieces, require_volume_shape
 from denoise.volumes.raw_voxels import RawVoxels, take_room
 from denoise.volumes.sink import VolumeHeader
-from denoise.volumes.volume import Float32Array, VoxelSize, require_inside, require_stored_type, stored_numbers
+from denoise.volumes.volume import (
+    Float32Array,
+    VoxelSize,
+    chunk_shape,
+    require_inside,
+    require_stored_type,
+    stored_numbers,
+)
 
 _MOST_LINKS = 32
 _MOST_CANDIDATES = 20
@@ -42,7 +49,7 @@ class Hdf5Volume:
     dtype: np.dtype[Any]
     voxel_size_um: VoxelSize | None
     slice_numbers: range
-    chunk_depth: int = 1
+    chunk_zyx: Triple
 
     @classmethod
     def open(cls, path: Path, dataset: str = "") -> Hdf5Volume:
@@ -68,8 +75,8 @@ class Hdf5Volume:
             numbers = stored_numbers(_attribute(attributes, _FIRST), _attribute(attributes, _STEP), shape[0])
             dtype = require_stored_type(found.dtype, what)
             require_small_pieces(found.chunks or (), dtype, what)
-            chunk_depth = int(found.chunks[0]) if found.chunks else 1
-            return cls(path, place, shape, dtype, _voxel_size(attributes), numbers, chunk_depth)
+            chunks = chunk_shape(found.chunks, shape)
+            return cls(path, place, shape, dtype, _voxel_size(attributes), numbers, chunks)
 
     @property
     def name(self) -> str:

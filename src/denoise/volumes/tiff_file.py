@@ -88,9 +88,9 @@ class TiffFileVolume:
         return str(self.path)
 
     @property
-    def chunk_depth(self) -> int:
-        """Images are stored one by one."""
-        return 1
+    def chunk_zyx(self) -> Triple:
+        """Images are stored one by one, and row by row."""
+        return (1, 1, self.shape[2])
 
     def read(self, region: Region) -> Float32Array:
         """Values of a region as float32."""

@@ -70,9 +70,9 @@ class TiffStackVolume:
         return (len(self.file_names), *self.image_shape)
 
     @property
-    def chunk_depth(self) -> int:
-        """Every slice is its own file."""
-        return 1
+    def chunk_zyx(self) -> Triple:
+        """Every slice is its own file, and stored row by row."""
+        return (1, 1, self.shape[2])
 
     def read(self, region: Region) -> Float32Array:
         """Values of a region as float32; slices are read in a few threads."""

@@ -6,7 +6,6 @@ gives the result its final name only when it is whole. Files of every format hid
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from types import TracebackType
@@ -53,8 +52,8 @@ class Volume(Protocol):
         ...
 
     @property
-    def chunk_depth(self) -> int:
-        """So many slices are stored, and decoded, together: layers that begin at multiples of this number."""
+    def chunk_zyx(self) -> Triple:
+        """Voxels that are stored, and decoded, together: boxes of this size that begin at multiples of it."""
         ...
 
     def read(self, region: Region) -> Float32Array:
@@ -181,9 +180,9 @@ class ArrayVolume:
         return range(self.first_slice, self.first_slice + self.shape[0])
 
     @property
-    def chunk_depth(self) -> int:
-        """Any slice is there by itself."""
-        return 1
+    def chunk_zyx(self) -> Triple:
+        """Any voxel is there by itself."""
+        return (1, 1, 1)
 
     def read_stored(self, region: Region) -> NDArray[Any]:
         """A copy of a region in the array's own type."""
@@ -196,53 +195,12 @@ class ArrayVolume:
         return self.array[region.slices].astype(np.float32)
 
 
-@dataclass(frozen=True)
-class MeanVolume:
-    """The mean of several volumes of one shape, computed as it is read: K-1 splits as one input (X:1)."""
-
-    volumes: tuple[Volume, ...]
-
-    @property
-    def name(self) -> str:
-        """All their names."""
-        return " + ".join(v.name for v in self.volumes)
-
-    @property
-    def shape(self) -> Triple:
-        """(Z, Y, X) of each."""
-        return self.volumes[0].shape
-
-    @property
-    def dtype(self) -> np.dtype[Any]:
-        """A mean is a float."""
-        return np.dtype(np.float32)
-
-    @property
-    def voxel_size_um(self) -> VoxelSize | None:
-        """That of the first."""
-        return self.volumes[0].voxel_size_um
-
-    @property
-    def slice_numbers(self) -> range:
-        """Those of the first."""
-        return self.volumes[0].slice_numbers
-
-    @property
-    def chunk_depth(self) -> int:
-        """Layers of this depth are whole layers of every volume."""
-        return math.lcm(*(v.chunk_depth for v in self.volumes))
-
-    def read(self, region: Region) -> Float32Array:
-        """The mean over the volumes, float32."""
-        total = self.volumes[0].read(region)
-        for volume in self.volumes[1:]:
-            total += volume.read(region)
-        total /= len(self.volumes)
-        return total
-
-    def read_stored(self, region: Region) -> NDArray[Any]:
-        """The same as ``read``."""
-        return self.read(region)
+def chunk_shape(stored: Sequence[int] | None, shape: Triple) -> Triple:
+    """The ``chunk_zyx`` of an array that is stored in such chunks, or row by row (None)."""
+    if stored is None:
+        return (1, 1, shape[2])
+    z, y, x = (min(int(chunk), size) for chunk, size in zip(stored, shape, strict=True))
+    return z, y, x
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,14 @@ from denoise.errors import DAMAGE, VolumeError, damage_reason
 from denoise.tiles import Region, Triple
 from denoise.volumes.limits import require_small_pieces, require_volume_shape
 from denoise.volumes.units import in_micrometres
-from denoise.volumes.volume import Float32Array, VoxelSize, require_inside, require_stored_type, stored_numbers
+from denoise.volumes.volume import (
+    Float32Array,
+    VoxelSize,
+    chunk_shape,
+    require_inside,
+    require_stored_type,
+    stored_numbers,
+)
 
 _METADATA_NAMES = ("zarr.json", ".zarray", ".zgroup")
 # All names in an image of ours: metadata, the levels, "c" and the chunks' coordinates.
@@ -58,7 +65,7 @@ class ZarrVolume:
     dtype: np.dtype[Any]
     voxel_size_um: VoxelSize | None
     slice_numbers: range
-    chunk_depth: int = 1
+    chunk_zyx: Triple
 
     @classmethod
     def open(cls, path: Path, inner: str = "") -> ZarrVolume:
@@ -94,7 +101,7 @@ class ZarrVolume:
         numbers = stored_numbers(ours.get("first_slice_number"), ours.get("slice_number_step"), shape[0])
         dtype = require_stored_type(array.dtype, what)
         # Of a sharded array, ``chunks`` are the inner ones, which are read and decoded one by one.
-        return cls(path, inner, shape, dtype, voxel_size, numbers, int(array.chunks[0]))
+        return cls(path, inner, shape, dtype, voxel_size, numbers, chunk_shape(array.chunks, shape))
 
     @property
     def name(self) -> str:
