@@ -2,6 +2,7 @@
 
     python benchmarks/report_calibration.py --folder scratch [--objects foam,... --doses 400,... --modes 2.5d,...]
     python benchmarks/report_calibration.py --folder scratch --unseen ...          # the same models, other scans
+    python benchmarks/report_calibration.py --folder scratch --splits 4 ...        # X:1, as many angles in each split
     python benchmarks/report_calibration.py --folder scratch --report docs/report.md
 
 Five objects at three doses are scanned (64 x 192 x 192 voxels, 300 angles per split). In both modes a model is trained
@@ -53,7 +54,7 @@ Float32Array = NDArray[np.float32]
 
 SLICES, SIZE = 64, 192
 #: Per split 300 angles for 192 columns: as many as filtered back-projection needs.
-_ANGLES_PER_COLUMN = 3.125
+_ANGLES_PER_COLUMN = 1.5625
 HELD_OUT = 0.34
 #: Standard error below which a ring's correlation is compared to 0.03.
 _SHARP = 0.015
@@ -151,16 +152,20 @@ DENOISERS: Mapping[str, Denoiser] = {
 }
 
 
-def open_scan(root: Path, name: str, dose: int, *, second: bool = False) -> Scan:
+def open_scan(root: Path, name: str, dose: int, *, second: bool = False, splits: int = 2) -> Scan:
     """Simulated if it is not there yet, with a noise of its own; a second one is another object of the same kind."""
     seed = 1 + list(OBJECTS).index(name) + len(OBJECTS) * (DOSES.index(dose) + len(DOSES) * second)
-    folder = root / "cases" / f"{name}_{dose}_{SLICES}x{SIZE}_{seed}"
+    folder = root / "cases" / f"{name}_{dose}_{SLICES}x{SIZE}_{seed}{_suffix(splits)}"
     if not (folder / "full.npy").exists():  # written last
         folder.mkdir(parents=True, exist_ok=True)
         case = cases.Case(name, OBJECTS[name], dose)
-        cases.simulate(case, folder, SIZE, SLICES, seed, (2,), _ANGLES_PER_COLUMN)
-    truth, *splits = (np.load(folder / f"{part}.npy") for part in ("truth", "k2_0", "k2_1"))
-    return Scan(truth, tuple(splits))
+        cases.simulate(case, folder, SIZE, SLICES, seed, (splits,), splits * _ANGLES_PER_COLUMN)
+    truth, *parts = (np.load(folder / f"{part}.npy") for part in ("truth", *(f"k{splits}_{k}" for k in range(splits))))
+    return Scan(truth, tuple(parts))
+
+
+def _suffix(splits: int) -> str:
+    return "" if splits == 2 else f"_k{splits}"
 
 
 def trained(root: Path, scan: Scan, name: str, mode: str, epochs: int) -> RunFolder:
@@ -212,14 +217,14 @@ def runner(run: RunFolder, shape: Triple) -> tuple[Run, Region]:
     return remembered, HoldOut.of(shape, window, HELD_OUT).held_out
 
 
-def judged(root: Path, name: str, dose: int, mode: str, *, unseen: bool) -> Iterator[dict[str, Any]]:
+def judged(root: Path, name: str, dose: int, mode: str, *, unseen: bool, splits: int) -> Iterator[dict[str, Any]]:
     """A row for every denoiser of one scan in one mode: on what training held out, or on a scan of its own."""
-    own = open_scan(root, name, dose)
-    scan = open_scan(root, name, dose, second=True) if unseen else own
+    own = open_scan(root, name, dose, splits=splits)
+    scan = open_scan(root, name, dose, second=True, splits=splits) if unseen else own
     shape: Triple = (SLICES, SIZE, SIZE)
     volumes = [ArrayVolume(split, name=f"split {k}") for k, split in enumerate(scan.splits)]
     runs = {
-        kind: trained(root, own, f"{name}_{dose}_{mode}_{kind}", mode, epochs)
+        kind: trained(root, own, f"{name}_{dose}_{mode}_{kind}{_suffix(splits)}", mode, epochs)
         for kind, epochs in (("good", _GOOD_EPOCHS[mode]), ("under", 1))
     }
     runners = {kind: runner(run, shape) for kind, run in runs.items()}
@@ -232,7 +237,7 @@ def judged(root: Path, name: str, dose: int, mode: str, *, unseen: bool) -> Iter
 
         evidence = collect(volumes, region, damaged)
         history = read_history(runs[denoiser.model].history)
-        key = {"object": name, "dose": dose, "mode": mode, "unseen": unseen, "denoiser": kind}
+        key = {"object": name, "dose": dose, "mode": mode, "unseen": unseen, "splits": splits, "denoiser": kind}
         yield {**key, **compared(evidence, Report.of(evidence, history=history), scan.truth[region.slices])}
 
 
@@ -287,6 +292,7 @@ def main() -> None:
     parser.add_argument("--doses", default=",".join(map(str, DOSES)))
     parser.add_argument("--modes", default=",".join(MODES))
     parser.add_argument("--report", type=Path, help="replace the tables in this document")
+    parser.add_argument("--splits", type=int, default=2)
     parser.add_argument("--unseen", action="store_true", help="judge on scans of other objects")
     options = parser.parse_args()
     rows_file = options.folder / "report_calibration.jsonl"
@@ -296,12 +302,13 @@ def main() -> None:
 
         write_tables(rows, options.report)
         return
-    there = {(r["object"], r["dose"], r["mode"]) for r in rows if r["unseen"] == options.unseen}
+    asked = options.unseen, options.splits
+    there = {(r["object"], r["dose"], r["mode"]) for r in rows if (r["unseen"], r["splits"]) == asked}
     for dose in map(int, options.doses.split(",")):
         for mode in options.modes.split(","):
             for name in options.objects.split(","):
                 if (name, dose, mode) not in there:
-                    new = list(judged(options.folder, name, dose, mode, unseen=options.unseen))
+                    new = list(judged(options.folder, name, dose, mode, unseen=asked[0], splits=asked[1]))
                     with rows_file.open("a") as file:
                         file.writelines(json.dumps(row) + "\n" for row in new)
                     print(name, dose, mode, flush=True)

@@ -21,10 +21,13 @@ def write_tables(rows: Sequence[Row], path: Path) -> None:
     before, rest = text.split(BEGIN)
     _, after = rest.split(END)
     rows = sorted(({**r, "flags": _flags(r)} for r in rows), key=lambda r: (r["mode"], r["object"], r["dose"]))
-    held_out, unseen = ([r for r in rows if r["unseen"] == which] for which in (False, True))
+    pairs = [r for r in rows if r["splits"] == 2]
+    held_out, unseen = ([r for r in pairs if r["unseen"] == which] for which in (False, True))
     parts = [_summary(held_out), _denoisers(held_out), _scans(held_out)]
     if unseen:
         parts += ["### Scans of other objects", _summary(unseen), _denoisers(unseen)]
+    if more := [r for r in rows if r["splits"] > 2]:
+        parts += [f"### {more[0]['splits']} splits, X:1", _summary(more), _denoisers(more), _scans(more)]
     tables = "\n\n".join(parts)
     path.write_text(f"{before}{BEGIN}\n\n{tables}\n\n{END}{after}", encoding="utf-8")
 
