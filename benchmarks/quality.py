@@ -211,7 +211,7 @@ def _batch_size(method: Method) -> int:
     config = RunConfig.from_mapping(
         {"dataset": {"folder": ".", "full": "none"}, "train": {"mode": method.mode, **method.settings}}
     )
-    return config.batch_size
+    return config.batch_on("cpu")
 
 
 def classical(name: str, data: CaseData) -> dict[str, Any]:

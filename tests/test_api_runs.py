@@ -5,7 +5,7 @@ import signal
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -19,7 +19,9 @@ from denoise.launch import Compute
 from denoise.training import observers
 from denoise.training.job import Plan, Record
 from denoise.training.validation import Preview
-from gpus import Gpus
+
+if TYPE_CHECKING:
+    from gpus import Gpus
 
 pytest_plugins = ("gpus",)
 
@@ -154,6 +156,17 @@ def test_resuming_where_nothing_has_begun_begins(tmp_path: Path, caplog: pytest.
     with caplog.at_level("INFO"):
         train(splits_of(truth_of()), tmp_path / "model", resume=True, **{**TINY, "max_epochs": 1})
     assert f"nothing to resume in {tmp_path / 'model'} yet" in caplog.text
+
+
+@pytest.mark.usefixtures("quiet")
+def test_a_run_goes_on_with_the_batch_that_it_was_begun_with_on_whatever_device(tmp_path: Path) -> None:
+    """A GPU takes larger batches by itself: a run that began on one must not be refused on a CPU, nor change."""
+    splits, as_on_a_gpu = splits_of(truth_of()), {**TINY, "batch_size": 2, "max_epochs": 1}
+    train(splits, tmp_path / "model", **as_on_a_gpu)
+    unsaid = {**TINY, "batch_size": None, "max_epochs": 2}
+    assert train(splits, tmp_path / "model", resume=True, **unsaid).step == 8
+    with pytest.raises(CheckpointError, match="saved with batch_size = 2, the config now has 4"):
+        train(splits, tmp_path / "model", resume=True, **{**TINY, "max_epochs": 3})
 
 
 @pytest.mark.usefixtures("quiet")

@@ -34,7 +34,7 @@ def test_an_old_file_needs_only_its_dataset_section() -> None:
     run = RunConfig.from_mapping({"dataset": old, "train": None, "infer": None, "metadata": None})
     recipe = RECIPES["residual2d"]
     assert (run.mode, run.network_name, run.recipe) == ("2.5d", "residual2d", recipe)
-    assert (run.batch_size, run.patch) == (recipe.batch_size, recipe.patch_size)
+    assert (run.batch_on("cpu"), run.patch) == (recipe.batch_size, recipe.patch_size)
 
 
 def test_the_old_number_of_cubes_does_not_change_a_2d_run() -> None:
@@ -90,7 +90,7 @@ def test_the_mode_decides_the_network_and_the_network_the_rest(
     run = config(train=train)
     recipe = RECIPES[name]
     assert (run.network_name, run.network_options, run.patch_multiple) == (name, options, multiple)
-    assert (run.patch, run.batch_size) == (recipe.patch_size, recipe.batch_size)
+    assert (run.patch, run.batch_on("cpu")) == (recipe.patch_size, recipe.batch_size)
     assert (run.learning_rate, run.schedule) == (recipe.learning_rate, recipe.schedule)
     assert (run.loss, run.lcl_weight) == (recipe.loss, recipe.lcl_weight)
 
@@ -100,7 +100,7 @@ def test_what_the_user_gives_comes_before_the_recipe(mode: str) -> None:
     given = {"psz": 48, "psz_3d": 32, "mbsz": 7, "lr": 0.25, "schedule": "cosine", "loss": "huber", "lcl_weight": 0}
     run = config(train={"network": "unet", "mode": mode, **given})
     assert run.patch == run.given_patch(mode) == {"2.5d": 48, "3d": 32}[mode]
-    assert (run.batch_size, run.learning_rate, run.schedule) == (7, 0.25, "cosine")
+    assert (run.batch_on("cuda"), run.learning_rate, run.schedule) == (7, 0.25, "cosine")
     assert (run.loss, run.lcl_weight) == ("huber", 0), "a weight of nothing is given, too"
 
 

@@ -51,7 +51,7 @@ def test_a_complete_old_file_works_unchanged(tmp_path: Path) -> None:
     assert (run.dataset.mean, run.dataset.std) == (3.1e-5, 1.2e-4)
     # Which network is the one thing that an old file never said; today's default is not the published one.
     assert (run.network_name, run.train.n_blocks, run.train.start_filters) == ("residual3d", 4, 56)
-    assert (run.patch, run.batch_size, run.patches_per_epoch, run.train.z_stride) == (96, 32, 17600, 10)
+    assert (run.patch, run.batch_on("cuda"), run.patches_per_epoch, run.train.z_stride) == (96, 32, 17600, 10)
     assert (run.train.learning_rate, run.train.warmup_steps, run.train.max_epochs) == (0.001, 2000, 2000)
     assert (run.train.patience, run.learning_rate) == (0, 0.001)
     assert run.infer.window == "hann"

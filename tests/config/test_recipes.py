@@ -26,3 +26,10 @@ def test_the_published_networks_are_trained_as_they_were_published(name: str, pa
     assert (recipe.patch_size, recipe.batch_size) == (patch, batch)
     assert (recipe.learning_rate, recipe.schedule) == (1e-3, "constant")
     assert (recipe.loss, recipe.lcl_weight) == ("l1", 0.01)
+
+
+@pytest.mark.parametrize("name", list(NETWORKS))
+def test_only_nvidia_gpus_make_larger_steps_by_themselves(name: str) -> None:
+    recipe = RECIPES[name]
+    assert recipe.batch_on("cpu") == recipe.batch_on("mps") == recipe.batch_size
+    assert recipe.batch_on("cuda") == (recipe.gpu_batch_size or recipe.batch_size) >= recipe.batch_size

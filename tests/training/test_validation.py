@@ -17,7 +17,7 @@ from denoise.patches.holdout import HoldOut
 from denoise.quality import edge_score, edge_sums, laplacian_contrast_loss
 from denoise.tiles import Triple, Window
 from denoise.training.data import BlockSource, open_blocks
-from denoise.training.validation import Scores, Validator
+from denoise.training.validation import Scores, Validator, epochs_between_scores
 from denoise.volumes.volume import SplitSet
 
 FLAT = NetworkSpec("residual2d", {"n_slices": 3})
@@ -221,3 +221,20 @@ def test_a_single_small_slice_can_be_scored(
     validator, source, window, _ = opened(splits_of(noise((1, rows, 16))), FLAT, 16, cpu)
     found = score(validator, PredictedPart(window), source)
     assert all(math.isfinite(value) for value in vars(found).values())
+
+
+@pytest.mark.parametrize(
+    ("blocks", "steps", "batch", "device", "expected"),
+    [
+        (32, 64, 4, "cpu", 1),  # 32 forward passes, a third of a step each, after 256 blocks: 4 %
+        (32, 8, 4, "cpu", 7),  # so many epochs until they are 5 % again
+        (2, 1000, 4, "cpu", 1),
+        (32, 64, 4, "cuda", 7),  # 448 steps
+        (32, 8, 32, "cuda", 50),
+        (32, 1000, 32, "cuda", 1),
+    ],
+)
+def test_scoring_takes_a_small_share_of_the_time(
+    blocks: int, steps: int, batch: int, device: str, expected: int
+) -> None:
+    assert epochs_between_scores(blocks, steps, batch, device) == expected

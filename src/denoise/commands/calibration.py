@@ -117,18 +117,19 @@ def _train(config: RunConfig, compute: Compute) -> TrainingCost:
     generator = np.random.default_rng(0)
     splits = [ArrayVolume(generator.normal(size=shape).astype(np.float32), f"noise {k}") for k in range(2)]
     clock = _Clock()
+    first = compute.devices()[0]
+    patches = _STEPS * config.batch_on(first.type)
     changes = {
         "max_epochs": 1,
         "max_minutes": _MINUTES,
-        "patches_per_epoch": _STEPS * config.batch_size,
-        "patches_per_epoch_3d": _STEPS * config.batch_size,
+        "patches_per_epoch": patches,
+        "patches_per_epoch_3d": patches,
         "validate_every": None,
     }
     with tempfile.TemporaryDirectory(prefix="denoise-") as folder:
         train = config.train.model_copy(update={**changes, "output_dir": Path(folder) / "run"})
         dataset = config.dataset.model_copy(update={"train_start_slice": None, "train_end_slice": None})
         small = config.model_copy(update={"train": train, "dataset": dataset})
-        first = compute.devices()[0]
         alone = replace(compute, gpus=None if first.index is None else (first.index,), processes=None)
         run_training(small, SplitSet.of(splits), alone, show_progress=False, observers=(clock,))
     return TrainingCost(clock.seconds_per_step, _peak_bytes() - 2 * len(splits) * splits[0].array.nbytes)

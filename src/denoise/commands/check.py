@@ -100,7 +100,8 @@ def check(config: RunConfig, compute: Compute, *, data: bool = False, calibrate:
 
 
 def _training(config: RunConfig, compute: Compute, splits: SplitSet, network: NetworkSpec) -> _Part:
-    devices = compute.training_devices(config.batch_size)
+    batch_size = config.batch_on(compute.devices()[0].type)
+    devices = compute.training_devices(batch_size)
     mode = MODES[config.mode]
     window = mode.window(network, config.patch, 0.0, "uniform")
     first, last = config.dataset.train_start_slice, config.dataset.train_end_slice
@@ -109,13 +110,13 @@ def _training(config: RunConfig, compute: Compute, splits: SplitSet, network: Ne
     sampler = mode.sampler(
         holdout, window, config.train.seed, config.train.augment, config.train.z_stride, config.patches_per_epoch
     )
-    steps = -(-sampler.epoch_size // config.batch_size)
+    steps = -(-sampler.epoch_size // batch_size)
     footprint = Footprint(
         network,
         window,
         device_type=devices[0].type,
         processes=len(devices),
-        blocks_each=-(-config.batch_size // len(devices)),
+        blocks_each=-(-batch_size // len(devices)),
         splits=len(splits),
         itemsize=resolve_precision(config.train.precision, devices[0]).itemsize,
     )
@@ -150,7 +151,7 @@ def _training(config: RunConfig, compute: Compute, splits: SplitSet, network: Ne
         ("patches", f"{' x '.join(map(str, window.read_zyx))} voxels, {sampler.epoch_size} an epoch"),
         (
             "steps",
-            f"{steps} an epoch of {config.batch_size} patches, at most {steps * config.train.max_epochs:,} in all",
+            f"{steps} an epoch of {batch_size} patches, at most {steps * config.train.max_epochs:,} in all",
         ),
         ("held out", part),
         ("training data", f"{_kept(memory, sampler)} ({gigabytes(available_bytes())} free)"),

@@ -24,7 +24,7 @@ def train(
     """Train on the splits of a config; says where the models are."""
     splits = open_splits(config)
     require_own_folder(RunFolder(config.output_dir))
-    say_training_devices(config, compute)
+    _say_devices(config, compute)
     run = run_training(config, splits, compute, resume=resume, finetune=finetune, show_progress=progress)
     for criterion in CRITERIA if compute.spread.leads(os.environ) else ():
         if run.model(criterion).exists():
@@ -32,16 +32,18 @@ def train(
     return run
 
 
-def say_training_devices(config: RunConfig, compute: Compute) -> None:
+def _say_devices(config: RunConfig, compute: Compute) -> None:
     """Name the devices, and why some of the GPUs are left out."""
-    devices, visible = compute.training_devices(config.batch_size), len(compute.devices())
+    visible = compute.devices()
+    batch_size = config.batch_on(visible[0].type)
+    devices = compute.training_devices(batch_size)
     say_device(devices, compute.device == "cpu")
-    if len(devices) < visible:
+    if len(devices) < len(visible):
         _log.info(
             "a step has %d blocks of this network: %d of %d GPUs are used; a larger train.batch_size uses more",
-            config.batch_size,
+            batch_size,
             len(devices),
-            visible,
+            len(visible),
         )
 
 

@@ -114,10 +114,9 @@ class RunConfig(Section):
         """What the network is trained with where the config does not say."""
         return RECIPES[self.network_name]
 
-    @property
-    def batch_size(self) -> int:
-        """Patches per optimiser step, over all processes."""
-        return self.train.batch_size or self.recipe.batch_size
+    def batch_on(self, device_type: str) -> int:
+        """Patches per optimiser step, over all processes, on devices of this type ("cpu", "cuda", "mps")."""
+        return self.train.batch_size or self.recipe.batch_on(device_type)
 
     @property
     def learning_rate(self) -> float:

@@ -74,10 +74,7 @@ def render(config: RunConfig) -> str:
     yaml.sort_base_mapping_type_on_output = False  # type: ignore[assignment]
     stream = io.StringIO()
     yaml.dump(values, stream)
-    return (
-        f"# Resolved by denoise: {config.network_name}, patch {config.patch}, batch size {config.batch_size}.\n"
-        f"{stream.getvalue()}"
-    )
+    return f"# Resolved by denoise: {config.network_name}, patch {config.patch}.\n{stream.getvalue()}"
 
 
 def _text(path: Path) -> str:

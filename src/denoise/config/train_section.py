@@ -87,6 +87,8 @@ class TrainSection(Section):
             f"null, or {COUNT_RULE}",
             "Lower it when the memory of the GPU is too small. null: "
             + ", ".join(f"{recipe.batch_size} for {name}" for name, recipe in RECIPES.items())
+            + "; on NVIDIA GPUs "
+            + ", ".join(f"{r.gpu_batch_size} for {name}" for name, r in RECIPES.items() if r.gpu_batch_size)
             + ".",
             unit="patches",
         ),

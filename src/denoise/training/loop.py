@@ -40,12 +40,10 @@ from denoise.training.observers import observers_of
 from denoise.training.optimizer import make_optimizer, set_rate
 from denoise.training.slices_first import SlicesFirst
 from denoise.training.state import BEGUN_FROM, Progress, keep_stored_bests, on_cpu, restore_optimizer, state_to_resume
-from denoise.training.validation import Scores, Validator
+from denoise.training.validation import Scores, Validator, epochs_between_scores
 
 _log = logging.getLogger(__name__)
 
-#: Validation costs a forward pass per block, a training step three: this keeps it near 5 % of the time.
-_VALIDATION_SHARE = 0.15
 #: Reading the loss waits for the device; once in so many steps that is not noticed.
 _STEPS_PER_LOSS = 10
 
@@ -115,8 +113,8 @@ class TrainingRun:
             batch_size=max(1, job.batch_size // world.size),
             world=world,
         )
-        self.validate_every = settings.validate_every or max(
-            1, round(self.validator.block_count / (_VALIDATION_SHARE * self.steps_per_epoch * job.batch_size))
+        self.validate_every = settings.validate_every or epochs_between_scores(
+            self.validator.block_count, self.steps_per_epoch, job.batch_size, world.device.type
         )
         self._build(state)
         self.course = Course(job, world, self.progress, self.steps_per_epoch, begun)

@@ -119,12 +119,11 @@ def sampled_normalization(splits: SplitSet, world: World, non_finite: str) -> No
     VolumeError
         NaN or Inf in one of these slices, unless they are to be filled; constant volumes; unreadable files.
     """
-    depth, *image = splits.shape
-    decoded = int(np.prod(image, dtype=np.int64)) * max(volume.chunk_zyx[0] for volume in splits.volumes)
+    depth, height, width = splits.shape
+    decoded = height * width * max(volume.chunk_zyx[0] for volume in splits.volumes)
     at_most = max(_FEWEST_SAMPLED, min(_SAMPLED_SLICES, _SAMPLED_VOXELS // decoded))
     chosen = np.unique(np.linspace(0, depth - 1, at_most).round().astype(int))
     rows = np.zeros((len(splits) * len(chosen), 4))
-    _, height, width = splits.shape
     for i in world.share(len(rows)):
         volume, z = splits.volumes[i // len(chosen)], int(chosen[i % len(chosen)])
         bands = (

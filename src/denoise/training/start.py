@@ -48,14 +48,16 @@ def run_training(
         network, initial = _begun_from(finetune, network)
     elif resume and run.state.exists():
         network = _as_resumed(run, network)
-    devices = compute.training_devices(config.batch_size)
+    batch_size = config.batch_on(compute.devices()[0].type)
+    if config.train.batch_size is None and resume and run.state.exists():
+        batch_size = _batch_of(run, batch_size)
     first, last = config.dataset.train_start_slice, config.dataset.train_end_slice
     job = TrainJob(
         splits=splits,
         network=network,
         settings=config.train,
         patch_size=config.patch,
-        batch_size=config.batch_size,
+        batch_size=batch_size,
         schedule=Schedule(config.schedule, config.learning_rate),
         objective=Objective(config.loss, config.train.huber_delta, config.train.strategy, config.lcl_weight),
         folder=run.path,
@@ -76,7 +78,7 @@ def run_training(
     launch(
         run_worker,
         job,
-        devices,
+        compute.training_devices(batch_size),
         spread=compute.spread,
         guard=lambda: _own_folder(run, config, resume=resume, finetune=finetune),
         name=f"{run.path} (settings {hashlib.sha256(render(config).encode()).hexdigest()[:8]})",
@@ -117,6 +119,12 @@ def _begun_from(path: Path, wanted: NetworkSpec) -> tuple[NetworkSpec, dict[str,
             f"asks for {wanted.name} {dict(wanted.options)}; make them equal to fine-tune"
         )
     return network, checkpoint.weights
+
+
+def _batch_of(run: RunFolder, otherwise: int) -> int:
+    """Patches per step of a run that goes on, on whatever device: its own number, where the user does not say."""
+    stored = TrainState.load(run.state).fingerprint.get("batch_size")
+    return stored if type(stored) is int and stored > 0 else otherwise
 
 
 def _as_resumed(run: RunFolder, wanted: NetworkSpec) -> NetworkSpec:
