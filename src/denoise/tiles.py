@@ -59,14 +59,21 @@ def reflect_indices(start: int, count: int, low: int, high: int) -> NDArray[np.i
     -------
     array of int64, shape (count,), every value in [low, high).
     """
-    size = high - low
-    if size < 1:
+    if high - low < 1:
         raise ValueError(f"nothing to reflect in: low {low}, high {high}")
-    offset = np.arange(start - low, start - low + count, dtype=np.int64)
-    if size == 1:
-        return np.full(count, low, dtype=np.int64)
-    offset %= 2 * (size - 1)
-    return low + np.minimum(offset, 2 * (size - 1) - offset)
+    found: NDArray[np.int64] = reflected(np.array([start]), count, np.array([low]), np.array([high]))[0]
+    return found
+
+
+def reflected(
+    starts: NDArray[np.int64], count: int, lows: NDArray[np.int64], highs: NDArray[np.int64]
+) -> NDArray[np.int64]:
+    """``reflect_indices`` of B runs of equal length at once: all arguments (B,), the result (B, count)."""
+    period = 2 * np.maximum(highs - lows - 1, 0)[:, None]
+    offset = (starts - lows)[:, None] + np.arange(count)
+    offset %= np.maximum(period, 1)  # a range of one voxel: always 0
+    found: NDArray[np.int64] = lows[:, None] + np.minimum(offset, period - offset)
+    return found
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Protocol
 
 import numpy as np
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from denoise.patches.holdout import HoldOut, Source
 from denoise.patches.symmetry import CUBE, IDENTITY, PRISM, SQUARE, Symmetry
-from denoise.tiles import Region, Triple, Window, reflect_indices
+from denoise.tiles import Region, Triple, Window, reflected
 
 
 @dataclass(frozen=True)
@@ -72,6 +72,8 @@ class VolumeSampler(Sampler, Protocol):
         ...
 
 
+#: Blocks whose random numbers are drawn together.
+_PAGE = 256
 #: The least of an epoch in 2.5D that the user does not set.
 FEWEST_PATCHES = 256
 
@@ -106,11 +108,11 @@ class SliceSampler:
 
     def places(self, epoch: int, indices: Sequence[int]) -> list[BlockPlace]:
         """See ``Sampler``."""
-        order = np.random.default_rng((self.seed, epoch)).permutation(len(self._centres))
+        order = _order(self.seed, epoch, len(self._centres))
         visited = []
         for index in indices:
             source, z = self._centres[order[index % len(order)]]
-            visited.append(_place(self.window, source, z, _generator(self.seed, epoch, index), self.symmetries))
+            visited.append(_place(self.window, source, z, drawn(self.seed, epoch, index), self.symmetries))
         return visited
 
 
@@ -146,31 +148,52 @@ class CubeSampler:
 
     def places(self, epoch: int, indices: Sequence[int]) -> list[BlockPlace]:
         """See ``Sampler``."""
-        drawn = []
+        found = []
         for index in indices:
-            generator = _generator(self.seed, epoch, index)
-            source, z = self._starts[int(generator.integers(len(self._starts)))]
-            drawn.append(_place(self.window, source, z, generator, self.symmetries))
-        return drawn
+            numbers = drawn(self.seed, epoch, index)
+            source, z = self._starts[chosen(numbers[3], len(self._starts))]
+            found.append(_place(self.window, source, z, numbers, self.symmetries))
+        return found
 
 
 def _z_starts(holdout: HoldOut, z_stride: int) -> list[tuple[Source, int]]:
     return [(source, z) for source in holdout.sources for z in source.z_starts[::z_stride]]
 
 
-def _generator(seed: int, epoch: int, index: int) -> np.random.Generator:
-    return np.random.default_rng((seed, epoch, index))
+@lru_cache(maxsize=4)
+def _order(seed: int, epoch: int, count: int) -> NDArray[np.int64]:
+    return np.random.default_rng((seed, epoch)).permutation(count)
+
+
+@lru_cache(maxsize=8)
+def _page(seed: int, epoch: int, page: int) -> list[list[float]]:
+    numbers: list[list[float]] = np.random.default_rng((seed, epoch, page, 3)).random((_PAGE, 4)).tolist()
+    return numbers
+
+
+def drawn(seed: int, epoch: int, index: int) -> list[float]:
+    """Four numbers in [0, 1) that belong to a block.
+
+    Drawn for many blocks at a time: a generator for each would take longer than a fast GPU takes for a step.
+    """
+    page, row = divmod(index, _PAGE)
+    return _page(seed, epoch, page)[row]
+
+
+def chosen(number: float, count: int) -> int:
+    """One of so many, by a number in [0, 1)."""
+    return int(number * count)
 
 
 def _place(
-    window: Window, source: Source, z: int, generator: np.random.Generator, symmetries: Sequence[Symmetry]
+    window: Window, source: Source, z: int, numbers: Sequence[float], symmetries: Sequence[Symmetry]
 ) -> BlockPlace:
-    start = [z - window.before_zyx[0]]
-    for axis in (1, 2):
-        low, size = source.box.start_zyx[axis], source.box.shape_zyx[axis]
-        start.append(low + int(generator.integers(max(size - window.read_zyx[axis], 0) + 1)))
-    symmetry = symmetries[int(generator.integers(len(symmetries)))]
-    return BlockPlace(Region((start[0], start[1], start[2]), window.read_zyx), source.box, symmetry)
+    box, (depth, height, width) = source.box, window.read_zyx
+    (_, low_y, low_x), (_, rows, columns) = box.start_zyx, box.shape_zyx
+    y = low_y + chosen(numbers[0], max(rows - height, 0) + 1)
+    x = low_x + chosen(numbers[1], max(columns - width, 0) + 1)
+    region = Region((z - window.before_zyx[0], y, x), (depth, height, width))
+    return BlockPlace(region, box, symmetries[chosen(numbers[2], len(symmetries))])
 
 
 def single_slices(window: Window) -> Window:
@@ -227,7 +250,7 @@ def scored_part(place: BlockPlace, holdout: HoldOut, window: Window) -> tuple[sl
 
 
 def block_offsets(places: Sequence[BlockPlace], shape: Triple) -> tuple[NDArray[np.int64], ...]:
-    """Flat voxel offsets of a batch of blocks, as one vector per axis of the (turned) block.
+    """Flat voxel offsets of a batch of blocks of one shape, as one vector per axis of the (turned) block.
 
     Returns
     -------
@@ -235,19 +258,23 @@ def block_offsets(places: Sequence[BlockPlace], shape: Triple) -> tuple[NDArray[
     ``first[b, z] + second[b, y] + third[b, x]`` of the flattened volume (Z, Y, X).
     """
     steps = (shape[1] * shape[2], shape[2], 1)
-    batch: tuple[list[NDArray[np.int64]], ...] = ([], [], [])
-    for place in places:
-        along = [
-            step * reflect_indices(start, count, low, low + size)
-            for step, start, count, low, size in zip(
-                steps,
-                place.region.start_zyx,
-                place.region.shape_zyx,
-                place.box.start_zyx,
-                place.box.shape_zyx,
-                strict=True,
-            )
-        ]
-        for vectors, axis, reverse in zip(batch, place.symmetry.source_axis, place.symmetry.reverse, strict=True):
-            vectors.append(along[axis][::-1] if reverse else along[axis])
-    return tuple(np.stack(vectors) for vectors in batch)
+    starts, lows, sizes = (
+        np.array(column, dtype=np.int64).reshape(-1, 3)
+        for column in (
+            [place.region.start_zyx for place in places],
+            [place.box.start_zyx for place in places],
+            [place.box.shape_zyx for place in places],
+        )
+    )
+    along = [
+        step * reflected(starts[:, axis], count, lows[:, axis], lows[:, axis] + sizes[:, axis])
+        for axis, (step, count) in enumerate(zip(steps, places[0].region.shape_zyx, strict=True))
+    ]
+    turned: list[NDArray[np.int64]] = []
+    for axis in range(3):
+        rows = []
+        for number, place in enumerate(places):
+            row = along[place.symmetry.source_axis[axis]][number]
+            rows.append(row[::-1] if place.symmetry.reverse[axis] else row)
+        turned.append(np.stack(rows))
+    return tuple(turned)

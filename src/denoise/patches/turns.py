@@ -16,7 +16,7 @@ from functools import cached_property, lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-from denoise.patches.sampler import BlockPlace, VolumeSampler
+from denoise.patches.sampler import BlockPlace, VolumeSampler, chosen, drawn
 from denoise.patches.slabs import Division, Slab
 from denoise.tiles import Region, Window
 
@@ -152,18 +152,18 @@ class SlabSampler:
         slices = self._slices(turn)
         lap, number = divmod(number, len(slices))
         order, ends = self._lap(turn, lap)
-        generator = np.random.default_rng((self._whole.seed, epoch, index))
+        numbers = drawn(self._whole.seed, epoch, index)
         # Evenly spaced along the places of all slices, so that one with more places is met more often.
-        position = (number + generator.random()) / len(slices) * ends[-1]
+        position = (number + numbers[3]) / len(slices) * ends[-1]
         loaded, z = slices[order[min(int(np.searchsorted(ends, position, "right")), len(order) - 1)]]
         slab, window = self.turns.slab(loaded), self._whole.window
         _, rows, columns = slab.starts_zyx
-        y, x = (int(starts[generator.integers(len(starts))]) for starts in (rows, columns))
+        y, x = rows[chosen(numbers[0], len(rows))], columns[chosen(numbers[1], len(columns))]
         symmetries = self._whole.symmetries
         return SlabPlace(
             Region((z - window.before_zyx[0], y, x), window.read_zyx),
             slab.source.box,
-            symmetries[int(generator.integers(len(symmetries)))],
+            symmetries[chosen(numbers[2], len(symmetries))],
             turn,
             loaded,
         )
