@@ -53,7 +53,10 @@ def main() -> None:
                 if voxels > edge // 2:
                     continue
                 edges = {0: deep, 1: edge, 2: edge} if volumetric else {1: edge, 2: edge}
-                window = base.window.spread_over(volume.shape, edges, overlap=voxels, multiples=divisors, shrinks=True)
+                overlaps = dict.fromkeys(edges, voxels)
+                window = base.window.spread_over(
+                    volume.shape, edges, overlaps=overlaps, multiples=divisors, shrinks=True
+                )
                 result = np.empty((len(rows), *volume.shape[1:]), np.float32)
 
                 def keep(start: int, slab: np.ndarray, result: np.ndarray = result) -> None:

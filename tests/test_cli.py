@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import logging
 import os
 import signal
@@ -274,3 +275,9 @@ def test_after_sigkill_the_earlier_result_is_whole_and_the_next_run_clears_up(
     outcome = denoise("volume", "--config", trained.config, "--output", output, "--overwrite", "--end-slice", 1)
     assert outcome.code == 0, outcome.err
     assert [path.name for path in output.parent.iterdir()] == ["result.h5"]
+
+
+def test_the_version_is_said_for_a_logbook(denoise: Callable[..., Outcome]) -> None:
+    outcome = denoise("--version")
+    assert outcome.code == 0
+    assert outcome.out.split() == ["denoise", importlib.metadata.version("ct-denoise")]

@@ -310,7 +310,11 @@ def test_a_window_that_is_spread_over_a_volume_covers_it_and_keeps_its_context(
         window = _cubes(edge, edge, "uniform")
     axes = (1, 2) if slices else (0, 1, 2)
     spread = window.spread_over(
-        shape, dict.fromkeys(axes, edge), overlap=overlap, multiples=dict.fromkeys(axes, multiple), shrinks=shrinks
+        shape,
+        dict.fromkeys(axes, edge),
+        overlaps=dict.fromkeys(axes, overlap),
+        multiples=dict.fromkeys(axes, multiple),
+        shrinks=shrinks,
     )
     assert (spread.before_zyx, spread.taper) == (window.before_zyx, "uniform")
     assert spread.multiple_zyx == tuple(multiple if axis in axes else 1 for axis in range(3))
@@ -334,19 +338,26 @@ def test_a_window_that_is_spread_over_a_volume_covers_it_and_keeps_its_context(
     np.testing.assert_allclose(sums, shape, rtol=1e-12)
 
 
-def test_a_window_is_spread_along_each_axis_by_its_own_edge():
+def test_a_window_is_spread_along_each_axis_by_its_own_edge_and_overlap():
+    edges, multiples = {0: 32, 1: 64, 2: 64}, dict.fromkeys(range(3), 4)
     spread = _cubes(64, 32).spread_over(
-        (32, 61, 500), {0: 32, 1: 64, 2: 64}, overlap=16, multiples=dict.fromkeys(range(3), 4), shrinks=True
+        (32, 61, 500), edges, overlaps=dict.fromkeys(range(3), 16), multiples=multiples, shrinks=True
     )
     # Ten tiles of (500 + 9 * 16) / 10 = 64.4, on the grid 68, are nearer to 64 as a ratio than eleven of 60.
     assert spread.predict_zyx == (32, 64, 68)
     assert spread.stride_zyx == (16, 48, 52)
+    other = _cubes(64, 32).spread_over(
+        (32, 61, 500), edges, overlaps={0: 8, 1: 12, 2: 4}, multiples=multiples, shrinks=True
+    )
+    # 500 + 7 * 4 voxels are eight tiles of 66, on the grid 68.
+    assert other.predict_zyx == (32, 64, 68)
+    assert other.stride_zyx == (24, 52, 64)
 
 
 def test_a_layer_of_slices_is_not_laid_outside_of_the_volume_for_the_sake_of_a_pooling_grid():
     """The grid matters in the plane; along z the network sees channels."""
     window = Window((5, 16, 16), (1, 16, 16), (1, 8, 8), (2, 0, 0)).spread_over(
-        (9, 16, 16), {1: 16, 2: 16}, overlap=0, multiples={1: 8, 2: 8}, shrinks=True
+        (9, 16, 16), {1: 16, 2: 16}, overlaps={1: 0, 2: 0}, multiples={1: 8, 2: 8}, shrinks=True
     )
     grid = TileGrid((9, 16, 16), window)
     assert grid.axes[0].starts == tuple(range(9))

@@ -6,6 +6,7 @@ Exit codes: 0 done, 2 the user's mistake (one line on stderr), 1 a bug (tracebac
 from __future__ import annotations
 
 import errno
+import importlib.metadata
 import logging
 import os
 import signal
@@ -54,13 +55,27 @@ if TYPE_CHECKING:
 
 app = typer.Typer(
     name="denoise",
-    help="Remove the noise of X-ray CT reconstructions with a network trained on the scan itself (Noise2Inverse).",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,  # rich takes "[default: ...]" for markup and drops it
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+
+def _say_version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"denoise {importlib.metadata.version('ct-denoise')}")
+        raise typer.Exit
+
+
+@app.callback()
+def denoise(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_say_version, is_eager=True, help="Say which version this is.")
+    ] = False,
+) -> None:
+    """Remove the noise of X-ray CT reconstructions with a network trained on the scan itself (Noise2Inverse)."""
 
 
 #: What is never the fault of this program: permissions, limits, disks and networks that fail while they are used.

@@ -95,12 +95,14 @@ def inference_window(
     edges = dict.fromkeys(range(3 - kind.dimensions, 3), edge)
     if not kind.content_dependent and 0 in edges:
         edges[0] = min(edge, DEEPEST_TILE)
+    needed = {0: kind.overlap if kind.overlap_z is None else kind.overlap_z, 1: kind.overlap, 2: kind.overlap}
     return window.spread_over(
         shape,
         edges,
-        overlap=min(kind.overlap, round(_MOST_OVERLAP * min(edges.values())))
-        if overlap is None
-        else round(overlap * edge),
+        overlaps={
+            axis: min(needed[axis], round(_MOST_OVERLAP * size)) if overlap is None else round(overlap * edge)
+            for axis, size in edges.items()
+        },
         multiples=kind.divisors(network.options),
         shrinks=not kind.content_dependent,
     )

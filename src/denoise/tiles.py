@@ -116,7 +116,7 @@ class Window:
         shape_zyx: Triple,
         edges: Mapping[int, int],
         *,
-        overlap: int,
+        overlaps: Mapping[int, int],
         multiples: Mapping[int, int],
         shrinks: bool,
     ) -> Window:
@@ -128,8 +128,8 @@ class Window:
             Of the volume.
         edges
             Axis (0 to 2) to the desired size of the tiles along it; axes that are left out stay as they are.
-        overlap
-            Of neighbouring tiles, voxels; rounded up to a multiple of what ``multiples`` says.
+        overlaps
+            Of neighbouring tiles along each of these axes, voxels; rounded up to a multiple of what ``multiples`` says.
         multiples
             Axis to what tile sizes and starts along it must be divisible by; 1 for axes that are left out.
         shrinks
@@ -141,7 +141,7 @@ class Window:
             multiple = multiples.get(axis, 1)
             length = shape_zyx[axis] if shrinks else max(shape_zyx[axis], edge)
             context = read[axis] - predict[axis]
-            predict[axis], stride[axis] = even_tiles(length, edge, overlap, multiple)
+            predict[axis], stride[axis] = even_tiles(length, edge, overlaps[axis], multiple)
             read[axis], all_multiples[axis] = predict[axis] + context, multiple
         return replace(
             self,

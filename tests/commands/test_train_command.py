@@ -285,3 +285,13 @@ def test_where_nobody_asked_for_the_cpu_its_use_is_a_warning(
     assert "no GPU is visible: running on CPU" in silent.log
     assert "WARNING" not in asked.log
     assert "running on 2 processes that share CPU" in asked.log
+
+
+def test_what_volume_will_refuse_tomorrow_is_said_before_a_night_of_training(
+    dataset: Dataset, denoise: Callable[..., Outcome]
+) -> None:
+    config = dataset.configured("full: whole", "full: no_whole")
+    outcome = denoise("train", "--config", config, "--device", "cpu")
+    assert outcome.code == 0, outcome.err
+    assert "`denoise volume` will not work as the config is" in outcome.log
+    assert "no_whole does not exist" in outcome.log

@@ -315,7 +315,11 @@ def test_a_voxel_far_enough_from_the_edges_of_its_tiles_is_as_if_there_were_one_
     axes = (1, 2) if flat else (0, 1, 2)
     tiles, whole = (
         plain.spread_over(
-            shape, dict.fromkeys(axes, size), overlap=overlap, multiples=dict.fromkeys(axes, multiple), shrinks=True
+            shape,
+            dict.fromkeys(axes, size),
+            overlaps=dict.fromkeys(axes, overlap),
+            multiples=dict.fromkeys(axes, multiple),
+            shrinks=True,
         )
         for size in (edge, max(shape))
     )
@@ -344,7 +348,11 @@ def test_a_voxel_far_enough_from_the_edges_of_its_tiles_is_as_if_there_were_one_
         hard = engine(
             data,
             plain.spread_over(
-                shape, dict.fromkeys(axes, edge), overlap=0, multiples=dict.fromkeys(axes, multiple), shrinks=True
+                shape,
+                dict.fromkeys(axes, edge),
+                overlaps=dict.fromkeys(axes, 0),
+                multiples=dict.fromkeys(axes, multiple),
+                shrinks=True,
             ),
             network,
         ).result
@@ -430,9 +438,8 @@ def test_an_identity_network_stays_one_however_its_tiles_are_turned(
             return block[:, n_slices // 2 : n_slices // 2 + 1] if n_slices else block
 
     several = volume((9, 21, 13))
-    oblong = window.spread_over(
-        several.shape, {1: 8, 2: 12} if n_slices else {0: 4, 1: 8, 2: 12}, overlap=4, multiples={}, shrinks=True
-    )
+    edges = {1: 8, 2: 12} if n_slices else {0: 4, 1: 8, 2: 12}
+    oblong = window.spread_over(several.shape, edges, overlaps=dict.fromkeys(edges, 4), multiples={}, shrinks=True)
     assert oblong.read_zyx[1] != oblong.read_zyx[2]
     done = engine(several, oblong, CentreSlice(), turns=turns)
     np.testing.assert_allclose(done.result, several, rtol=0, atol=1e-6)

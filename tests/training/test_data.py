@@ -194,6 +194,18 @@ def test_constant_volumes_are_refused(value: int, splits_of: Splits, cpu: World)
         open_blocks(splits_of([np.full(SHAPE, value, np.uint8)] * 2), cpu, "error", None)
 
 
+@pytest.mark.parametrize("slabs", [False, True], ids=["in memory", "slabs"])
+def test_one_split_that_shows_nothing_is_refused_by_name(slabs: bool, splits_of: Splits, cpu: World) -> None:
+    """Together with one that shows something, it has a mean and a deviation, and a network would learn its value."""
+    (good,) = stored("float32", 1)
+    splits = splits_of([good, np.full(SHAPE, 7, np.float32)])
+    window = Window((3, 4, 4), (1, 4, 4), (1, 4, 4), (1, 0, 0))
+    whole = SliceSampler(HoldOut.of(SHAPE, window, 0.1), window, 0)
+    cached = SlabSampler(whole, Division((2, 1000, 1000), 2), whole.epoch_size) if slabs else None
+    with pytest.raises(VolumeError, match=rf"{splits.volumes[1].name} .* same value 7"):
+        open_blocks(splits, cpu, "error", None, cached)
+
+
 @pytest.mark.parametrize(("dtype", "bytes_each"), [("uint8", 1), ("int16", 2), ("uint16", 2), ("float64", 4)])
 def test_splits_take_no_more_memory_than_their_type_needs(
     dtype: str, bytes_each: int, splits_of: Splits, cpu: World

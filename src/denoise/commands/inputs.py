@@ -46,8 +46,8 @@ def open_inference_inputs(config: RunConfig, strategy: str) -> InferenceInputs:
         return InferenceInputs(input_views(splits.volumes, strategy), tuple(config.split_paths))
     if config.full_path is None:
         raise ConfigError(
-            "dataset.full is missing, and it is what is denoised; name the full reconstruction (full_recon_name), or "
-            "set infer.input: splits"
+            "dataset.full is missing, and it is what is denoised; name the full reconstruction, or set "
+            "infer.input: splits"
         )
     return InferenceInputs((open_volume(config.full_path),), (config.full_path,))
 

@@ -10,10 +10,11 @@ from denoise.checkpoint import CRITERIA, RunFolder
 from denoise.commands.display import say, say_device
 from denoise.commands.inputs import open_splits
 from denoise.config import RunConfig
-from denoise.errors import OutputError
+from denoise.errors import OutputError, VolumeError
 from denoise.files import require_free
 from denoise.launch import Compute
 from denoise.training.start import run_training
+from denoise.volumes import SplitSet, open_volume, require_same_grid
 
 _log = logging.getLogger(__name__)
 
@@ -24,12 +25,23 @@ def train(
     """Train on the splits of a config; says where the models are."""
     splits = open_splits(config)
     require_own_folder(RunFolder(config.output_dir))
+    _warn_of_full(config, splits)
     _say_devices(config, compute)
     run = run_training(config, splits, compute, resume=resume, finetune=finetune, show_progress=progress)
     for criterion in CRITERIA if compute.spread.leads(os.environ) else ():
         if run.model(criterion).exists():
             say(str(run.model(criterion)))
     return run
+
+
+def _warn_of_full(config: RunConfig, splits: SplitSet) -> None:
+    """Say now what `denoise volume` will say tomorrow; training does without the full reconstruction."""
+    if config.infer.input != "full" or config.full_path is None:
+        return
+    try:
+        require_same_grid(splits.volumes[0], open_volume(config.full_path), "split 0", "the full reconstruction")
+    except VolumeError as error:
+        _log.warning("training does not need it, but `denoise volume` will not work as the config is: %s", error)
 
 
 def _say_devices(config: RunConfig, compute: Compute) -> None:

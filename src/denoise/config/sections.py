@@ -174,7 +174,7 @@ class InferSection(Section):
             "Edge of the tiles",
             f"null, or {EDGE_RULE}",
             "Divisible as the training patch. null: as large as that for unet; at least 256 (3D: 64) for residual, "
-            "whose result does not depend on it (and whose 3D tiles are at most 32 slices deep).",
+            "whose result hardly depends on it (and whose 3D tiles are at most 32 slices deep).",
             unit="voxels",
         ),
     ] = None

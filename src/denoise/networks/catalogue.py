@@ -49,8 +49,9 @@ class NetworkKind:
     content_dependent
         Whether the output for a voxel depends on the content of its whole tile, through norm layers: such a network is
         best run at the tile size that it was trained at.
-    overlap
-        Voxels by which neighbouring tiles must overlap at inference; see docs/benchmarks.md, "Overlap of tiles".
+    overlap, overlap_z
+        Voxels by which neighbouring tiles must overlap at inference, along z if that is less; see docs/benchmarks.md,
+        "Overlap of tiles".
     tile
         Edge in y and x of the tiles at inference, where the network does not keep the size that it was trained on.
     step_peak
@@ -78,6 +79,7 @@ class NetworkKind:
     halves_z: bool = False
     flatness: int = 1
     unsaid: Mapping[str, int] = field(default_factory=dict)
+    overlap_z: int | None = None
 
     @property
     def defaults(self) -> dict[str, int]:
@@ -231,7 +233,7 @@ NETWORKS: Mapping[str, NetworkKind] = MappingProxyType(
             dimensions=2,
             options=_RESIDUAL_OPTIONS,
             content_dependent=False,
-            overlap=16,
+            overlap=24,
             tile=256,
             step_peak=1.6,
             _forward_peak=lambda o: 100 * o["width"] / 16,
@@ -245,7 +247,8 @@ NETWORKS: Mapping[str, NetworkKind] = MappingProxyType(
             dimensions=3,
             options=_RESIDUAL_OPTIONS,
             content_dependent=False,
-            overlap=4,
+            overlap=16,
+            overlap_z=4,
             tile=128,
             step_peak=1.6,
             _forward_peak=lambda o: 100 * o["width"] / 16,

@@ -53,9 +53,13 @@ class Course:
     def reason(self) -> str:
         """Why it is over."""
         if self._share_of_minutes >= 1.0:
-            return f"its {self._job.settings.max_minutes:g} minutes are used"
+            minutes = self._job.settings.max_minutes
+            return "its minute is used" if minutes == 1 else f"its {minutes:g} minutes are used"
         if self._progress.flat_since:
-            return f"the held-out score stopped improving at step {self._progress.flat_since}"
+            since = self._progress.flat_since
+            return f"the held-out score had all but stopped improving at step {since}" + (
+                ", from where the learning rate fell to zero" if self._job.schedule.end_after(since) > since else ""
+            )
         return "all epochs done"
 
     @property

@@ -29,6 +29,7 @@ from denoise.training.reading import (
     common_dtype,
     merged,
     moments_of,
+    refuse_empty,
     refuse_non_finite,
     shared_array,
 )
@@ -133,8 +134,10 @@ class ResidentBlocks:
         # result has the same bits whatever the number of processes.
         table = torch.from_numpy(moments if world.rank == world.local_rank else np.zeros_like(moments))
         world.barrier()
-        found_in_all = merged(world.sum(table).numpy())
+        rows = world.sum(table).numpy()
+        found_in_all = merged(rows)
         normalization = normalization or found_in_all.normalization()
+        refuse_empty(rows, splits)
         if found_in_all.non_finite:
             fill = stored.type(normalization.mean)
             for k in range(len(splits)):

@@ -130,10 +130,13 @@ def sampled_normalization(splits: SplitSet, world: World, non_finite: str) -> No
             (band, volume.read_stored(Region((z, band.start, 0), (1, len(band), width)))[0])
             for band in bands_of(height, width)
         )
-        found = moments_of(bands, height)
-        refuse_non_finite(found, volume, z, non_finite)
-        rows[i] = as_row(found)
-    return merged(world.sum(torch.from_numpy(rows)).numpy()).normalization()
+        moments = moments_of(bands, height)
+        refuse_non_finite(moments, volume, z, non_finite)
+        rows[i] = as_row(moments)
+    found = world.sum(torch.from_numpy(rows)).numpy()
+    normalization = merged(found).normalization()
+    refuse_empty(found, splits)
+    return normalization
 
 
 def bands_of(height: int, width: int) -> Iterator[range]:
@@ -163,6 +166,23 @@ def merged(rows: NDArray[np.float64]) -> Moments:
     if total.non_finite:
         _log.warning("%d NaN or Inf voxels in the splits are replaced by their mean for training", total.non_finite)
     return total
+
+
+def refuse_empty(rows: NDArray[np.float64], splits: SplitSet) -> None:
+    """Raise a VolumeError that names a split which shows nothing, from the moments of its slices.
+
+    Parameters
+    ----------
+    rows
+        Split after split, as many of each.
+    """
+    for volume, mine in zip(splits.volumes, np.split(rows, len(splits)), strict=True):
+        seen = mine[mine[:, 0] > 0]
+        if len(seen) and not seen[:, 2].any() and np.ptp(seen[:, 1]) == 0:
+            raise VolumeError(
+                f"every voxel of {volume.name} that was looked at has the same value {seen[0, 1]:g}: nothing can be "
+                "learnt from it; check the file"
+            )
 
 
 def refuse_non_finite(moments: Moments, volume: Volume, z: int, non_finite: str) -> None:

@@ -90,8 +90,8 @@ def judge_full(full: Float32Array, mean_of_splits: Float32Array, noise: float) -
         "what the model makes of the mean of the splits.",
         Severity.RESERVATION if failed else Severity.FINE,
         f"The full reconstruction differs from the mean of the splits by {value:.2f} standard deviations of its noise "
-        "(another filter, another scale, or other projections): the report holds for the mean of the splits, not for "
-        "it."
+        "(another filter or scale, other projections, or stripes that were removed from each by itself, as `prepare "
+        "--remove-stripes` does): the report holds for the mean of the splits, not for it."
         if failed
         else "The full reconstruction is the mean of the splits.",
     )
