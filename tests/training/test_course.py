@@ -158,6 +158,22 @@ def score_every_epoch(course: Course, progress: Progress, clock: Clock, errors: 
 FLAT_FROM_THE_START = [1.0] * 12
 
 
+@pytest.fixture(autouse=True)
+def short_runs_may_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(course_module, "_FEWEST_STEPS", 0)
+
+
+@pytest.mark.parametrize(("fewest", "ended"), [(120, True), (121, False)])
+def test_a_run_that_has_hardly_begun_is_not_called_finished(
+    jobs: Jobs, tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch, fewest: int, ended: bool
+) -> None:
+    monkeypatch.setattr(course_module, "_FEWEST_STEPS", fewest)
+    progress = Progress()
+    course = course_of(jobs(tmp_path, max_epochs=10_000, schedule="hold"), progress)
+    score_every_epoch(course, progress, clock, FLAT_FROM_THE_START)
+    assert (progress.flat_since == 120) is ended
+
+
 @pytest.mark.parametrize(("schedule", "end"), [("hold", 200), ("constant", 120), ("cosine", 100_000)])
 def test_a_flat_score_ends_a_run_after_its_rate_has_fallen(
     jobs: Jobs, tmp_path: Path, clock: Clock, schedule: str, end: int

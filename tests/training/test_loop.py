@@ -440,6 +440,7 @@ def flat_after_36_steps(monkeypatch: pytest.MonkeyPatch) -> list[float]:
         rates.append(rate)
         return step(self, blocks, rate)
 
+    monkeypatch.setattr(course, "_FEWEST_STEPS", 0)
     monkeypatch.setattr(course.Course, "scored", scripted)
     monkeypatch.setattr(TrainingRun, "_step", remembered)
     return rates

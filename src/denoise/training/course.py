@@ -11,6 +11,9 @@ from denoise.training.state import Progress
 
 #: Several processes agree on the clock, and on whether to stop, about once a second, but within so many steps.
 _MOST_STEPS_APART = 50
+#: Before so many steps a run is not called finished: scores can rest for a while early on. Those of a real tooth did
+#: after 768 steps, and the run ended with a held-out L1 of 0.2447 after 1280; after 2270 it was 0.2405, after 5150 0.2343.
+_FEWEST_STEPS = 1500
 
 
 class Course:
@@ -95,7 +98,8 @@ class Course:
         progress.validation_seconds = max(progress.validation_seconds, self._world.largest([seconds])[0])
 
     def _is_flat(self) -> bool:
-        patience = self._job.settings.patience
+        patience, progress = self._job.settings.patience, self._progress
         if patience is None:
-            return self._job.schedule.ends_when_flat and has_stopped_improving(self._progress.curve)
-        return patience > 0 and self._progress.epoch - self._progress.best_epoch >= patience
+            may_end = self._job.schedule.ends_when_flat and progress.step >= _FEWEST_STEPS
+            return may_end and has_stopped_improving(progress.curve)
+        return patience > 0 and progress.epoch - progress.best_epoch >= patience
