@@ -6,7 +6,6 @@ Exit codes: 0 done, 2 the user's mistake (one line on stderr), 1 a bug (tracebac
 from __future__ import annotations
 
 import errno
-import importlib.metadata
 import logging
 import os
 import signal
@@ -43,6 +42,7 @@ from denoise.cli_options import (
     RestartsOption,
     ResumeOption,
     TemplateOption,
+    VersionOption,
 )
 from denoise.cluster import Spread, speaks
 from denoise.errors import ConfigError, DenoiseError, Interrupted, damage_reason, printable
@@ -63,18 +63,8 @@ app = typer.Typer(
 )
 
 
-def _say_version(asked: bool) -> None:
-    if asked:
-        typer.echo(f"denoise {importlib.metadata.version('ct-denoise')}")
-        raise typer.Exit
-
-
 @app.callback()
-def denoise(
-    version: Annotated[
-        bool, typer.Option("--version", callback=_say_version, is_eager=True, help="Say which version this is.")
-    ] = False,
-) -> None:
+def denoise(version: VersionOption = False) -> None:
     """Remove the noise of X-ray CT reconstructions with a network trained on the scan itself (Noise2Inverse)."""
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -114,4 +115,15 @@ OutputOption = Annotated[
         help="Where to write; the suffix chooses the format (.tif, .h5, .zarr; none: a folder of TIFF slices).  "
         "[default: beside the reconstructions, named after the sample]",
     ),
+]
+
+
+def _say_version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"denoise {importlib.metadata.version('ct-denoise')}")
+        raise typer.Exit
+
+
+VersionOption = Annotated[
+    bool, typer.Option("--version", callback=_say_version, is_eager=True, help="Say which version this is.")
 ]
