@@ -148,8 +148,10 @@ def denoise_slices(
 def _slab_budget(device: torch.device, on_host: int | None) -> int | None:
     """Bytes for slabs: they are on the host first, and then on the device."""
     free = free_on(device)
-    allowed = [on_host] if on_host is not None else []
-    return min([*allowed, int(_SLABS_SHARE * free)]) if free is not None else on_host
+    if free is None:
+        return on_host
+    on_device = int(_SLABS_SHARE * free)
+    return on_device if on_host is None else min(on_host, on_device)
 
 
 def _stream(

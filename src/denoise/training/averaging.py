@@ -18,7 +18,7 @@ class AveragedWeights:
     def __init__(self, network: nn.Module, decay: float) -> None:
         self.model = copy.deepcopy(network).requires_grad_(requires_grad=False)
         self._decay = decay
-        # Collected once: going through all modules at every step takes as long as a small step of a fast GPU.
+        # Collected once, not by going through all modules at every step.
         self._averaged: list[Tensor] = [*self.model.parameters()]
         self._current: list[Tensor] = [*network.parameters()]
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -44,13 +45,14 @@ def run_training(
     resume = resume or was_restarted(os.environ)
     network = NetworkSpec(config.network_name, config.network_options)
     initial = None
+    stored = TrainState.load(run.state).fingerprint if resume and run.state.exists() else {}
     if finetune is not None:
         network, initial = _begun_from(finetune, network)
-    elif resume and run.state.exists():
-        network = _as_resumed(run, network)
+    elif stored:
+        network = _as_resumed(stored, network)
     batch_size = config.batch_on(compute.devices()[0].type)
-    if config.train.batch_size is None and resume and run.state.exists():
-        batch_size = _batch_of(run, batch_size)
+    if config.train.batch_size is None:
+        batch_size = _batch_of(stored, batch_size)
     first, last = config.dataset.train_start_slice, config.dataset.train_end_slice
     job = TrainJob(
         splits=splits,
@@ -121,14 +123,13 @@ def _begun_from(path: Path, wanted: NetworkSpec) -> tuple[NetworkSpec, dict[str,
     return network, checkpoint.weights
 
 
-def _batch_of(run: RunFolder, otherwise: int) -> int:
+def _batch_of(stored: Mapping[str, Any], otherwise: int) -> int:
     """Patches per step of a run that goes on, on whatever device: its own number, where the user does not say."""
-    stored = TrainState.load(run.state).fingerprint.get("batch_size")
-    return stored if type(stored) is int and stored > 0 else otherwise
+    size = stored.get("batch_size")
+    return size if type(size) is int and size > 0 else otherwise
 
 
-def _as_resumed(run: RunFolder, wanted: NetworkSpec) -> NetworkSpec:
+def _as_resumed(stored: Mapping[str, Any], wanted: NetworkSpec) -> NetworkSpec:
     """A run that began from an older model goes on with the network of that model, which no config can ask for."""
-    stored = TrainState.load(run.state).fingerprint
     kept = {name: stored.get(f"network.{name}") for name in find_network(wanted.name).unsaid}
     return NetworkSpec(wanted.name, {**wanted.options, **{k: v for k, v in kept.items() if type(v) is int}})
