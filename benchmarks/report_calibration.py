@@ -3,6 +3,7 @@
     python benchmarks/report_calibration.py --folder scratch [--objects foam,... --doses 400,... --modes 2.5d,...]
     python benchmarks/report_calibration.py --folder scratch --unseen ...          # the same models, other scans
     python benchmarks/report_calibration.py --folder scratch --splits 4 ...        # X:1, as many angles in each split
+    python benchmarks/report_calibration.py --folder scratch --size 384 --slices 128 ...   # eight times the voxels
     python benchmarks/report_calibration.py --folder scratch --report docs/report.md
 
 Five objects at three doses are scanned (64 x 192 x 192 voxels, 300 angles per split). In both modes a model is trained
@@ -20,6 +21,7 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +54,8 @@ from report_objects import grains, layers
 
 Float32Array = NDArray[np.float32]
 
-SLICES, SIZE = 64, 192
+#: Of the scans, in voxels: (Z, Y, X).
+SHAPE: Triple = (64, 192, 192)
 #: Per split 300 angles for 192 columns: as many as filtered back-projection needs.
 _ANGLES_PER_COLUMN = 1.5625
 HELD_OUT = 0.34
@@ -122,7 +125,7 @@ def _textured(image: Float32Array, z: range, scan: Scan) -> Float32Array:
 
 
 def _with_specks(image: Float32Array, z: range, scan: Scan) -> Float32Array:
-    return image + np.float32(0.5 * scan.contrast) * _specks((SLICES, SIZE, SIZE), 2.0)[z.start : z.stop]
+    return image + np.float32(0.5 * scan.contrast) * _specks(scan.truth.shape, 2.0)[z.start : z.stop]
 
 
 def _copied(image: Float32Array, z: range, scan: Scan) -> Float32Array:
@@ -131,7 +134,7 @@ def _copied(image: Float32Array, z: range, scan: Scan) -> Float32Array:
 
 
 def _erased(image: Float32Array, z: range, scan: Scan) -> Float32Array:
-    holes = np.clip(2 * _specks((SLICES, SIZE, SIZE), 4.0), 0, 1)[z.start : z.stop]
+    holes = np.clip(2 * _specks(scan.truth.shape, 4.0), 0, 1)[z.start : z.stop]
     return image + holes * (gaussian_filter(image, (0, 6, 6)) - image)
 
 
@@ -152,20 +155,47 @@ DENOISERS: Mapping[str, Denoiser] = {
 }
 
 
-def open_scan(root: Path, name: str, dose: int, *, second: bool = False, splits: int = 2) -> Scan:
+@dataclass(frozen=True)
+class Setting:
+    """What is scanned, and what is judged of it; a row's name."""
+
+    name: str
+    dose: int
+    mode: str
+    unseen: bool = False
+    splits: int = 2
+    shape: Triple = SHAPE
+
+    @classmethod
+    def of(cls, row: Mapping[str, Any]) -> Setting:
+        """Of a stored row."""
+        shape: Triple = tuple(row.get("shape", SHAPE))
+        return cls(row["object"], row["dose"], row["mode"], row["unseen"], row["splits"], shape)
+
+    @property
+    def key(self) -> dict[str, Any]:
+        """In a row."""
+        key = {"object": self.name, "dose": self.dose, "mode": self.mode, "unseen": self.unseen, "splits": self.splits}
+        return key if self.shape == SHAPE else {**key, "shape": self.shape}
+
+    @property
+    def suffix(self) -> str:
+        """Of names of files, where something is not as usual."""
+        splits = "" if self.splits == 2 else f"_k{self.splits}"
+        return splits if self.shape == SHAPE else f"{splits}_{'x'.join(map(str, self.shape))}"
+
+
+def open_scan(root: Path, setting: Setting, *, second: bool) -> Scan:
     """Simulated if it is not there yet, with a noise of its own; a second one is another object of the same kind."""
+    name, dose, splits, (slices, size, _) = setting.name, setting.dose, setting.splits, setting.shape
     seed = 1 + list(OBJECTS).index(name) + len(OBJECTS) * (DOSES.index(dose) + len(DOSES) * second)
-    folder = root / "cases" / f"{name}_{dose}_{SLICES}x{SIZE}_{seed}{_suffix(splits)}"
+    folder = root / "cases" / f"{name}_{dose}_{seed}{setting.suffix}"
     if not (folder / "full.npy").exists():  # written last
         folder.mkdir(parents=True, exist_ok=True)
         case = cases.Case(name, OBJECTS[name], dose)
-        cases.simulate(case, folder, SIZE, SLICES, seed, (splits,), splits * _ANGLES_PER_COLUMN)
+        cases.simulate(case, folder, size, slices, seed, (splits,), splits * _ANGLES_PER_COLUMN)
     truth, *parts = (np.load(folder / f"{part}.npy") for part in ("truth", *(f"k{splits}_{k}" for k in range(splits))))
     return Scan(truth, tuple(parts))
-
-
-def _suffix(splits: int) -> str:
-    return "" if splits == 2 else f"_k{splits}"
 
 
 def trained(root: Path, scan: Scan, name: str, mode: str, epochs: int) -> RunFolder:
@@ -217,28 +247,28 @@ def runner(run: RunFolder, shape: Triple) -> tuple[Run, Region]:
     return remembered, HoldOut.of(shape, window, HELD_OUT).held_out
 
 
-def judged(root: Path, name: str, dose: int, mode: str, *, unseen: bool, splits: int) -> Iterator[dict[str, Any]]:
+def judged(root: Path, setting: Setting) -> Iterator[dict[str, Any]]:
     """A row for every denoiser of one scan in one mode: on what training held out, or on a scan of its own."""
-    own = open_scan(root, name, dose, splits=splits)
-    scan = open_scan(root, name, dose, second=True, splits=splits) if unseen else own
-    shape: Triple = (SLICES, SIZE, SIZE)
+    own = open_scan(root, setting, second=False)
+    scan = open_scan(root, setting, second=True) if setting.unseen else own
+    shape, mode = setting.shape, setting.mode
     volumes = [ArrayVolume(split, name=f"split {k}") for k, split in enumerate(scan.splits)]
     runs = {
-        kind: trained(root, own, f"{name}_{dose}_{mode}_{kind}{_suffix(splits)}", mode, epochs)
+        kind: trained(root, own, f"{setting.name}_{setting.dose}_{mode}_{kind}{setting.suffix}", mode, epochs)
         for kind, epochs in (("good", _GOOD_EPOCHS[mode]), ("under", 1))
     }
     runners = {kind: runner(run, shape) for kind, run in runs.items()}
     for kind, denoiser in DENOISERS.items():
         plain, held_out = runners[denoiser.model]
-        region = Region((0, 0, 0), shape) if unseen else held_out
+        region = Region((0, 0, 0), shape) if setting.unseen else held_out
 
         def damaged(volume: Volume, z: range, plain: Run = plain, denoiser: Denoiser = denoiser) -> Float32Array:
             return denoiser.damage(plain(volume, z), z, scan).astype(np.float32)
 
         evidence = collect(volumes, region, damaged)
         history = read_history(runs[denoiser.model].history)
-        key = {"object": name, "dose": dose, "mode": mode, "unseen": unseen, "splits": splits, "denoiser": kind}
-        yield {**key, **compared(evidence, Report.of(evidence, history=history), scan.truth[region.slices])}
+        found = compared(evidence, Report.of(evidence, history=history), scan.truth[region.slices])
+        yield {**setting.key, "denoiser": kind, **found}
 
 
 def compared(evidence: Evidence, report: Report, truth: Float32Array) -> dict[str, Any]:
@@ -294,6 +324,8 @@ def main() -> None:
     parser.add_argument("--report", type=Path, help="replace the tables in this document")
     parser.add_argument("--splits", type=int, default=2)
     parser.add_argument("--unseen", action="store_true", help="judge on scans of other objects")
+    parser.add_argument("--size", type=int, default=SHAPE[2], help="edge of the slices, voxels")
+    parser.add_argument("--slices", type=int, default=SHAPE[0])
     options = parser.parse_args()
     rows_file = options.folder / "report_calibration.jsonl"
     rows = [json.loads(line) for line in rows_file.read_text().splitlines()] if rows_file.exists() else []
@@ -302,16 +334,16 @@ def main() -> None:
 
         write_tables(rows, options.report)
         return
-    asked = options.unseen, options.splits
-    there = {(r["object"], r["dose"], r["mode"]) for r in rows if (r["unseen"], r["splits"]) == asked}
-    for dose in map(int, options.doses.split(",")):
-        for mode in options.modes.split(","):
-            for name in options.objects.split(","):
-                if (name, dose, mode) not in there:
-                    new = list(judged(options.folder, name, dose, mode, unseen=asked[0], splits=asked[1]))
-                    with rows_file.open("a") as file:
-                        file.writelines(json.dumps(row) + "\n" for row in new)
-                    print(name, dose, mode, flush=True)
+    there = {Setting.of(row) for row in rows}
+    shape = (options.slices, options.size, options.size)
+    doses, modes, names = map(int, options.doses.split(",")), options.modes.split(","), options.objects.split(",")
+    for dose, mode, name in product(doses, modes, names):
+        setting = Setting(name, dose, mode, options.unseen, options.splits, shape)
+        if setting not in there:
+            new = list(judged(options.folder, setting))
+            with rows_file.open("a") as file:
+                file.writelines(json.dumps(row) + "\n" for row in new)
+            print(setting, flush=True)
 
 
 if __name__ == "__main__":

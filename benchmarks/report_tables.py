@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from denoise.trust.after import CLASS_SHIFT, INVENTED_PLACE, REMOVED_PLACE
-from report_calibration import DENOISERS
+from report_calibration import DENOISERS, SHAPE, Setting
 
 Row = Mapping[str, Any]
 BEGIN, END = "<!-- calibration: written by benchmarks/report_calibration.py -->", "<!-- end of calibration -->"
@@ -21,12 +21,15 @@ def write_tables(rows: Sequence[Row], path: Path) -> None:
     before, rest = text.split(BEGIN)
     _, after = rest.split(END)
     rows = sorted(({**r, "flags": _flags(r)} for r in rows), key=lambda r: (r["mode"], r["object"], r["dose"]))
-    pairs = [r for r in rows if r["splits"] == 2]
-    held_out, unseen = ([r for r in pairs if r["unseen"] == which] for which in (False, True))
+    usual = [r for r in rows if Setting.of(r).shape == SHAPE]
+    held_out, unseen = ([r for r in usual if r["splits"] == 2 and r["unseen"] == which] for which in (False, True))
     parts = [_summary(held_out), _denoisers(held_out), _scans(held_out)]
     if unseen:
         parts += ["### Scans of other objects", _summary(unseen), _denoisers(unseen)]
-    if more := [r for r in rows if r["splits"] > 2]:
+    for shape in sorted({Setting.of(r).shape for r in rows} - {SHAPE}):
+        large = [r for r in rows if Setting.of(r).shape == shape]
+        parts += [f"### Scans of {' x '.join(map(str, shape))}", _summary(large), _denoisers(large), _scans(large)]
+    if more := [r for r in usual if r["splits"] > 2]:
         parts += [f"### {more[0]['splits']} splits, X:1", _summary(more), _denoisers(more), _scans(more)]
     tables = "\n\n".join(parts)
     path.write_text(f"{before}{BEGIN}\n\n{tables}\n\n{END}{after}", encoding="utf-8")

@@ -263,7 +263,7 @@ def report(
     model: ModelOption = None,
     output: Annotated[
         Path | None,
-        typer.Option("--output", help="Folder for the report.  [default: beside the reconstructions, SAMPLE_report]"),
+        typer.Option("--output", help="Folder for the report.  [default: beside the reconstructions]"),
     ] = None,
     overwrite: OverwriteOption = False,
     gpus: GpusOption = None,

@@ -72,14 +72,15 @@ def test_the_picture_is_a_png_of_1320_by_946_pixels(shown: Path) -> None:
 def test_nothing_partial_is_left(shown: Path) -> None:
     assert sorted(path.name for path in shown.iterdir()) == [
         "before_after_truth.png", "foam_angles.txt", "foam_config.yaml", "foam_denoised_volume_2.5d", "foam_full",
-        "foam_report", "foam_scan.h5", "foam_split0", "foam_split1", "foam_training_2.5d", "foam_truth", "summary.json",
+        "foam_report_2.5d", "foam_scan.h5", "foam_split0", "foam_split1", "foam_training_2.5d", "foam_truth",
+        "summary.json",
     ]  # fmt: skip
 
 
 def test_the_report_lies_beside_the_results_and_says_how_it_was_scored(shown: Path) -> None:
-    assert sorted(path.name for path in (shown / "foam_report").iterdir()) == ["report.html", "report.json"]
-    content = json.loads((shown / "foam_report" / "report.json").read_text())
-    page = (shown / "foam_report" / "report.html").read_text()
+    assert sorted(path.name for path in (shown / "foam_report_2.5d").iterdir()) == ["report.html", "report.json"]
+    content = json.loads((shown / "foam_report_2.5d" / "report.json").read_text())
+    page = (shown / "foam_report_2.5d" / "report.html").read_text()
     assert content["verdict"] in page
     assert "held out in training" in page
 

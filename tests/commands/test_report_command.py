@@ -29,7 +29,7 @@ def test_check_reads_the_data_only_when_asked_and_writes_nothing(
     assert len(facts.splitlines()) == len(plain.out.splitlines())
     lines = found.splitlines()
     assert lines[-1] == "verdict: fine"
-    assert any(line.startswith("fine") and "noise_independent" in line and "(limit 0.05)" in line for line in lines)
+    assert any(line.startswith("fine") and "noise_independent" in line and "(at most 0.05)" in line for line in lines)
 
 
 def test_check_says_why_splits_are_not_valid(dataset: Dataset, denoise: Callable[..., Outcome], tools: Tools) -> None:
@@ -88,7 +88,7 @@ def test_the_command_says_the_headline_and_replaces_nothing_unasked(
     finished: Dataset, denoise: Callable[..., Outcome], tools: Tools
 ) -> None:
     said = denoise("report", "--config", finished.config, "--device", "cpu")
-    path = finished.folder / "foam_report" / "report.json"
+    path = finished.folder / "foam_report_2.5d" / "report.json"
     assert said.out.splitlines()[-2:] == [str(path.with_suffix(".html")), str(path)]
     assert said.out.startswith("Gain: ")
     before = tools.fingerprint(finished.folder)
@@ -103,7 +103,7 @@ def test_the_page_shows_what_the_numbers_say_and_is_not_replaced_unasked(
     shutil.copy(finished.run / "best_val_model.pth", finished.run / "best_edge_model.pth")
     (finished.run / "best_lcl_model.pth").write_bytes(b"damaged")
     said = denoise("report", "--config", finished.config, "--device", "cpu")
-    page = finished.folder / "foam_report" / "report.html"
+    page = finished.folder / "foam_report_2.5d" / "report.html"
     text = page.read_text(encoding="utf-8")
     content = json.loads(page.with_suffix(".json").read_text())
     assert all(f["question"] in html.unescape(text) for f in content["findings"])

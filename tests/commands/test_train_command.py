@@ -287,11 +287,40 @@ def test_where_nobody_asked_for_the_cpu_its_use_is_a_warning(
     assert "running on 2 processes that share CPU" in asked.log
 
 
+@pytest.mark.parametrize(
+    ("full", "why"), [("full: no_whole", "no_whole does not exist"), ("", "dataset.full is missing")]
+)
 def test_what_volume_will_refuse_tomorrow_is_said_before_a_night_of_training(
-    dataset: Dataset, denoise: Callable[..., Outcome]
+    dataset: Dataset, denoise: Callable[..., Outcome], full: str, why: str
 ) -> None:
-    config = dataset.configured("full: whole", "full: no_whole")
+    config = dataset.configured("full: whole", full)
     outcome = denoise("train", "--config", config, "--device", "cpu")
     assert outcome.code == 0, outcome.err
     assert "`denoise volume` will not work as the config is" in outcome.log
-    assert "no_whole does not exist" in outcome.log
+    assert why in outcome.log
+
+
+NOT_INDEPENDENT = "The splits are the same image"
+
+
+def test_splits_that_teach_nothing_are_named_before_a_night_of_training(
+    dataset: Dataset, denoise: Callable[..., Outcome]
+) -> None:
+    config = dataset.configured("[even, odd]", "[even, copy]")
+    shutil.copytree(dataset.folder / "even", dataset.folder / "copy")
+    outcome = denoise("train", "--config", config, "--device", "cpu")
+    assert outcome.code == 0, outcome.err
+    assert NOT_INDEPENDENT in outcome.log
+    again = denoise("train", "--config", config, "--device", "cpu", "--resume")
+    assert again.code == 0, again.err
+    assert NOT_INDEPENDENT not in again.log, "it was said when the run began"
+    independent = denoise("train", "--config", dataset.config, "--device", "cpu", "--output-dir", dataset.folder / "b")
+    assert "WARNING" not in independent.log
+
+
+def test_only_what_is_trained_on_is_tested(dataset: Dataset, denoise: Callable[..., Outcome]) -> None:
+    """Slices outside the range may be damaged: that is why one leaves them out."""
+    sorted((dataset.folder / "even").iterdir())[1].write_bytes(b"no slice")
+    config = dataset.configured("sample: foam", "sample: foam\n  train_start_slice: 4")
+    outcome = denoise("train", "--config", config, "--device", "cpu")
+    assert outcome.code == 0, outcome.err

@@ -139,6 +139,13 @@ def test_hostile_names_are_text() -> None:
     assert not any(name.startswith("on") for _, attributes in read.tags for name in attributes)
 
 
+def test_a_limit_says_whether_it_is_a_minimum_or_a_maximum() -> None:
+    low = {**finding("counts", "fine"), "threshold_is": "minimum"}
+    words = Read(render_page({**CONTENT, "findings": [low, {**finding("seams", "fine"), "threshold": 1.25}]})).words
+    assert "counts 0.25 dB at least 0.5" in words
+    assert "seams 0.25 dB at most 1.25" in words
+
+
 def test_numbers_of_the_headline_are_said_with_their_intervals() -> None:
     words = Read(render_page(CONTENT)).words
     assert "+9.9 dB" in words

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -144,6 +144,18 @@ def test_a_run_whose_minutes_are_used_goes_on_with_more_of_them(jobs: Jobs, tmp_
     assert course_of(jobs(tmp_path, max_epochs=100, max_minutes=1.0), progress, begun=clock.now).done == 1.0
     longer = course_of(jobs(tmp_path, max_epochs=100, max_minutes=4.0), progress, begun=clock.now)
     assert longer.done == pytest.approx(0.25)
+
+
+def test_minutes_hold_for_a_resumed_run_that_is_not_given_others(jobs: Jobs, tmp_path: Path, clock: Clock) -> None:
+    """Without them it would go on at the rate that it fell from."""
+    begun = Progress()
+    course_of(jobs(tmp_path, max_epochs=100, max_minutes=2.0), begun)
+    stored = Progress.stored({**asdict(begun), "step": 30, "epoch": 3, "elapsed": 120.0})
+    resumed = course_of(jobs(tmp_path, max_epochs=100), stored, begun=clock.now)
+    assert resumed.done == 1.0
+    assert resumed.reason == "its 2 minutes are used"
+    assert course_of(jobs(tmp_path, max_epochs=100, max_minutes=8.0), stored, begun=clock.now).done == 0.25
+    assert course_of(jobs(tmp_path, max_epochs=100), Progress(step=30, epoch=3), begun=clock.now).minutes is None
 
 
 # Scores

@@ -17,7 +17,7 @@ import torch
 from denoise.arithmetic import resolve_precision
 from denoise.checkpoint import CRITERIA, RunFolder
 from denoise.commands.calibration import inference_cost, training_cost
-from denoise.commands.display import gigabytes, say, say_verdict
+from denoise.commands.display import say, say_verdict
 from denoise.commands.inputs import InferenceInputs, open_inference_inputs, open_splits
 from denoise.commands.train import require_own_folder
 from denoise.config import RunConfig
@@ -32,6 +32,7 @@ from denoise.networks.catalogue import build_network, find_network
 from denoise.networks.spec import NetworkSpec
 from denoise.patches.holdout import HoldOut
 from denoise.patches.sampler import VolumeSampler
+from denoise.readable import duration, gigabytes
 from denoise.tiles import TileGrid
 from denoise.training.footprint import Footprint
 from denoise.training.memory_plan import MemoryPlan, plan_memory
@@ -141,7 +142,7 @@ def _training(config: RunConfig, compute: Compute, splits: SplitSet, network: Ne
         return [
             (
                 "training time",
-                f"{1000 * each:.3g} ms a step, {_duration(steps * each)} an epoch, at most {_duration(longest)}; less "
+                f"{1000 * each:.3g} ms a step, {duration(steps * each)} an epoch, at most {duration(longest)}; less "
                 "where it stops improving",
             ),
             ("training memory", f"{gigabytes(measured)} measured, for one process"),
@@ -212,7 +213,7 @@ def _inference(
         predicted = tiles.redundancy * float(np.prod(grid.shape, dtype=np.float64)) * len(inputs.views)
         seconds = cost.seconds_per_predicted_voxel * predicted / count
         return [
-            ("volume time", f"{_duration(seconds)}, unless files are slower than the network"),
+            ("volume time", f"{duration(seconds)}, unless files are slower than the network"),
             ("volume memory", f"{gigabytes(held + cost.bytes_besides_slabs)} measured, for one process"),
         ]
 
@@ -246,11 +247,3 @@ def _describe(volume: Volume) -> str:
         f"{volume.name}: {' x '.join(map(str, volume.shape))} {volume.dtype.name}, {voxel}, "
         f"slices {describe_numbers(volume.slice_numbers)}"
     )
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 100:
-        return f"{seconds:.2g} s"
-    if seconds < 6000:
-        return f"{seconds / 60:.0f} min"
-    return f"{seconds / 3600:.1f} h" if seconds < 360_000 else f"{seconds / 86400:.0f} days"

@@ -43,7 +43,7 @@ _MINUTES = {"2.5d": 1.0, "3d": 2.5}
 
 #: What a demo, and other commands on its config, write into its folder; hidden ones are of runs that were killed.
 _OWN_NAMES = re.compile(
-    r"foam_(scan\.h5|truth|full|angles\.txt|split\d+|config\.yaml|training_(2\.5d|3d)|denoised_slices|denoised_volume_.+|report)"
+    r"foam_(scan\.h5|truth|full|angles\.txt|split\d+|config\.yaml|training_(2\.5d|3d)|denoised_slices|denoised_volume_.+|report(_.+)?)"
     r"|before_after_truth\.png|summary\.json|\.(foam_\w+|before_after_truth|summary)\.(partial|replaced)-.+"
 )
 _OWN_SUFFIXES = (".tif", ".pth", ".yaml", ".jsonl", ".png", ".json", ".html")

@@ -36,7 +36,7 @@ def say_verdict(verdict: Verdict) -> None:
     width = max(len(finding.name) for finding in verdict.findings)
     for finding in verdict.findings:
         number = "" if finding.value is None else f"{finding.value:.3g}"
-        limit = "" if finding.threshold is None else f" (limit {finding.threshold:g})"
+        limit = f" ({finding.limit})" if finding.limit else ""
         say(
             f"{_MARKS[finding.severity]:<11}  {finding.name:<{width}}  {number}{limit} {finding.unit}: "
             f"{finding.sentence}"
@@ -91,8 +91,3 @@ def progress_bar(what: str, total: int, voxels_per_item: int) -> Iterator[Callab
 def slices_bar(what: str, voxels_per_slice: int, slices: int) -> AbstractContextManager[Callable[[int], None]]:
     """As ``progress_bar``, in the order in which a job in another process is told of it."""
     return progress_bar(what, slices, voxels_per_slice)
-
-
-def gigabytes(size: int) -> str:
-    """A number of bytes in words."""
-    return f"{size / 1e9:.2f} GB" if size >= 1e7 else f"{size / 1e6:.2f} MB"

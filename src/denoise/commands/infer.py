@@ -20,6 +20,7 @@ from denoise.commands.display import say, say_device, slices_bar
 from denoise.commands.inputs import (
     InferenceInputs,
     given_normalization,
+    made_by,
     open_inference_inputs,
     require_not_an_input,
 )
@@ -67,8 +68,7 @@ def denoise_volume(
     inputs = open_inference_inputs(config, checkpoint.strategy)
     z_range = slice_range(inputs.grid, start, end)
     numbers = inputs.grid.slice_numbers[z_range.start : z_range.stop]
-    mode = mode_of(checkpoint.network).name
-    name = f"{config.sample_name}_denoised_volume_{mode}{_suffix(choice.criterion)}"
+    name = f"{config.sample_name}_denoised_volume_{made_by(checkpoint, choice.criterion)}"
     if len(numbers) < inputs.grid.shape[0]:
         name += f"_slices_{numbers[0]:05d}-{numbers[-1]:05d}"
     output = choice.output or str(config.dataset.folder / name)
@@ -166,8 +166,7 @@ def denoise_slice(config: RunConfig, compute: Compute, choice: Choice, *, number
             f"there is no slice {number} in {inputs.grid.name}; its slices are {describe_numbers(numbers)}"
         )
     z = numbers.index(number)
-    mode = mode_of(checkpoint.network).name
-    name = f"{config.sample_name}_{mode}{_suffix(choice.criterion)}_{number:05d}.tif"
+    name = f"{config.sample_name}_{made_by(checkpoint, choice.criterion)}_{number:05d}.tif"
     output = choice.output or str(config.dataset.folder / f"{config.sample_name}_denoised_slices" / name)
     return _denoise(config, compute, choice, checkpoint, inputs, range(z, z + 1), output)
 
@@ -183,11 +182,6 @@ def _model(config: RunConfig, choice: Choice) -> Checkpoint:
     if mode != config.mode:
         _log.info("the model works in %s (the config says %s)", mode, config.mode)
     return checkpoint
-
-
-def _suffix(criterion: str) -> str:
-    """The default model has no suffix; results of the others must not take its place."""
-    return "" if criterion == "val" else f"_{criterion}"
 
 
 def _denoise(

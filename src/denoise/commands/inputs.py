@@ -8,9 +8,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from denoise.checkpoint import Checkpoint
 from denoise.config import RunConfig
 from denoise.errors import ConfigError, OutputError
 from denoise.inference.models import input_views
+from denoise.modes import mode_of
 from denoise.normalization import Normalization
 from denoise.volumes import SplitSet, Volume, open_volume
 
@@ -73,6 +75,15 @@ def scan_angles(config: RunConfig) -> NDArray[np.float64] | None:
             f"{len(config.split_paths)} splits: mend or remove it"
         )
     return np.asarray(np.deg2rad(angles), np.float64)
+
+
+def made_by(checkpoint: Checkpoint, criterion: str) -> str:
+    """Mode and choice of a model, as names of results have them: no result may take the place of another model's.
+
+    The default model is named by its mode alone.
+    """
+    mode = mode_of(checkpoint.network).name
+    return mode if criterion == "val" else f"{mode}_{criterion}"
 
 
 def given_normalization(config: RunConfig) -> Normalization | None:

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from denoise.commands.display import gigabytes, progress_bar, say
+from denoise.commands.display import progress_bar, say
 from denoise.config import RunConfig
 from denoise.config.recipes import RECIPES
 from denoise.errors import ConfigError, OutputError
@@ -20,6 +20,7 @@ from denoise.memory import available_bytes
 from denoise.projections.footprint import RowPlan, plan_rows
 from denoise.projections.reconstruct import angles_warning, find_center, reconstruct_scan, split_indices
 from denoise.projections.scan import Scan
+from denoise.readable import gigabytes
 from denoise.tiles import Triple
 from denoise.volumes import VolumeSink, create_sink, is_whole, open_volume
 from denoise.volumes.sink import WholeAlready, free_bytes, require_space

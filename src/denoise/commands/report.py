@@ -22,7 +22,7 @@ from denoise.api import load_checkpoint
 from denoise.archive import software_versions
 from denoise.checkpoint import CRITERIA, Checkpoint, RunFolder, find_model
 from denoise.commands.display import say, say_device
-from denoise.commands.inputs import given_normalization, open_splits, scan_angles
+from denoise.commands.inputs import given_normalization, made_by, open_splits, scan_angles
 from denoise.config import RunConfig, load_config, render
 from denoise.config.recipes import RECIPES
 from denoise.errors import CheckpointError, DenoiseError, OutputError, VolumeError
@@ -104,14 +104,15 @@ def write_report(config: RunConfig, compute: Compute, request: Request) -> Judge
         Model or splits cannot be used; the held-out part is too small; one of the files is there already.
     """
     begun = time.monotonic()
-    folder = request.output or config.dataset.folder / f"{config.sample_name}_report"
+    model_path = request.model or config.output_dir
+    checkpoint = load_checkpoint(model_path, request.criterion)
+    name = f"{config.sample_name}_report_{made_by(checkpoint, request.criterion)}"
+    folder = request.output or config.dataset.folder / name
     path = folder / "report.json"
     for written in (path, path.with_suffix(".html")):
         require_free(written, overwrite=request.overwrite)
     if folder.exists() and not folder.is_dir():
         raise OutputError(f"{folder} is a file; --output takes the folder for the report")
-    model_path = request.model or config.output_dir
-    checkpoint = load_checkpoint(model_path, request.criterion)
     splits = open_splits(config)
     if config.infer.input == "full" and config.full_path is not None:
         require_same_grid(splits.volumes[0], open_volume(config.full_path), "split 0", "the full reconstruction")

@@ -8,13 +8,15 @@ from pathlib import Path
 
 from denoise.checkpoint import CRITERIA, RunFolder
 from denoise.commands.display import say, say_device
-from denoise.commands.inputs import open_splits
+from denoise.commands.inputs import open_inference_inputs, open_splits
 from denoise.config import RunConfig
-from denoise.errors import OutputError, VolumeError
+from denoise.errors import ConfigError, OutputError, VolumeError
 from denoise.files import require_free
 from denoise.launch import Compute
 from denoise.training.start import run_training
-from denoise.volumes import SplitSet, open_volume, require_same_grid
+from denoise.trust.before import check_splits
+from denoise.trust.verdict import Severity
+from denoise.volumes import SplitSet, require_same_grid, slice_range
 
 _log = logging.getLogger(__name__)
 
@@ -26,6 +28,8 @@ def train(
     splits = open_splits(config)
     require_own_folder(RunFolder(config.output_dir))
     _warn_of_full(config, splits)
+    if compute.spread.leads(os.environ) and not (resume and RunFolder(config.output_dir).holds_a_run):
+        _warn_of_splits(config, splits)
     _say_devices(config, compute)
     run = run_training(config, splits, compute, resume=resume, finetune=finetune, show_progress=progress)
     for criterion in CRITERIA if compute.spread.leads(os.environ) else ():
@@ -36,12 +40,21 @@ def train(
 
 def _warn_of_full(config: RunConfig, splits: SplitSet) -> None:
     """Say now what `denoise volume` will say tomorrow; training does without the full reconstruction."""
-    if config.infer.input != "full" or config.full_path is None:
+    if config.infer.input != "full":
         return
     try:
-        require_same_grid(splits.volumes[0], open_volume(config.full_path), "split 0", "the full reconstruction")
-    except VolumeError as error:
+        full = open_inference_inputs(config, config.train.strategy).grid
+        require_same_grid(splits.volumes[0], full, "split 0", "the full reconstruction")
+    except (ConfigError, VolumeError) as error:
         _log.warning("training does not need it, but `denoise volume` will not work as the config is: %s", error)
+
+
+def _warn_of_splits(config: RunConfig, splits: SplitSet) -> None:
+    """Say before the night what `denoise report` would say after it: that the method does not hold for these splits."""
+    first, last = config.dataset.train_start_slice, config.dataset.train_end_slice
+    for finding in check_splits(splits.volumes, slice_range(splits.volumes[0], first, last)).warnings:
+        if finding.severity is Severity.INVALID:
+            _log.warning("%s (`denoise check --data` has all tests of the splits)", finding.sentence)
 
 
 def _say_devices(config: RunConfig, compute: Compute) -> None:

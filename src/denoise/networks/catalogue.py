@@ -234,7 +234,7 @@ NETWORKS: Mapping[str, NetworkKind] = MappingProxyType(
             options=_RESIDUAL_OPTIONS,
             content_dependent=False,
             overlap=24,
-            tile=256,
+            tile=384,
             step_peak=1.6,
             _forward_peak=lambda o: 100 * o["width"] / 16,
             _build=lambda o: _residual(o, mixes=False),

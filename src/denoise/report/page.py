@@ -20,6 +20,7 @@ from denoise.report.curves import Plain, entries, figures, number
 from denoise.report.images import KINDS, Pictures, Trial
 from denoise.report.svg import number_text
 from denoise.trust.interval import ends_in_words
+from denoise.trust.verdict import limit_text
 
 UNKNOWN = "unknown"
 _SEVERITIES = {"invalid": "not valid", "reservation": "reservation", "note": "note", "fine": "fine"}
@@ -48,7 +49,7 @@ class Test:
     word: str
     sentence: str
     number: str
-    threshold: str
+    limit: str
     why: str
 
 
@@ -162,11 +163,15 @@ def tests(content: Plain) -> list[Test]:
                 word=_SEVERITIES[severity],
                 sentence=text(finding.get("sentence")),
                 number="not measured" if value is None else f"{number_text(value)} {unit}".strip(),
-                threshold="" if threshold is None else number_text(threshold),
+                limit="" if threshold is None else limit_text(number_text(threshold), _is_minimum(finding)),
                 why=text(finding.get("why")),
             )
         )
     return sorted(found, key=lambda t: order.index(t.severity))
+
+
+def _is_minimum(finding: Plain) -> bool:
+    return finding.get("threshold_is") == "minimum"
 
 
 def cited(source: str) -> Markup:

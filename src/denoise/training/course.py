@@ -20,6 +20,9 @@ _FEWEST_STEPS = 1500
 class Course:
     """The clock of a run, and its end: after its epochs, its minutes, or when it no longer improves.
 
+    A resumed run has the minutes that it began with, unless it is given others: without them its rate, which may have
+    fallen to zero, would be the first one again.
+
     Parameters
     ----------
     begun
@@ -32,6 +35,7 @@ class Course:
         self._begun = begun - progress.elapsed
         self._agreed_seconds = progress.elapsed
         self._agree_at_step = 0
+        self.minutes = progress.minutes = job.settings.max_minutes or progress.minutes
         if job.settings.patience == 0:
             progress.flat_since = 0  # a run that had ended for that may be resumed to go on
 
@@ -57,8 +61,7 @@ class Course:
     def reason(self) -> str:
         """Why it is over."""
         if self._share_of_minutes >= 1.0:
-            minutes = self._job.settings.max_minutes
-            return "its minute is used" if minutes == 1 else f"its {minutes:g} minutes are used"
+            return "its minute is used" if self.minutes == 1 else f"its {self.minutes:g} minutes are used"
         if self._progress.flat_since:
             since = self._progress.flat_since
             return f"the held-out score had all but stopped improving at step {since}" + (
@@ -68,11 +71,10 @@ class Course:
 
     @property
     def _share_of_minutes(self) -> float:
-        minutes = self._job.settings.max_minutes
-        if minutes is None or self._progress.step == 0:
+        if self.minutes is None or self._progress.step == 0:
             return 0.0
         # The last validation comes after the last step, and belongs to the minutes too.
-        return self._agreed_seconds / max(60 * minutes - self._progress.validation_seconds, 1e-3)
+        return self._agreed_seconds / max(60 * self.minutes - self._progress.validation_seconds, 1e-3)
 
     def agree(self, stopping: bool) -> bool:
         """Bring all processes to one clock after a step; returns whether they all stop now.

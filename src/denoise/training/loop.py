@@ -163,7 +163,7 @@ class TrainingRun:
             epochs=self.job.settings.max_epochs,
             steps_per_epoch=self.steps_per_epoch,
             first_step=self.progress.step,
-            minutes=self.job.settings.max_minutes,
+            minutes=self.course.minutes,
             blocks_per_step=self.job.batch_size,
             validation_blocks=self.validator.block_count,
             validate_every=self.validate_every,
@@ -176,6 +176,8 @@ class TrainingRun:
     def train(self, stop: StopRequest) -> None:
         """Run to the last epoch or minute, or until the held-out score stops improving, or until a signal comes."""
         observers = observers_of(self.job, self.folder) if self.world.is_chief else []
+        if self.world.is_chief and self.course.minutes and not self.job.settings.max_minutes:
+            _log.info("this run was given %g minutes; --max-minutes gives it others", self.course.minutes)
         try:
             for observer in observers:
                 observer.started(self.plan)

@@ -16,6 +16,7 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeEl
 from denoise.checkpoint import RunFolder
 from denoise.errors import CheckpointError, ConfigError, damage_reason
 from denoise.files import explained, whole_file, write_text
+from denoise.readable import duration
 from denoise.training.job import Observer, Plan, Record, TrainJob
 from denoise.training.validation import Preview
 
@@ -289,12 +290,12 @@ class LogLines(_Silent):
         self._said_at = now
         left = (1 - record.done) * record.seconds / max(record.done, 1e-9)
         _log.info(
-            "epoch %d · step %d · loss %.4f · held-out %.4f%s · %.1f blocks/s · at most %.0f s left",
+            "epoch %d · step %d · loss %.4f · held-out %.4f%s · %.1f blocks/s · at most %s left",
             record.epoch,
             record.step,
             record.train_loss,
             record.scores.l1,
             " (best)" if "val" in record.improved else "",
             record.blocks_per_second,
-            left,
+            duration(left),
         )

@@ -47,6 +47,8 @@ class Progress:
     division: list[int] | None = None
     """How the training part is divided into slabs and how many are in memory (starts along z, y and x, slabs), as
     blocks are drawn accordingly; None where all of it is in memory."""
+    minutes: float | None = None
+    """That the run was given; they hold where it is resumed without saying how many."""
 
     @classmethod
     def stored(cls, values: Mapping[str, Any]) -> Progress:
@@ -61,6 +63,8 @@ class Progress:
         for name, default in asdict(cls()).items():
             value = getattr(progress, name)
             if name == "division" and isinstance(value, list) and {type(number) for number in value} == {int}:
+                continue
+            if name == "minutes" and type(value) in (int, float) and value > 0:
                 continue
             kinds = (int, float) if type(default) is float else (type(default),)
             if type(value) not in kinds:

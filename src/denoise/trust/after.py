@@ -102,6 +102,7 @@ def _gain(scores: Scores) -> Finding:
         "The lower end of the 95 % interval must lie above 0 dB, or noise was exchanged for something worse.",
         Severity.INVALID if worse or untold else Severity.RESERVATION if unsure else Severity.FINE,
         sentence,
+        is_minimum=True,
     )
 
 

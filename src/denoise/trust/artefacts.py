@@ -113,6 +113,7 @@ def counts(facts: SplitFacts) -> Finding:
         "grey values that are biased where little light came through."
         if failed
         else f"The object's power is {value:.2f} times the noise power of one split.",
+        is_minimum=True,
     )
 
 

@@ -31,20 +31,22 @@ _STANDS_OUT = 5.0
 _SAME = 0.999
 
 
-def check_splits(volumes: Sequence[Volume]) -> Verdict:
+def check_splits(volumes: Sequence[Volume], z_range: range | None = None) -> Verdict:
     """All findings on some splits.
 
     Parameters
     ----------
     volumes
         K splits, proven to have one shape (``SplitSet``).
+    z_range
+        Indices of the slices that are looked at; None: all.
 
     Raises
     ------
     VolumeError
         A slice cannot be read.
     """
-    facts = measure(volumes)
+    facts = measure(volumes, z_range or range(volumes[0].shape[0]))
     return Verdict.of([_nothing()]) if facts is None else judge_splits(facts)
 
 

@@ -71,8 +71,8 @@ def chosen_slices(depth: int, plane: int) -> list[int]:
     return sorted({int(z) + i for z in firsts for i in (0, 1)})
 
 
-def measure(volumes: Sequence[Volume]) -> SplitFacts | None:
-    """Read slices of all splits and measure; None where there is nothing in them.
+def measure(volumes: Sequence[Volume], z_range: range) -> SplitFacts | None:
+    """Read slices within a range of all splits and measure; None where there is nothing in them.
 
     Raises
     ------
@@ -80,7 +80,7 @@ def measure(volumes: Sequence[Volume]) -> SplitFacts | None:
         A slice cannot be read.
     """
     shape = volumes[0].shape
-    chosen = chosen_slices(shape[0], shape[1] * shape[2])
+    chosen = [z_range.start + z for z in chosen_slices(len(z_range), shape[1] * shape[2])]
     sums = _Sums(len(volumes), shape[1], shape[2])
     for z in chosen:
         region = Region.of_slices(z, z + 1, shape)

@@ -40,6 +40,13 @@ class Finding:
     """Where the threshold comes from, and what the number means."""
     severity: Severity
     sentence: str
+    is_minimum: bool = False
+    """Whether the number must lie above the threshold, not below it."""
+
+    @property
+    def limit(self) -> str:
+        """The threshold in words; nothing where there is none."""
+        return limit_text(f"{self.threshold:g}", self.is_minimum) if self.threshold is not None else ""
 
     def as_plain(self) -> dict[str, str | float | None]:
         """For JSON; numbers that are none become null."""
@@ -49,6 +56,7 @@ class Finding:
             "value": finite(self.value),
             "unit": self.unit,
             "threshold": finite(self.threshold),
+            "threshold_is": None if self.threshold is None else "minimum" if self.is_minimum else "maximum",
             "why": self.why,
             "severity": self.severity.name.lower(),
             "sentence": self.sentence,
@@ -98,6 +106,11 @@ class Verdict:
             "sentence": self.sentence,
             "findings": [f.as_plain() for f in self.findings],
         }
+
+
+def limit_text(threshold: str, is_minimum: bool) -> str:
+    """A threshold with what it is."""
+    return f"at least {threshold}" if is_minimum else f"at most {threshold}"
 
 
 def finite(value: float | None) -> float | None:
