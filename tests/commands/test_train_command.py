@@ -316,11 +316,3 @@ def test_splits_that_teach_nothing_are_named_before_a_night_of_training(
     assert NOT_INDEPENDENT not in again.log, "it was said when the run began"
     independent = denoise("train", "--config", dataset.config, "--device", "cpu", "--output-dir", dataset.folder / "b")
     assert "WARNING" not in independent.log
-
-
-def test_only_what_is_trained_on_is_tested(dataset: Dataset, denoise: Callable[..., Outcome]) -> None:
-    """Slices outside the range may be damaged: that is why one leaves them out."""
-    sorted((dataset.folder / "even").iterdir())[1].write_bytes(b"no slice")
-    config = dataset.configured("sample: foam", "sample: foam\n  train_start_slice: 4")
-    outcome = denoise("train", "--config", config, "--device", "cpu")
-    assert outcome.code == 0, outcome.err

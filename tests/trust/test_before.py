@@ -48,6 +48,17 @@ def test_good_splits_are_fine(pair: tuple[Float32Array, Float32Array], scans: Ca
     assert checked(*four.splits).word == "fine"
 
 
+def test_only_slices_of_the_range_are_looked_at(pair: tuple[Float32Array, Float32Array]) -> None:
+    one, other = (split.copy() for split in pair)
+    for split in (one, other):
+        split[:8] = np.nan
+    volumes = [ArrayVolume(split, name=f"split {k}") for k, split in enumerate((one, other))]
+    found = {f.name: f.value for f in check_splits(volumes).findings}
+    assert found["finite"] == 8 / len(one)
+    found = {f.name: f.value for f in check_splits(volumes, range(8, len(one))).findings}
+    assert found["finite"] == 0
+
+
 def faults(one: Float32Array, other: Float32Array) -> dict[str, tuple[Float32Array, Float32Array]]:
     noise = one - other
     elsewhere = np.roll(noise, 5, axis=0)  # of other slices: independent of the noise here
