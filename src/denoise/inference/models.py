@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+from torch import nn
 
 from denoise.arithmetic import resolve_precision
 from denoise.checkpoint import Checkpoint
@@ -13,6 +14,7 @@ from denoise.errors import CheckpointError, ConfigError
 from denoise.inference.engine import Denoiser
 from denoise.modes import default_tile, inference_window
 from denoise.networks.catalogue import find_network
+from denoise.networks.symmetric import SymmetricWeights
 from denoise.normalization import Normalization
 from denoise.tiles import Triple
 from denoise.volumes import Volume, mean_of
@@ -66,14 +68,21 @@ def make_denoiser(
             f"{dict(checkpoint.network.options)}"
         )
     window = inference_window(checkpoint.network, edge, infer.overlap, infer.window, shape)
+    network = checkpoint.build()
     return Denoiser(
-        network=checkpoint.build(),
+        network=network,
         normalization=normalization,
         window=window,
         device=device,
         dtype=resolve_precision(infer.precision, device),
         batch_size=infer.batch_size,
         fill_non_finite=fill_non_finite,
-        turns=infer.tta,
+        turns=_turns_that_differ(network, infer.tta),
         forward_peak=kind.forward_peak(checkpoint.network.options),
     )
+
+
+def _turns_that_differ(network: nn.Module, turns: int) -> int:
+    """Of the versions of a tile that are averaged: equivariant networks give the same for all but a mirrored one."""
+    weights = SymmetricWeights.of(network) if turns > 2 else None
+    return 2 if weights is not None and weights.hold else turns

@@ -14,6 +14,7 @@ what one pass over the whole slice gives.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import partial
 
 import torch
@@ -102,6 +103,11 @@ class ResidualUNet(nn.Module):
         seen = block.unfold(1, self.n_slices, 1).movedim(-1, 2).reshape(-1, self.n_slices, height, width)
         correction = self._correction(seen, depth)
         return block[:, centre : centre + depth] + correction.reshape(-1, depth, height, width)
+
+    def convolutions(self) -> Iterator[tuple[nn.Conv2d, bool]]:
+        """Everything that has weights, and whether its window lies in the plane of a slice (or else along z)."""
+        across = {module.weights for module in self.modules() if isinstance(module, _Mixing)}
+        return ((m, m not in across) for m in self.modules() if isinstance(m, nn.Conv2d))
 
     def _correction(self, features: Tensor, depth: int) -> Tensor:
         features = self.enter(features)

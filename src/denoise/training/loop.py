@@ -25,6 +25,7 @@ from denoise.memory import is_out_of_memory
 from denoise.modes import mode_of
 from denoise.networks.catalogue import build_network
 from denoise.networks.residual import mixing_weights
+from denoise.networks.symmetric import SymmetricWeights
 from denoise.patches.holdout import HoldOut
 from denoise.patches.sampler import BlockPlace, Sampler, VolumeSampler
 from denoise.patches.slabs import Division
@@ -143,6 +144,9 @@ class TrainingRun:
         if self.job.initial is not None:
             network.load_state_dict(self.job.initial)
         self.network = fast_layout(network).to(world.device)
+        self.symmetric = SymmetricWeights.of(self.network)
+        if self.symmetric and self.job.initial is None:
+            self.symmetric.impose()
         self._weights, self._mixing = list(self.network.parameters()), mixing_weights(self.network)
         self.averaged = AveragedWeights(self.network, self.job.ema_decay) if self.job.ema_decay else None
         self.optimizer = make_optimizer(self.network, self.job.adam, self.job.schedule.peak, world.device)
@@ -151,6 +155,8 @@ class TrainingRun:
         self._has_saved = state is not None
         if state is not None:
             self._restore(state)
+        if self.symmetric and not self.symmetric.hold:  # begun from a model of an earlier version
+            self.symmetric = None
         self.progress.division = self.division.as_plain() if self.division else None
         self.parallel: nn.Module = (
             DistributedDataParallel(self.network, gradient_as_bucket_view=True) if world.size > 1 else self.network
@@ -249,6 +255,8 @@ class TrainingRun:
             # Zero for most of them, and Adam takes what follows on many zeros for huge: it must not see them yet.
             for weights in self._mixing:
                 weights.grad = None
+        if self.symmetric:
+            self.symmetric.project_gradients()
         if self.job.settings.gradient_clip:
             nn.utils.clip_grad_norm_(self._weights, self.job.settings.gradient_clip)
         self.optimizer.step()

@@ -1,0 +1,71 @@
+"""Runs keep equivariant networks equivariant, and others as they are."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from denoise.checkpoint import Checkpoint, RunFolder, TrainState, Weights
+from denoise.networks.catalogue import build_network
+from denoise.networks.spec import NetworkSpec
+from denoise.networks.symmetric import SymmetricWeights
+from denoise.training.job import TrainJob
+
+Jobs = Callable[..., TrainJob]
+Train = Callable[..., Any]
+
+FLAT = NetworkSpec("residual2d", {"n_slices": 3, "width": 16, "levels": 2})
+DEEP = NetworkSpec("residual3d", {"n_slices": 3, "width": 16, "levels": 2})
+
+
+def is_symmetric(network: NetworkSpec, weights: Weights) -> bool:
+    built = build_network(network)
+    built.load_state_dict(weights)
+    symmetric = SymmetricWeights.of(built)
+    assert symmetric is not None
+    return symmetric.hold
+
+
+def of_an_earlier_version(network: NetworkSpec) -> Weights:
+    torch.manual_seed(5)
+    return build_network(network).state_dict()
+
+
+@pytest.mark.parametrize("network", [FLAT, DEEP])
+def test_a_new_run_trains_an_equivariant_network_also_after_a_pause(
+    train: Train, jobs: Jobs, tmp_path: Path, network: NetworkSpec
+) -> None:
+    settings = {"network": network, "slices_first": 2, "ema_decay": 0.9, "learning_rate": 3e-3}
+    train(jobs(tmp_path, max_epochs=2, **settings))
+    train(jobs(tmp_path, max_epochs=4, resume=True, **settings))
+    state, model = TrainState.load(RunFolder(tmp_path).state), Checkpoint.load(RunFolder(tmp_path).model("val"))
+    assert state.progress["step"] == 8
+    assert state.ema is not None
+    assert is_symmetric(network, state.model)
+    assert is_symmetric(network, state.ema)
+    assert is_symmetric(network, model.weights)
+    untrained = build_network(network).state_dict()
+    assert any(not torch.equal(untrained[name], weights) for name, weights in state.model.items())
+
+
+def test_a_run_that_begins_from_a_model_without_symmetry_trains_all_of_its_weights(
+    train: Train, jobs: Jobs, tmp_path: Path
+) -> None:
+    weights = of_an_earlier_version(FLAT)
+    for resume in (False, True):
+        train(jobs(tmp_path, initial=weights, max_epochs=4 if resume else 2, resume=resume))
+        state = TrainState.load(RunFolder(tmp_path).state)
+        assert not is_symmetric(FLAT, state.model)
+        change = {name: value - weights[name] for name, value in state.model.items()}
+        assert not is_symmetric(FLAT, change), "its gradients were projected"
+
+
+def test_a_run_that_begins_from_an_equivariant_model_keeps_it_so(train: Train, jobs: Jobs, tmp_path: Path) -> None:
+    train(jobs(tmp_path / "first"))
+    weights = Checkpoint.load(RunFolder(tmp_path / "first").model("val")).weights
+    train(jobs(tmp_path / "second", initial=weights))
+    assert is_symmetric(FLAT, TrainState.load(RunFolder(tmp_path / "second").state).model)
