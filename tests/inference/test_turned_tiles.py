@@ -66,12 +66,9 @@ def test_so_many_versions_are_averaged(image: Float32Array, versions: int) -> No
     np.testing.assert_allclose(denoised(model, image, versions), np.mean(turned, axis=0), rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize(("versions", "differ"), [(1, 1), (2, 2), (4, 2), (8, 2)])
-def test_versions_that_an_equivariant_network_gives_the_same_for_are_not_computed(
-    image: Float32Array, versions: int, differ: int
-) -> None:
+def test_versions_that_an_equivariant_network_gives_the_same_for_are_not_computed(image: Float32Array) -> None:
     model = checkpoint(symmetric=True)
-    assert denoiser(model, versions).turns == differ
-    assert denoiser(checkpoint(symmetric=False), versions).turns == versions
-    all_of_them = [s.inverse.apply(denoised(model, s.apply(image), 1)) for s in SQUARE[:versions]]
-    np.testing.assert_allclose(denoised(model, image, versions), np.mean(all_of_them, axis=0), rtol=1e-4, atol=1e-4)
+    assert denoiser(model, 8).turns == 1
+    assert denoiser(checkpoint(symmetric=False), 8).turns == 8
+    all_of_them = [s.inverse.apply(denoised(model, s.apply(image), 1)) for s in SQUARE]
+    np.testing.assert_allclose(denoised(model, image, 8), np.mean(all_of_them, axis=0), rtol=1e-4, atol=1e-4)

@@ -69,3 +69,8 @@ def test_a_run_that_begins_from_an_equivariant_model_keeps_it_so(train: Train, j
     weights = Checkpoint.load(RunFolder(tmp_path / "first").model("val")).weights
     train(jobs(tmp_path / "second", initial=weights))
     assert is_symmetric(FLAT, TrainState.load(RunFolder(tmp_path / "second").state).model)
+
+
+def test_where_directions_differ_weights_are_free(train: Train, jobs: Jobs, tmp_path: Path) -> None:
+    train(jobs(tmp_path, augment=False))
+    assert not is_symmetric(FLAT, TrainState.load(RunFolder(tmp_path).state).model)

@@ -156,7 +156,9 @@ class InferSection(Section):
         About(
             "Mirrored and turned versions of every tile whose predictions are averaged (test-time augmentation)",
             "1, 2, 4 or 8",
-            "More: better (after a short training 0.3 dB with 2, 0.6 dB with 8), and as many times slower.",
+            "For `unet` networks and older models of `residual`. More: better (after a short training 0.3 dB with 2, "
+            "0.6 dB with 8), and as many times slower. New `residual` models give the same for all versions, and "
+            "compute one.",
             unit="versions",
         ),
     ] = 1

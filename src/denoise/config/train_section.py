@@ -246,7 +246,13 @@ class TrainSection(Section):
     ] = "auto"
     augment: Annotated[
         Flag,
-        About("Turn and mirror patches at random", "true or false", "Almost always helps; costs nothing."),
+        About(
+            "Take all directions for alike",
+            "true or false",
+            "Patches are turned and mirrored at random, and new `residual` networks give for a turned slice the turned "
+            "result (docs/about.md). false: where the object, or what disturbs it, has a direction, as with a missing "
+            "wedge.",
+        ),
     ] = True
     validation_fraction: Annotated[
         Annotated[float, Field(strict=True, gt=0, le=0.5)],

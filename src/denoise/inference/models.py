@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 
 import torch
@@ -18,6 +19,8 @@ from denoise.networks.symmetric import SymmetricWeights
 from denoise.normalization import Normalization
 from denoise.tiles import Triple
 from denoise.volumes import Volume, mean_of
+
+_log = logging.getLogger(__name__)
 
 
 def input_views(splits: Sequence[Volume], strategy: str) -> tuple[Volume, ...]:
@@ -83,6 +86,9 @@ def make_denoiser(
 
 
 def _turns_that_differ(network: nn.Module, turns: int) -> int:
-    """Of the versions of a tile that are averaged: equivariant networks give the same for all but a mirrored one."""
-    weights = SymmetricWeights.of(network) if turns > 2 else None
-    return 2 if weights is not None and weights.hold else turns
+    """Of the versions of a tile that are averaged: equivariant networks give the same for all of them."""
+    weights = SymmetricWeights.of(network) if turns > 1 else None
+    if weights is None or not weights.hold:
+        return turns
+    _log.info("infer.tta is %d, but this model gives the same for all versions of a tile: one is computed", turns)
+    return 1

@@ -1,14 +1,14 @@
 """Weights of a residual network that treat all directions within a slice alike.
 
-What goes in turned by a right angle comes out turned by it, exactly: the network is equivariant under the rotations of
-the square (Cohen and Welling 2016, arXiv 1602.07576). Half of the channels of every level come in fours, one for each
-direction that a feature can have, which a rotation exchanges; the others have no direction. A convolution is equivariant
-if its weights stay as they are when channels are exchanged and the window is turned.
+What goes in turned or mirrored comes out turned or mirrored, exactly: the network is equivariant under the eight
+symmetries of the square (Cohen and Welling 2016, arXiv 1602.07576). Half of the channels of every level come in eights,
+one for each direction that a feature can have, which the symmetries exchange; the others have no direction. A
+convolution is equivariant if its weights stay as they are when channels are exchanged and the window is turned.
 
 Such weights are a linear subspace, so nothing else has to know: they begin in it, and gradients are projected onto it
-before each step. That step then has learnt from all four turned versions of its patches. The network itself, its files
-and its speed are what they would be without. What it gains, and why mirrors are left out: docs/network-study.md,
-"Directions that are alike".
+before each step. That step then has learnt from all eight versions of its patches. The network itself, its files and
+its speed are what they would be without. What it gains, and what was tried: docs/network-study.md, "Directions that are
+alike".
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from torch import Tensor, nn
 
 from denoise.networks.residual import ResidualUNet
 
-#: By 0, 90, 180 and 270 degrees, as matrices on (y, x).
-_ROTATIONS = torch.tensor([[[1, 0], [0, 1]], [[0, -1], [1, 0]], [[-1, 0], [0, -1]], [[0, 1], [-1, 0]]])
-_ORDER = len(_ROTATIONS)
+#: The symmetries of the square as matrices on (y, x).
+_SQUARE = torch.tensor([rows for a in (1, -1) for b in (1, -1) for rows in ([[a, 0], [0, b]], [[0, a], [b, 0]])])
+_ORDER = len(_SQUARE)
 #: Narrower networks would have no channels with a direction.
 _NARROWEST = 2 * _ORDER
 #: Relative; weights that were trained within the subspace leave it by rounding alone, others are at about 1.
@@ -36,7 +36,7 @@ class SymmetricWeights:
         self._weights: list[Tensor] = []
         orbits, members, count = [], [], 0
         for weights, sources in _sources(network):
-            # Weights that the rotations carry into each other have the lowest of their places in common.
+            # Weights that the symmetries carry into each other have the lowest of their places in common.
             firsts, member = torch.unique(sources.min(dim=0).values, return_inverse=True)
             orbits.append(sources[:, firsts].T + sum(w.numel() for w in self._weights))
             members.append(member + count)
@@ -48,7 +48,7 @@ class SymmetricWeights:
 
     @classmethod
     def of(cls, network: nn.Module) -> SymmetricWeights | None:
-        """None for networks of other kinds, and those too narrow for channels that come in fours."""
+        """None for networks of other kinds, and those too narrow for channels that come in eights."""
         if isinstance(network, ResidualUNet) and network.enter.out_channels >= _NARROWEST:
             return cls(network)
         return None
@@ -87,7 +87,7 @@ class SymmetricWeights:
 
 
 def _sources(network: ResidualUNet) -> Iterator[tuple[Tensor, Tensor]]:
-    """All weight tensors, and which of its places every rotation takes a weight to: (4, numel)."""
+    """All weight tensors, and which of its places every symmetry takes a weight to: (8, numel)."""
     for convolution, in_plane in network.convolutions():
         outward = _exchanges(convolution.out_channels, alike=convolution is network.leave)
         inward = _exchanges(convolution.in_channels, alike=convolution is network.enter)
@@ -99,21 +99,26 @@ def _sources(network: ResidualUNet) -> Iterator[tuple[Tensor, Tensor]]:
 
 
 def _exchanges(channels: int, *, alike: bool) -> Tensor:
-    """Where each rotation takes a channel: (4, channels). Slices of an image are alike, as they have no direction."""
+    """Where each symmetry takes a channel: (8, channels). Slices of an image are alike, as they have no direction."""
     places = torch.arange(channels).repeat(_ORDER, 1)
     if not alike:
         directed = channels // 2 // _ORDER * _ORDER
-        directions = places[:, :directed]
-        turned = (directions + torch.arange(_ORDER)[:, None]) % _ORDER
-        places[:, :directed] = directions // _ORDER * _ORDER + turned
+        group, element = places[:, :directed] // _ORDER, places[:, :directed] % _ORDER
+        places[:, :directed] = group * _ORDER + _products().gather(1, element)
     return places
 
 
+def _products() -> Tensor:
+    """Number of the symmetry that g after h is: (g, h)."""
+    products = torch.einsum("gij,hjk->ghik", _SQUARE, _SQUARE)
+    return (products[:, :, None] == _SQUARE).all(dim=(3, 4)).long().argmax(dim=2)
+
+
 def _turns(window: torch.Size, in_plane: bool) -> Tensor:
-    """Where each rotation takes a place of a convolution's window: (4, places)."""
+    """Where each symmetry takes a place of a convolution's window: (8, places)."""
     height, width = window
     if not in_plane:
         return torch.arange(height * width).repeat(_ORDER, 1)
     y, x = torch.meshgrid(*(2 * torch.arange(n) - (n - 1) for n in window), indexing="ij")
-    turned = _ROTATIONS @ torch.stack([y.flatten(), x.flatten()])
+    turned = _SQUARE @ torch.stack([y.flatten(), x.flatten()])
     return (turned[:, 0] + height - 1) // 2 * width + (turned[:, 1] + width - 1) // 2

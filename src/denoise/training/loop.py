@@ -144,7 +144,7 @@ class TrainingRun:
         if self.job.initial is not None:
             network.load_state_dict(self.job.initial)
         self.network = fast_layout(network).to(world.device)
-        self.symmetric = SymmetricWeights.of(self.network)
+        self.symmetric = SymmetricWeights.of(self.network) if settings.augment else None
         if self.symmetric and self.job.initial is None:
             self.symmetric.impose()
         self._weights, self._mixing = list(self.network.parameters()), mixing_weights(self.network)
