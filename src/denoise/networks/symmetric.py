@@ -82,7 +82,7 @@ class SymmetricWeights:
         return torch.cat([tensor.reshape(-1) for tensor in tensors])
 
     def _write(self, tensors: list[Tensor], flat: Tensor) -> None:
-        parts = flat.split(self._sizes)
+        parts = flat.split(self._sizes)  # type: ignore[no-untyped-call]
         torch._foreach_copy_(tensors, [values.view_as(t) for t, values in zip(tensors, parts, strict=True)])
 
 
