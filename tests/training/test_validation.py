@@ -205,6 +205,18 @@ def test_the_preview_shows_one_slice_before_and_after(
     assert not torch.equal(preview.noisy, preview.other)
 
 
+def test_the_preview_is_of_the_middle_of_a_slice_where_the_object_is(
+    splits_of: Splits, noise: Callable[..., Any], cpu: World
+) -> None:
+    splits = noise((10, 160, 160))
+    for split in splits:
+        split[:, 64:96, 64:96] += 100
+    validator, source, window, _ = opened(splits_of(splits), FLAT, 16, cpu)
+    _, preview = validator.scores(PredictedPart(window), source, torch.float32)
+    assert preview is not None
+    assert preview.noisy.max() > 3
+
+
 def test_the_number_of_blocks_is_limited_however_large_the_slices(
     splits_of: Splits, noise: Callable[..., Any], cpu: World
 ) -> None:

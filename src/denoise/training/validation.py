@@ -72,6 +72,7 @@ class Validator:
         self, holdout: HoldOut, window: Window, shape: Triple, *, strategy: str, batch_size: int, world: World
     ) -> None:
         self._places = validation_places(holdout, window, shape, MOST_BLOCKS)
+        self._middle = [size / 2 for size in shape]
         self._holdout = holdout
         self._window = window
         self._strategy = strategy
@@ -85,7 +86,7 @@ class Validator:
 
     @torch.inference_mode()
     def scores(self, network: nn.Module, source: BlockSource, dtype: torch.dtype) -> tuple[Scores, Preview | None]:
-        """Score a network; the preview (of the first block) is there on the chief only."""
+        """Score a network; the preview (of the block nearest to the middle) is there on the chief only."""
         device = self._world.device
         home = summing_device(device)
         # |d|, d^2, noise variance of the targets, voxels, sum of LCL, images
@@ -94,15 +95,16 @@ class Validator:
         preview = None
         mine = [self._places[i] for i in self._world.share(len(self._places))]
         batches = [mine[i : i + self._batch_size] for i in range(0, len(mine), self._batch_size)]
+        shown = min(mine, key=self._from_the_middle, default=None) if self._world.is_chief else None
         for places, blocks in zip(batches, source.batches(batches), strict=True):
             inputs, targets = paired(blocks, self._strategy)
             with autocast(device, dtype):
                 predictions = network(inputs)
             inputs, targets = (blocks[(slice(None), *self._window.predicted)] for blocks in (inputs, targets))
-            if preview is None and self._world.is_chief:
-                held_out = scored_part(places[0], self._holdout, self._window)[0]
-                middle = (held_out.start + held_out.stop) // 2
-                preview = Preview(*(blocks[0, middle].float().cpu() for blocks in (inputs, predictions, targets)))
+            if shown is not None and shown in places:
+                held_out = scored_part(shown, self._holdout, self._window)[0]
+                which = places.index(shown) * (len(inputs) // len(places)), (held_out.start + held_out.stop) // 2
+                preview = Preview(*(blocks[which].float().cpu() for blocks in (inputs, predictions, targets)))
             noise = target_noise(blocks, self._strategy)[(slice(None), *self._window.predicted)]
             columns = (predictions.float().to(home), targets.to(home), noise.to(home))
             for predicted, target, variance in self._held_out(places, *columns):
@@ -119,6 +121,11 @@ class Validator:
         l1, l2, noise_variance, voxels, lcl, images = sums.tolist()
         error = (l2 - noise_variance) / voxels
         return Scores(l1 / voxels, l2 / voxels, error, lcl / images, edge_score(edges)), preview
+
+    def _from_the_middle(self, place: BlockPlace) -> float:
+        """How far a block is from the middle of the volume, where the object is, in y and x."""
+        start, stop = place.region.start_zyx, place.region.stop_zyx
+        return sum(((start[i] + stop[i]) / 2 - self._middle[i]) ** 2 for i in (1, 2))
 
     def _held_out(self, places: list[BlockPlace], *columns: Tensor) -> Iterator[tuple[Tensor, ...]]:
         """The held-out parts of (N, Z, Y, X) tensors, batched over neighbours whose part has the same place."""
