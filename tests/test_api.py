@@ -272,7 +272,7 @@ def test_a_tile_that_the_network_cannot_take_is_refused(network: str, options: d
 @pytest.mark.parametrize(
     ("network", "trained_at", "edge"),
     [
-        ("residual2d", 16, 256),
+        ("residual2d", 16, 384),
         ("residual2d", 512, 512),
         ("residual3d", 16, 128),
         ("unet2d", 48, 48),

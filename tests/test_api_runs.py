@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from denoise.api import load_checkpoint, train
+from denoise.checkpoint import RunFolder, TrainState
 from denoise.cluster import Spread
 from denoise.errors import CheckpointError, ConfigError, DeviceError, Interrupted, OutputError
 from denoise.launch import Compute
@@ -164,7 +165,8 @@ def test_a_run_goes_on_with_the_batch_that_it_was_begun_with_on_whatever_device(
     splits, as_on_a_gpu = splits_of(truth_of()), {**TINY, "batch_size": 2, "max_epochs": 1}
     train(splits, tmp_path / "model", **as_on_a_gpu)
     unsaid = {**TINY, "batch_size": None, "max_epochs": 2}
-    assert train(splits, tmp_path / "model", resume=True, **unsaid).step == 8
+    train(splits, tmp_path / "model", resume=True, **unsaid)
+    assert TrainState.load(RunFolder(tmp_path / "model").state).progress["step"] == 8
     with pytest.raises(CheckpointError, match="saved with batch_size = 2, the config now has 4"):
         train(splits, tmp_path / "model", resume=True, **{**TINY, "max_epochs": 3})
 

@@ -302,9 +302,9 @@ def test_a_run_is_not_taken_up_with_another_model(
     file.write_bytes(b"")
     assert denoise("volume", "--config", finished.config, "--output", finished.folder / "out").code == 2
     file.write_bytes(whole)
-    config = finished.configured("infer: {", "infer: {tta: 2, ")
+    config = finished.configured("overlap: 0.25", "overlap: 0.5")
     error = denoise("volume", "--config", config, "--output", finished.folder / "out", "--resume").error
-    assert "was begun with symmetries = 1, this run has 2" in error
+    assert "was begun with tiles = " in error
 
 
 def test_splits_can_be_denoised_instead_of_the_full_reconstruction_which_may_then_be_missing(
