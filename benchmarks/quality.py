@@ -45,6 +45,8 @@ from quality_clock import Clock, calibrated_as
 #: 50 steps in half an hour on two cores.
 _PUBLISHED = {"network": "unet", "learning_rate": 1e-3, "schedule": "constant", "patch_size": 128, "batch_size": 8}
 _STEPS_PER_EPOCH = 25
+#: Minutes: on scans as small as these equivariant weights are better in less, and worse in more (network-study.md).
+_BRIEF = 3.0
 
 
 @dataclass(frozen=True)
@@ -183,6 +185,7 @@ def trained(
         "patience": 0,
         "patches_per_epoch_3d" if method.mode == "3d" else "patches_per_epoch": recipe * steps_per_epoch,
         "validate_every": max(1, epochs // 40),
+        **({"symmetric": run.minutes < _BRIEF} if method.mode == "2.5d" else {}),
         **method.settings,
     }
     begun = time.monotonic()

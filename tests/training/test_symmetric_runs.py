@@ -13,6 +13,7 @@ from denoise.checkpoint import Checkpoint, RunFolder, TrainState, Weights
 from denoise.networks.catalogue import build_network
 from denoise.networks.spec import NetworkSpec
 from denoise.networks.symmetric import SymmetricWeights
+from denoise.training import loop
 from denoise.training.job import TrainJob
 
 Jobs = Callable[..., TrainJob]
@@ -39,7 +40,7 @@ def of_an_earlier_version(network: NetworkSpec) -> Weights:
 def test_a_new_run_trains_an_equivariant_network_also_after_a_pause(
     train: Train, jobs: Jobs, tmp_path: Path, network: NetworkSpec
 ) -> None:
-    settings = {"network": network, "slices_first": 2, "ema_decay": 0.9, "learning_rate": 3e-3}
+    settings = {"network": network, "symmetric": True, "slices_first": 2, "ema_decay": 0.9, "learning_rate": 3e-3}
     train(jobs(tmp_path, max_epochs=2, **settings))
     train(jobs(tmp_path, max_epochs=4, resume=True, **settings))
     state, model = TrainState.load(RunFolder(tmp_path).state), Checkpoint.load(RunFolder(tmp_path).model("val"))
@@ -57,7 +58,7 @@ def test_a_run_that_begins_from_a_model_without_symmetry_trains_all_of_its_weigh
 ) -> None:
     weights = of_an_earlier_version(FLAT)
     for resume in (False, True):
-        train(jobs(tmp_path, initial=weights, max_epochs=4 if resume else 2, resume=resume))
+        train(jobs(tmp_path, initial=weights, symmetric=True, max_epochs=4 if resume else 2, resume=resume))
         state = TrainState.load(RunFolder(tmp_path).state)
         assert not is_symmetric(FLAT, state.model)
         change = {name: value - weights[name] for name, value in state.model.items()}
@@ -65,12 +66,25 @@ def test_a_run_that_begins_from_a_model_without_symmetry_trains_all_of_its_weigh
 
 
 def test_a_run_that_begins_from_an_equivariant_model_keeps_it_so(train: Train, jobs: Jobs, tmp_path: Path) -> None:
-    train(jobs(tmp_path / "first"))
+    train(jobs(tmp_path / "first", symmetric=True))
     weights = Checkpoint.load(RunFolder(tmp_path / "first").model("val")).weights
-    train(jobs(tmp_path / "second", initial=weights))
-    assert is_symmetric(FLAT, TrainState.load(RunFolder(tmp_path / "second").state).model)
+    for name, said, stays in (("second", True, True), ("third", False, False)):
+        train(jobs(tmp_path / name, symmetric=said, initial=weights))
+        assert is_symmetric(FLAT, TrainState.load(RunFolder(tmp_path / name).state).model) == stays
 
 
-def test_where_directions_differ_weights_are_free(train: Train, jobs: Jobs, tmp_path: Path) -> None:
-    train(jobs(tmp_path, augment=False))
-    assert not is_symmetric(FLAT, TrainState.load(RunFolder(tmp_path).state).model)
+@pytest.mark.parametrize(
+    ("voxels", "augment", "symmetric"), [(12 * 32 * 32, True, True), (12 * 32 * 32 + 1, True, False), (1, False, False)]
+)
+def test_unless_it_is_said_many_data_decide_where_directions_are_alike(
+    train: Train,
+    jobs: Jobs,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    voxels: int,
+    augment: bool,
+    symmetric: bool,
+) -> None:
+    monkeypatch.setattr(loop, "_MANY_VOXELS", voxels)
+    train(jobs(tmp_path, augment=augment))
+    assert is_symmetric(FLAT, TrainState.load(RunFolder(tmp_path).state).model) == symmetric

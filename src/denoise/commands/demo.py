@@ -111,7 +111,7 @@ def demo(
     mode = mode.lower()
     if settings is None:
         _log.info("demonstration setting: a brief training; real scans deserve more")
-        settings = {"train": {"mode": mode, "max_minutes": _MINUTES.get(mode)}}
+        settings = {"train": {"mode": mode, "max_minutes": _MINUTES.get(mode), "symmetric": True}}
     # Everything that can be refused is refused before an earlier demo makes room.
     RunConfig.from_mapping({"dataset": {"folder": str(out), "full": "foam_full"}, **settings}, mode=mode)
     _make_room(out, overwrite)

@@ -246,14 +246,17 @@ class TrainSection(Section):
     ] = "auto"
     augment: Annotated[
         Flag,
-        About(
-            "Take all directions for alike",
-            "true or false",
-            "Patches are turned and mirrored at random, and new `residual` networks give for a turned slice the turned "
-            "result (docs/about.md). false: where the object, or what disturbs it, has a direction, as with a missing "
-            "wedge.",
-        ),
+        About("Turn and mirror patches at random", "true or false", "Almost always helps; costs nothing."),
     ] = True
+    symmetric: Annotated[
+        Flag | None,
+        About(
+            "Whether a new `residual` network gives for a turned or mirrored slice the turned or mirrored result",
+            "null, true or false",
+            "true: learns faster (docs/about.md); with few data, long runs end at a little less. null: true where each "
+            "split has 8 million voxels or more and `augment` is true.",
+        ),
+    ] = None
     validation_fraction: Annotated[
         Annotated[float, Field(strict=True, gt=0, le=0.5)],
         About(

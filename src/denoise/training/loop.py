@@ -45,6 +45,9 @@ from denoise.training.validation import Scores, Validator, epochs_between_scores
 
 _log = logging.getLogger(__name__)
 
+#: Of a split, for which equivariant weights are better however long the run; docs/network-study.md, "Directions that
+#: are alike".
+_MANY_VOXELS = 8_000_000
 #: Reading the loss waits for the device; once in so many steps that is not noticed.
 _STEPS_PER_LOSS = 10
 
@@ -144,7 +147,7 @@ class TrainingRun:
         if self.job.initial is not None:
             network.load_state_dict(self.job.initial)
         self.network = fast_layout(network).to(world.device)
-        self.symmetric = SymmetricWeights.of(self.network) if settings.augment else None
+        self.symmetric = SymmetricWeights.of(self.network) if self._wants_symmetry else None
         if self.symmetric and self.job.initial is None:
             self.symmetric.impose()
         self._weights, self._mixing = list(self.network.parameters()), mixing_weights(self.network)
@@ -155,12 +158,17 @@ class TrainingRun:
         self._has_saved = state is not None
         if state is not None:
             self._restore(state)
-        if self.symmetric and not self.symmetric.hold:  # begun from a model of an earlier version
+        if self.symmetric and not self.symmetric.hold:  # begun from a model that is not
             self.symmetric = None
         self.progress.division = self.division.as_plain() if self.division else None
         self.parallel: nn.Module = (
             DistributedDataParallel(self.network, gradient_as_bucket_view=True) if world.size > 1 else self.network
         )
+
+    @property
+    def _wants_symmetry(self) -> bool:
+        settings, said = self.job.settings, self.job.settings.symmetric
+        return settings.augment and math.prod(self.job.splits.shape) >= _MANY_VOXELS if said is None else said
 
     @property
     def plan(self) -> Plan:
