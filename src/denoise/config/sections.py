@@ -156,9 +156,8 @@ class InferSection(Section):
         About(
             "Mirrored and turned versions of every tile whose predictions are averaged (test-time augmentation)",
             "1, 2, 4 or 8",
-            "For `unet` networks and older models of `residual`. More: better (after a short training 0.3 dB with 2, "
-            "0.6 dB with 8), and as many times slower. New `residual` models give the same for all versions, and "
-            "compute one.",
+            "More: better (after a short training 0.3 dB with 2, 0.6 dB with 8), and as many times slower. Models that "
+            "were trained with `train.symmetric` give the same for all versions, and compute one.",
             unit="versions",
         ),
     ] = 1
