@@ -155,7 +155,7 @@ def draw_curves(rows: Sequence[Row], seconds_per_step: Mapping[str, float], path
                 clocked(row, seconds_per_step), psnr, ".-", color=styles[method], label=_NAMES[method], markersize=3
             )
         panel.set_xscale("log")
-        panel.set_xlim(8, 1000)
+        panel.set_xlim(8, 2000)
         panel.set_xticks([10, 30, 100, 300, 1000], ["10", "30", "100", "300", "1000"], minor=False)
         panel.set_title(CASES[case].what, fontsize=9)
         panel.set_xlabel("training, s")
