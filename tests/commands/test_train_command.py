@@ -316,3 +316,15 @@ def test_splits_that_teach_nothing_are_named_before_a_night_of_training(
     assert NOT_INDEPENDENT not in again.log, "it was said when the run began"
     independent = denoise("train", "--config", dataset.config, "--device", "cpu", "--output-dir", dataset.folder / "b")
     assert "WARNING" not in independent.log
+
+
+def test_splits_are_not_tested_where_that_would_take_more_memory_than_training_may(
+    dataset: Dataset, denoise: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("denoise.commands.train.BYTES_PER_PIXEL", 10**9 // (48 * 48))
+    config = dataset.configured("[even, odd]", "[even, copy]")
+    shutil.copytree(dataset.folder / "even", dataset.folder / "copy")
+    outcome = denoise("train", "--config", config, "--device", "cpu", "--max-memory", "3G")
+    assert outcome.code == 0, outcome.err
+    assert NOT_INDEPENDENT not in outcome.log
+    assert "the splits are not tested first, which takes 2.00 GB" in outcome.log

@@ -13,8 +13,11 @@ from denoise.config import RunConfig
 from denoise.errors import ConfigError, OutputError, VolumeError
 from denoise.files import require_free
 from denoise.launch import Compute
+from denoise.memory import available_bytes
+from denoise.readable import gigabytes
 from denoise.training.start import run_training
 from denoise.trust.before import check_splits
+from denoise.trust.splits import BYTES_PER_PIXEL
 from denoise.trust.verdict import Severity
 from denoise.volumes import SplitSet, require_same_grid, slice_range
 
@@ -51,6 +54,10 @@ def _warn_of_full(config: RunConfig, splits: SplitSet) -> None:
 
 def _warn_of_splits(config: RunConfig, splits: SplitSet) -> None:
     """Say before the night what `denoise report` would say after it: that the method does not hold for these splits."""
+    needed = BYTES_PER_PIXEL * len(splits) * splits.shape[1] * splits.shape[2]
+    if 2 * needed > (config.max_memory or available_bytes()):
+        _log.info("the splits are not tested first, which takes %s; `denoise check --data` does it", gigabytes(needed))
+        return
     first, last = config.dataset.train_start_slice, config.dataset.train_end_slice
     for finding in check_splits(splits.volumes, slice_range(splits.volumes[0], first, last)).warnings:
         if finding.severity is Severity.INVALID:
