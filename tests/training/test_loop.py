@@ -134,13 +134,18 @@ def test_integer_volumes_train_as_their_float_twins_do(
     assert_same_run(tmp_path / "integers", tmp_path / "floats")
 
 
-def test_training_slices_may_be_limited_and_the_others_are_neighbours_only(
-    train: Train, jobs: Jobs, splits_of: Splits, noise: Splits, tmp_path: Path
+def test_training_slices_may_be_limited_and_of_the_others_only_neighbours_are_read(
+    train: Train, jobs: Jobs, splits_of: Splits, noise: Splits, tmp_path: Path, history_of: History
 ) -> None:
-    """Voxels far from the chosen slices may be anything: they change the normalisation, nothing else."""
+    """What lies farther away may be anything, NaN too: the run is that on a volume without it."""
     arrays = noise((30, 32, 32))
-    watcher = train(jobs(tmp_path / "a", splits=splits_of(arrays), train_slices=range(3, 12)))
+    spoilt = [array.copy() for array in arrays]
+    for array in spoilt:
+        array[:7] = array[22:] = np.nan
+    watcher = train(jobs(tmp_path / "all", splits=splits_of(spoilt), train_slices=range(10, 19)))
+    train(jobs(tmp_path / "part", splits=splits_of([a[7:22] for a in arrays]), train_slices=range(3, 12)))
     assert watcher.plan.validation_blocks == 4
+    assert history_of(tmp_path / "all") == history_of(tmp_path / "part")
     run = TrainingRun(World(0, 1, torch.device("cpu")), jobs(tmp_path / "b", train_slices=range(3, 12)))
     read = [place.region for place in run.sampler.places(0, range(50))]
     assert min(region.start_zyx[0] for region in read) >= 2

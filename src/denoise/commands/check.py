@@ -30,12 +30,12 @@ from denoise.memory import available_bytes, denoising_bytes, share_of
 from denoise.modes import MODES, default_tile, inference_window
 from denoise.networks.catalogue import build_network, find_network
 from denoise.networks.spec import NetworkSpec
-from denoise.patches.holdout import HoldOut
 from denoise.patches.sampler import VolumeSampler
 from denoise.readable import duration, gigabytes
 from denoise.tiles import TileGrid
 from denoise.training.footprint import Footprint
 from denoise.training.memory_plan import MemoryPlan, plan_memory
+from denoise.training.part import TrainingPart
 from denoise.trust.before import check_splits
 from denoise.volumes import SplitSet, Volume, require_same_grid, slice_range
 from denoise.volumes.slice_pool import waiting_bytes
@@ -107,9 +107,9 @@ def _training(config: RunConfig, compute: Compute, splits: SplitSet, network: Ne
     window = mode.window(network, config.patch, 0.0, "uniform")
     first, last = config.dataset.train_start_slice, config.dataset.train_end_slice
     chosen = None if first is None and last is None else slice_range(splits.volumes[0], first, last)
-    holdout = HoldOut.of(splits.shape, window, config.train.validation_fraction, chosen)
+    part = TrainingPart.of(splits, window, config.train.validation_fraction, chosen)
     sampler = mode.sampler(
-        holdout, window, config.train.seed, config.train.augment, config.train.z_stride, config.patches_per_epoch
+        part.holdout, window, config.train.seed, config.train.augment, config.train.z_stride, config.patches_per_epoch
     )
     steps = -(-sampler.epoch_size // batch_size)
     footprint = Footprint(
@@ -121,12 +121,12 @@ def _training(config: RunConfig, compute: Compute, splits: SplitSet, network: Ne
         splits=len(splits),
         itemsize=resolve_precision(config.train.precision, devices[0]).itemsize,
     )
-    memory = plan_memory(splits, sampler, footprint, config.max_memory)
-    held = holdout.held_out
-    axis = 0 if held.shape_zyx[0] < splits.shape[0] else 1
+    memory = plan_memory(part.splits, sampler, footprint, config.max_memory)
+    held = part.holdout.held_out
+    axis = 0 if held.shape_zyx[0] < part.splits.shape[0] else 1
     low, high = held.start_zyx[axis], held.stop_zyx[axis] - 1
-    numbers = splits.volumes[0].slice_numbers
-    part = f"slices {numbers[low]}..{numbers[high]}" if axis == 0 else f"rows {low}..{high}, counted from 0"
+    numbers = part.splits.volumes[0].slice_numbers
+    held_out = f"slices {numbers[low]}..{numbers[high]}" if axis == 0 else f"rows {low}..{high}, counted from 0"
     run = RunFolder(config.output_dir)
     models = [CRITERIA[c] for c in CRITERIA if run.model(c).exists()]
     state = f"holds {', '.join(models)}" if models else "no model yet"
@@ -154,7 +154,7 @@ def _training(config: RunConfig, compute: Compute, splits: SplitSet, network: Ne
             "steps",
             f"{steps} an epoch of {batch_size} patches, at most {steps * config.train.max_epochs:,} in all",
         ),
-        ("held out", part),
+        ("held out", held_out),
         ("training data", f"{_kept(memory, sampler)} ({gigabytes(available_bytes())} free)"),
         ("host memory", f"about {gigabytes(memory.data_bytes + footprint.bytes)} for training, data included"),
         ("models", f"{run.path} ({state})"),

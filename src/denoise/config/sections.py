@@ -98,7 +98,7 @@ class DatasetSection(Section):
         About(
             "Number of the first slice to train on",
             "null, or a whole number, 0 or more",
-            "null: from the first slice.",
+            "null: from the first slice. Nothing but its nearest neighbours is read of what lies outside the range.",
             unit="slice number",
         ),
     ] = None

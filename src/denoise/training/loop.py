@@ -26,7 +26,6 @@ from denoise.modes import mode_of
 from denoise.networks.catalogue import build_network
 from denoise.networks.residual import mixing_weights
 from denoise.networks.symmetric import SymmetricWeights
-from denoise.patches.holdout import HoldOut
 from denoise.patches.sampler import BlockPlace, Sampler, VolumeSampler
 from denoise.patches.slabs import Division
 from denoise.patches.turns import SlabSampler
@@ -39,6 +38,7 @@ from denoise.training.memory_plan import plan_again, plan_memory
 from denoise.training.objective import paired
 from denoise.training.observers import observers_of
 from denoise.training.optimizer import make_optimizer, set_rate
+from denoise.training.part import TrainingPart
 from denoise.training.slices_first import SlicesFirst
 from denoise.training.state import BEGUN_FROM, Progress, keep_stored_bests, on_cpu, restore_optimizer, state_to_resume
 from denoise.training.validation import Scores, Validator, epochs_between_scores
@@ -97,10 +97,9 @@ class TrainingRun:
         mode = mode_of(job.network)
         # Training blocks never overlap by plan; overlap and taper matter at inference only.
         self.window = mode.window(job.network, job.patch_size, 0.0, "uniform")
-        shape = job.splits.shape
-        self.holdout = HoldOut.of(shape, self.window, settings.validation_fraction, job.train_slices)
+        self.part = TrainingPart.of(job.splits, self.window, settings.validation_fraction, job.train_slices)
         whole = mode.sampler(
-            self.holdout, self.window, settings.seed, settings.augment, settings.z_stride, job.patches_per_epoch
+            self.part.holdout, self.window, settings.seed, settings.augment, settings.z_stride, job.patches_per_epoch
         )
         self.steps_per_epoch = math.ceil(whole.epoch_size / job.batch_size)
         self.slices_first = SlicesFirst.of(job, self.window, self.steps_per_epoch)
@@ -108,11 +107,13 @@ class TrainingRun:
         self.division = world.from_chief(self._divided(whole, state) if world.is_chief else None)
         cached = SlabSampler(whole, self.division, self.steps_per_epoch * job.batch_size) if self.division else None
         self.sampler: Sampler = cached or whole
-        self.source = open_blocks(job.splits, world, job.non_finite, state.normalization if state else None, cached)
+        self.source = open_blocks(
+            self.part.splits, world, job.non_finite, state.normalization if state else None, cached
+        )
         self.validator = Validator(
-            self.holdout,
+            self.part.holdout,
             self.window,
-            shape,
+            self.part.splits.shape,
             strategy=job.objective.strategy,
             batch_size=max(1, job.batch_size // world.size),
             world=world,
@@ -125,20 +126,20 @@ class TrainingRun:
 
     def _divided(self, whole: VolumeSampler, state: TrainState | None) -> Division | None:
         """How the training part is divided where not all of it fits in memory; a resumed run keeps its division."""
-        job, world = self.job, self.world
+        job, world, splits = self.job, self.world, self.part.splits
         footprint = Footprint(
             job.network,
             self.window,
             device_type=world.device.type,
             processes=world.local_size,
             blocks_each=math.ceil(job.batch_size / world.size),
-            splits=len(job.splits),
+            splits=len(splits),
             itemsize=self.dtype.itemsize,
         )
         if state is None:
-            return plan_memory(job.splits, whole, footprint, job.max_memory).division
+            return plan_memory(splits, whole, footprint, job.max_memory).division
         stored = state.progress.get("division")
-        return plan_again(job.splits, whole, footprint, job.max_memory, Division.of_plain(stored)).division
+        return plan_again(splits, whole, footprint, job.max_memory, Division.of_plain(stored)).division
 
     def _build(self, state: TrainState | None) -> None:
         settings, world = self.job.settings, self.world
@@ -168,7 +169,7 @@ class TrainingRun:
     @property
     def _wants_symmetry(self) -> bool:
         settings, said = self.job.settings, self.job.settings.symmetric
-        return settings.augment and math.prod(self.job.splits.shape) >= _MANY_VOXELS if said is None else said
+        return settings.augment and math.prod(self.part.splits.shape) >= _MANY_VOXELS if said is None else said
 
     @property
     def plan(self) -> Plan:
