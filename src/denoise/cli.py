@@ -13,7 +13,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import Annotated, NoReturn
 
 import typer
 
@@ -22,8 +22,6 @@ from denoise.cli_options import (
     CompressionOption,
     ConfigOption,
     ContinueOption,
-    Criterion,
-    Device,
     DeviceOption,
     DryRunOption,
     DtypeOption,
@@ -34,6 +32,7 @@ from denoise.cli_options import (
     ModeOption,
     NodeRankOption,
     NodesOption,
+    OutputDirOption,
     OutputOption,
     OutputType,
     OverwriteOption,
@@ -44,14 +43,10 @@ from denoise.cli_options import (
     TemplateOption,
     VersionOption,
 )
+from denoise.cli_values import bytes_allowed, chosen, computing, loaded, template
 from denoise.cluster import Spread, speaks
-from denoise.errors import ConfigError, DenoiseError, Interrupted, damage_reason, printable
+from denoise.errors import DenoiseError, Interrupted, damage_reason, printable
 from denoise.streams import lasting_streams
-
-if TYPE_CHECKING:
-    from denoise.commands.infer import Choice
-    from denoise.config import RunConfig
-    from denoise.launch import Compute
 
 app = typer.Typer(
     name="denoise",
@@ -83,6 +78,12 @@ def prepare(
     center: Annotated[
         float | None, typer.Option("--center", help="Rotation centre, in columns from 0.  [default: found]")
     ] = None,
+    start_row: Annotated[
+        int | None, typer.Option("--start-row", min=0, help="First detector row.  [default: the first]")
+    ] = None,
+    end_row: Annotated[
+        int | None, typer.Option("--end-row", help="First detector row that is left out.  [default: to the end]")
+    ] = None,
     remove_stripes: Annotated[bool, typer.Option("--remove-stripes", help="Suppress ring artefacts.")] = False,
     overwrite: OverwriteOption = False,
     resume: ResumeOption = False,
@@ -99,11 +100,12 @@ def prepare(
         out=out,
         splits=splits,
         center=center,
+        rows=(start_row, end_row),
         remove_stripes=remove_stripes,
         overwrite=overwrite,
         resume=resume,
-        max_memory=_bytes(max_memory),
-        settings=_template(config, mode),
+        max_memory=bytes_allowed(max_memory),
+        settings=template(config, mode),
         mode=mode,
         dry_run=dry_run,
     )
@@ -114,9 +116,7 @@ def train(
     config: ConfigOption,
     resume: ContinueOption = False,
     finetune: FinetuneOption = None,
-    output_dir: Annotated[
-        Path | None, typer.Option("--output-dir", help="Folder of the run.  [default: from config]")
-    ] = None,
+    output_dir: OutputDirOption = None,
     max_minutes: Annotated[
         float | None,
         typer.Option(
@@ -141,8 +141,8 @@ def train(
 
     changes = {"output_dir": output_dir and output_dir.absolute(), "max_minutes": max_minutes}
     run(
-        _load(config, mode, changes, max_memory),
-        _compute(device, gpus, processes, Spread(nodes, node_rank, rendezvous, max_restarts)),
+        loaded(config, mode, changes, max_memory),
+        computing(device, gpus, processes, Spread(nodes, node_rank, rendezvous, max_restarts)),
         resume=resume,
         finetune=finetune,
     )
@@ -164,9 +164,9 @@ def slice_(
     """Denoise one slice; works while training goes on."""
     from denoise.commands.infer import denoise_slice
 
-    settings = _load(config, mode)
-    choice = _choice(settings, checkpoint, model, mode, output, overwrite, dtype)
-    denoise_slice(settings, _compute(device, gpus), choice, number=slice_number)
+    settings = loaded(config, mode)
+    choice = chosen(settings, checkpoint, model, mode, output, overwrite, dtype)
+    denoise_slice(settings, computing(device, gpus), choice, number=slice_number)
 
 
 @app.command()
@@ -199,14 +199,14 @@ def volume(
     """Denoise the volume, or a range of its slices. Resumable, in bounded memory, on one GPU or many machines."""
     from denoise.commands.infer import denoise_volume
 
-    settings = _load(config, mode, max_memory=max_memory)
+    settings = loaded(config, mode, max_memory=max_memory)
     choice = replace(
-        _choice(settings, checkpoint, model, mode, output, overwrite, dtype),
+        chosen(settings, checkpoint, model, mode, output, overwrite, dtype),
         resume=resume,
         compression=compression.value if compression else None,
         confidence=confidence,
     )
-    compute = _compute(device, gpus, processes, Spread(nodes, node_rank, rendezvous, max_restarts))
+    compute = computing(device, gpus, processes, Spread(nodes, node_rank, rendezvous, max_restarts))
     denoise_volume(settings, compute, choice, start=start_slice, end=end_slice)
 
 
@@ -227,8 +227,8 @@ def demo(
     run(
         out or Path(f"denoise-demo-{mode.lower()}"),
         mode=mode,
-        compute=_compute(device, gpus),
-        settings=_template(config, mode),
+        compute=computing(device, gpus),
+        settings=template(config, mode),
         overwrite=overwrite,
     )
 
@@ -243,6 +243,7 @@ def check(
     calibrate: Annotated[
         bool, typer.Option("--calibrate", help="Train and denoise noise for some seconds too; says how long runs take.")
     ] = False,
+    output_dir: OutputDirOption = None,
     max_memory: MemoryOption = None,
     processes: ProcessesOption = None,
     gpus: GpusOption = None,
@@ -252,8 +253,9 @@ def check(
     """Say what would run, and write nothing. Reads the config and every input's header."""
     from denoise.commands.check import check as run
 
-    compute = _compute(device, gpus, processes)
-    run(_load(config, mode, max_memory=max_memory), compute, data=data, calibrate=calibrate)
+    compute = computing(device, gpus, processes)
+    changes = {"output_dir": output_dir and output_dir.absolute()}
+    run(loaded(config, mode, changes, max_memory), compute, data=data, calibrate=calibrate)
 
 
 @app.command()
@@ -274,74 +276,9 @@ def report(
     from denoise.commands.report import Request
     from denoise.commands.report import report as run
 
-    settings = _load(config, mode)
+    settings = loaded(config, mode)
     criterion = checkpoint.value if checkpoint else settings.infer.checkpoint
-    run(settings, _compute(device, gpus), Request(criterion, model, output, overwrite))
-
-
-def _load(
-    path: Path, mode: str | None, train: dict[str, Any] | None = None, max_memory: str | None = None
-) -> RunConfig:
-    """The config, with what the command line says (and None does not) in its place."""
-    from denoise.config import load_config
-
-    config = load_config(path, mode=mode)
-    _bytes(max_memory)
-    changes = {"train": train or {}, "dataset": {"max_memory": max_memory}}
-    sections = {
-        name: getattr(config, name).model_copy(update={field: v for field, v in values.items() if v is not None})
-        for name, values in changes.items()
-    }
-    return config.model_copy(update=sections)
-
-
-def _bytes(max_memory: str | None) -> int | None:
-    from denoise.config.fields import bytes_of
-
-    try:
-        return None if max_memory is None else bytes_of(max_memory)
-    except ValueError as error:
-        raise ConfigError(f"--max-memory {max_memory!r} {error}") from error
-
-
-def _template(path: Path | None, mode: str | None) -> dict[str, Any] | None:
-    """Sections train and infer of another config, as plain values."""
-    if path is None:
-        return None
-    config = _load(path, mode)
-    return {
-        "train": config.train.model_dump(exclude={"output_dir"}, exclude_unset=True),
-        "infer": config.infer.model_dump(exclude_unset=True),
-    }
-
-
-def _compute(
-    device: Device | None, gpus: str | None, processes: int | None = None, spread: Spread | None = None
-) -> Compute:
-    from denoise.launch import Compute
-
-    numbers = None
-    if gpus is not None:
-        parts = [part.strip() for part in gpus.split(",")]
-        if not all(part.isascii() and part.isdigit() for part in parts):
-            raise ConfigError(f"--gpus {gpus!r} is not a list of GPU numbers; expected e.g. --gpus 0,1")
-        numbers = tuple(int(part) for part in parts)
-    return Compute(device.value if device else None, numbers, processes, spread or Spread())
-
-
-def _choice(
-    config: RunConfig,
-    checkpoint: Criterion | None,
-    model: Path | None,
-    mode: str | None,
-    output: str | None,
-    overwrite: bool,
-    dtype: OutputType,
-) -> Choice:
-    from denoise.commands.infer import Choice
-
-    criterion = checkpoint.value if checkpoint else config.infer.checkpoint
-    return Choice(criterion, model, mode, output, overwrite, dtype=dtype.value)
+    run(settings, computing(device, gpus), Request(criterion, model, output, overwrite))
 
 
 def main() -> NoReturn:

@@ -81,6 +81,9 @@ CheckpointOption = Annotated[
 ModelOption = Annotated[
     Path | None, typer.Option("--model", help="Model file or training folder.  [default: the config's own training]")
 ]
+OutputDirOption = Annotated[
+    Path | None, typer.Option("--output-dir", help="Folder of the training run.  [default: from config]")
+]
 MemoryOption = Annotated[
     str | None,
     typer.Option(

@@ -120,6 +120,33 @@ def test_options_reach_the_reconstruction_and_the_config(
     assert not np.allclose(tools.read(plain / "foam_full"), tools.read(other / "foam_full"))
 
 
+def test_some_rows_can_be_tried_before_all_of_them(scan: Path, denoise: Callable[..., Outcome], tools: Tools) -> None:
+    assert denoise("prepare", scan, *CENTER).code == 0
+    tried = denoise("prepare", scan, *CENTER, "--start-row", 2, "--end-row", 6)
+    assert tried.code == 0, tried.err
+    out = scan.with_name("raw_rec_rows2-5")
+    assert tried.out.strip() == str(out / "foam_config.yaml")
+    assert sorted(p.name for p in (out / "foam_split1").iterdir()) == [f"foam_split1_{n:05d}.tif" for n in range(2, 6)]
+    for name in ("foam_full", "foam_split0", "foam_split1"):
+        np.testing.assert_array_equal(tools.read(out / name), tools.read(scan.with_name("raw_rec") / name)[2:6])
+    others = ("prepare", scan, *CENTER, "--start-row", 1, "--end-row", 5, "--out", out, "--resume")
+    for _ in range(2):
+        error = denoise(*others).error
+        assert "slices 2..5" in error
+        assert "1..4" in error
+        (out / "foam_config.yaml").unlink(missing_ok=True)
+
+
+def test_a_centre_that_seems_wrong_is_doubted_and_taken(
+    scan: Path, denoise: Callable[..., Outcome], tools: Tools
+) -> None:
+    outcome = denoise("prepare", scan, "--center", 20)
+    assert outcome.code == 0
+    assert "--center is 20, but in detector rows" in outcome.log
+    assert "seems to be at column 23." in outcome.log
+    assert "--center" not in denoise("prepare", scan, *CENTER, "--overwrite").log
+
+
 def refuse(*_: object, **__: object) -> None:
     raise AssertionError("nothing may be computed")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -11,11 +12,11 @@ import numpy as np
 import pytest
 
 from denoise.errors import ScanError
+from denoise.projections.axis import center_doubt, find_center
 from denoise.projections.phantom import FoamPhantom, simulate_foam_scan
 from denoise.projections.reconstruct import (
     angles_warning,
     angular_weights,
-    find_center,
     reconstruct_rows,
     reconstruct_scan,
     split_indices,
@@ -247,6 +248,21 @@ def test_the_rotation_axis_is_found(tmp_path: Path, degrees: np.ndarray, center:
 def test_an_axis_that_cannot_be_found_is_asked_for(tmp_path: Path, degrees: np.ndarray, message: str) -> None:
     with pytest.raises(ScanError, match=message):
         find_center(_scan(tmp_path / "a.h5", degrees))
+
+
+def test_a_centre_that_the_projections_do_not_have_is_doubted(tmp_path: Path) -> None:
+    scan = _scan(tmp_path / "a.h5", np.arange(180) * 1.0, 60.0, rows=30).only_rows(4, 25)
+    assert center_doubt(scan, 60.5) is None
+    doubt = center_doubt(scan, 63.5)
+    assert doubt is not None
+    found = re.search(r"--center is 63.5, but in detector rows (\d+)\.\.(\d+) .* at column (\d+\.\d\d);", doubt)
+    assert found is not None, doubt
+    assert 4 <= int(found[1]) < int(found[2]) < 25
+    assert float(found[3]) == pytest.approx(60.0, abs=0.5)
+
+
+def test_where_the_axis_cannot_be_found_no_centre_is_doubted(tmp_path: Path) -> None:
+    assert center_doubt(_scan(tmp_path / "a.h5", np.arange(120) * 1.0, 60.0), 20.0) is None
 
 
 def test_too_few_angles_are_said_in_numbers(tmp_path: Path) -> None:

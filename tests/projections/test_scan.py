@@ -243,6 +243,24 @@ def test_rows_that_do_not_exist_are_refused(scan_file: Path, start: int, stop: i
         Scan.open(scan_file).read_rows(start, stop)
 
 
+def test_some_rows_are_a_scan_of_their_own(scan_file: Path) -> None:
+    whole = Scan.open(scan_file)
+    some = whole.only_rows(1, None)
+    assert (some.shape, some.rows) == ((ANGLES, ROWS - 1, COLUMNS), range(1, ROWS))
+    assert whole.only_rows(None, None) == whole
+    np.testing.assert_array_equal(some.read_rows(0, 2).data, whole.read_rows(1, 3).data)
+    np.testing.assert_array_equal(some.read_rows(1, 2).white, whole.read_rows(2, 3).white)
+    assert some.read_rows(1, 2).first_row == 2
+    with pytest.raises(ScanError, match=r"it has rows 0\.\.1"):
+        some.read_rows(1, 3)
+
+
+@pytest.mark.parametrize(("start", "stop"), [(2, 2), (2, 1), (0, ROWS + 1), (ROWS, None), (-1, 2)])
+def test_rows_that_the_detector_has_not_are_refused(scan_file: Path, start: int, stop: int | None) -> None:
+    with pytest.raises(ScanError, match=rf"no detector rows from {start} .* it has rows 0\.\.2"):
+        Scan.open(scan_file).only_rows(start, stop)
+
+
 def test_a_scan_that_changed_since_it_was_opened_is_refused(scan_file: Path) -> None:
     scan = Scan.open(scan_file)
     with h5py.File(scan_file, "a") as file:

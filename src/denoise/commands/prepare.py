@@ -17,12 +17,13 @@ from denoise.config.recipes import RECIPES
 from denoise.errors import ConfigError, OutputError
 from denoise.files import require_free, write_text
 from denoise.memory import available_bytes
+from denoise.projections.axis import center_doubt, find_center
 from denoise.projections.footprint import RowPlan, plan_rows
-from denoise.projections.reconstruct import angles_warning, find_center, reconstruct_scan, split_indices
+from denoise.projections.reconstruct import angles_warning, reconstruct_scan, split_indices
 from denoise.projections.scan import Scan
 from denoise.readable import gigabytes
 from denoise.tiles import Triple
-from denoise.volumes import VolumeSink, create_sink, is_whole, open_volume
+from denoise.volumes import VolumeSink, create_sink, describe_numbers, is_whole, open_volume
 from denoise.volumes.sink import WholeAlready, free_bytes, require_space
 
 _log = logging.getLogger(__name__)
@@ -71,6 +72,7 @@ def prepare(
     out: Path | None = None,
     splits: int = 2,
     center: float | None = None,
+    rows: tuple[int | None, int | None] = (None, None),
     remove_stripes: bool = False,
     overwrite: bool = False,
     resume: bool = False,
@@ -84,9 +86,12 @@ def prepare(
     Parameters
     ----------
     out
-        Folder for the results; None: ``<scan>_rec`` beside the scan.
+        Folder for the results; None: ``<scan>_rec`` beside the scan, with the rows in its name where not all are used.
     center
         Rotation centre in detector columns, counted from 0; None: found.
+    rows
+        First detector row, and the first that is left out; None: from the first, to the last. Slices are
+        numbered as rows.
     resume
         Go on with what a run that died has left, if it left something.
     max_memory
@@ -98,19 +103,22 @@ def prepare(
     dry_run
         Check all that can be checked, say what it would take, and write nothing.
     """
-    scan = Scan.open(scan_path)
-    layout = Layout(out or scan_path.with_name(f"{scan_path.stem}_rec"), scan.sample_name, splits)
+    scan = Scan.open(scan_path).only_rows(*rows)
+    layout = Layout(out or _default_folder(scan), scan.sample_name, splits)
     names = [layout.full, *(layout.split(k) for k in range(splits))]
     if resume and not overwrite and layout.config.exists():
+        for name in names:
+            if is_whole(layout.folder / name):
+                _require_ours(layout.folder / name, scan)
         _log.info("nothing is left to do")
         say(str(layout.config))
         return layout.config
     for path in (layout.config, layout.angles, *(layout.folder / name for name in names)):
         require_free(path, overwrite=overwrite or resume, option="--out")
-    rows, columns = scan.shape[1:]
+    depth, columns = scan.shape[1:]
     if center is not None and not 0 <= center <= columns - 1:
         raise ConfigError(f"--center {center} lies outside the detector; expected 0 to {columns - 1} (columns)")
-    shape = (rows, columns, columns)
+    shape = (depth, columns, columns)
     # Built before the reconstruction: settings that cannot work must not cost an hour first.
     settings = settings or default_settings(shape)
     if mode is not None:
@@ -119,27 +127,27 @@ def prepare(
     split_indices(scan.shape[0], splits)  # refuses too many splits
     if warning := angles_warning(scan, splits):
         _log.warning("%s", warning)
-    plan = plan_rows(scan, splits, stripes=remove_stripes, max_memory=max_memory, searches=center is None)
+    plan = plan_rows(scan, splits, stripes=remove_stripes, max_memory=max_memory)
     if dry_run:
         _say_plan(scan, layout, shape, plan, center)
         return layout.config
     if center is None:
         center = find_center(scan)
         _log.info("rotation centre found at column %.2f (of %d); give another with --center", center, columns)
+    elif doubt := center_doubt(scan, center):
+        _log.warning("%s", doubt)
     facts = {
         "scan": str(scan_path.resolve()),
         "scan of": scan_path.stat().st_mtime_ns,
         "splits": splits,
         "centre": center,
         "stripes removed": remove_stripes,
+        **({} if scan.is_whole else {"rows": [scan.rows[0], scan.rows[-1] + 1]}),
     }
     with _nothing_left_on_failure(layout.folder), ExitStack() as stack:
-        sinks = [
-            _sink(layout.folder / name, shape, scan.voxel_size_um, {**facts, "part": name}, overwrite, resume)
-            for name in names
-        ]
+        sinks = [_sink(layout.folder / name, shape, scan, {**facts, "part": name}, overwrite, resume) for name in names]
         entered = [stack.enter_context(sink) for sink in sinks]
-        progress = stack.enter_context(progress_bar("reconstructing", rows, columns * columns))
+        progress = stack.enter_context(progress_bar("reconstructing", depth, columns * columns))
         reconstruct_scan(
             scan,
             center=center,
@@ -156,9 +164,15 @@ def prepare(
     return layout.config
 
 
+def _default_folder(scan: Scan) -> Path:
+    """Where only some rows are tried, all of them can be made later without a word about --overwrite."""
+    some = "" if scan.is_whole else f"_rows{scan.rows[0]}-{scan.rows[-1]}"
+    return scan.path.with_name(f"{scan.path.stem}_rec{some}")
+
+
 def _say_plan(scan: Scan, layout: Layout, shape: Triple, plan: RowPlan, center: float | None) -> None:
     """What ``--dry-run`` prints; refuses a disk that is too small, as the run would."""
-    angles, rows, columns = scan.shape
+    angles, rows, columns = scan.detector_shape
     size = "voxel size unknown" if scan.voxel_size_um is None else f"voxels of {scan.voxel_size_um:g} um"
     each = 4 * int(np.prod(shape, dtype=np.int64))
     volumes = layout.splits + 1
@@ -166,6 +180,7 @@ def _say_plan(scan: Scan, layout: Layout, shape: Triple, plan: RowPlan, center: 
     room = free_bytes(layout.folder / layout.full)
     lines = [
         ("scan", f"{scan.path}: {angles} angles of {rows} x {columns} pixels, {size}"),
+        *([] if scan.is_whole else [("rows", f"{describe_numbers(scan.rows)} of them")]),
         ("centre", "searched for" if center is None else f"column {center:g}, as given"),
         (
             "memory",
@@ -182,22 +197,34 @@ def _say_plan(scan: Scan, layout: Layout, shape: Triple, plan: RowPlan, center: 
         say(f"{name:<6}  {text}")
 
 
-def _sink(
-    path: Path, shape: Triple, voxel_size_um: float | None, facts: dict[str, Any], overwrite: bool, resume: bool
-) -> VolumeSink:
+def _sink(path: Path, shape: Triple, scan: Scan, facts: dict[str, Any], overwrite: bool, resume: bool) -> VolumeSink:
     """An output that keeps what is done; one that is whole already has nothing missing."""
     if resume and not overwrite and is_whole(path):
-        found = open_volume(path)
-        if found.shape != shape:
-            raise OutputError(
-                f"{path} has shape {found.shape}, and the reconstruction of this scan has {shape}; it is of another "
-                "scan: choose another --out"
-            )
+        _require_ours(path, scan)
         return WholeAlready(str(path))
-    size = None if voxel_size_um is None else (voxel_size_um,) * 3
+    size = None if scan.voxel_size_um is None else (scan.voxel_size_um,) * 3
     return create_sink(
-        path, shape=shape, voxel_size_um=size, overwrite=overwrite, resumable=True, resume=resume, facts=facts
+        path,
+        shape=shape,
+        voxel_size_um=size,
+        slice_numbers=scan.rows,
+        overwrite=overwrite,
+        resumable=True,
+        resume=resume,
+        facts=facts,
     )
+
+
+def _require_ours(path: Path, scan: Scan) -> None:
+    """Refuse to go on beside a reconstruction of something else."""
+    found, columns = open_volume(path), scan.shape[2]
+    expected = (len(scan.rows), columns, columns)
+    if (found.shape, found.slice_numbers) != (expected, scan.rows):
+        raise OutputError(
+            f"{path} has shape {found.shape} and slices {describe_numbers(found.slice_numbers)}, and this "
+            f"reconstruction {expected} and {describe_numbers(scan.rows)}; it is of another scan or of other rows: "
+            "choose another --out"
+        )
 
 
 @contextmanager

@@ -35,15 +35,13 @@ class RowPlan:
     n_bytes: int
 
 
-def plan_rows(scan: Scan, n_splits: int, *, stripes: bool, max_memory: int | None, searches: bool = False) -> RowPlan:
+def plan_rows(scan: Scan, n_splits: int, *, stripes: bool, max_memory: int | None) -> RowPlan:
     """As many rows as pay, or as fit.
 
     Parameters
     ----------
     max_memory
         What this process may take, in bytes; None: a quarter of what is free.
-    searches
-        Whether the rotation axis will be searched for.
 
     Raises
     ------
@@ -51,9 +49,7 @@ def plan_rows(scan: Scan, n_splits: int, *, stripes: bool, max_memory: int | Non
         Not even one row at a time fits; says how much would.
     """
     waiting = waiting_bytes(4 * scan.shape[2] ** 2)
-    besides = process_bytes() + _COMPILED_BYTES + (n_splits + 1) * waiting
-    if stripes or searches:
-        besides += _ALGOTOM_BYTES
+    besides = process_bytes() + _COMPILED_BYTES + _ALGOTOM_BYTES + (n_splits + 1) * waiting
     allowed = available_bytes() // _SHARE if max_memory is None else max_memory - besides
     rows = min(_MOST_ROWS, scan.shape[1])
     while rows > 1 and _slab_bytes(scan, rows, stripes) > allowed:

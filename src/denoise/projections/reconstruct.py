@@ -2,13 +2,12 @@
 
 In: a ``Scan``, and sinks that were opened by the caller. Out: slices of attenuation per voxel length, whose grey
 values do not depend on the number of angles, so that splits and full reconstruction may share one normalisation.
-Finding the rotation axis is here too. Knows nothing of file formats.
+Knows nothing of file formats.
 """
 
 from __future__ import annotations
 
 import logging
-import warnings
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -28,7 +27,6 @@ logger = logging.getLogger(__name__)
 
 # Fewest angles per detector column from which a split has no visible streaks of its own (method, section 6).
 _ANGLES_PER_COLUMN = 1.5
-_GIVE_CENTER = "measure it with other software and give it with --center"
 
 
 @dataclass(frozen=True)
@@ -151,7 +149,7 @@ def reconstruct_scan(
     Parameters
     ----------
     center
-        Detector column of the rotation axis, from ``find_center`` or from the user.
+        Detector column of the rotation axis, from ``axis.find_center`` or from the user.
     n_splits
         K, the number of splits.
     stripes
@@ -209,73 +207,6 @@ def _reconstruct_slab(
             for run in runs:
                 sink.write(run.start, slices[run.start - start : run.stop - start])
     return repairs
-
-
-def find_center(scan: Scan) -> float:
-    """Find the detector column of the rotation axis, counted from 0, to a quarter of a column.
-
-    Vo, Drakopoulos, Atwood, Reinhard 2014, Opt. Express 22:19078, doi 10.1364/OE.22.019078, as in algotom, on five
-    places over the height, each the mean of up to five adjacent rows; the median of those that show the sample.
-
-    Raises
-    ------
-    ScanError
-        The angles do not cover a half circle; no place gives an axis within a quarter of the width from the middle.
-    """
-    n_angles, rows, columns = scan.shape
-    half = _half_turn(scan)
-    depth = min(5, rows)
-    starts = np.unique(np.linspace(0, rows - depth, 5).astype(int)) if rows > depth else np.array([0])
-    sinograms = []
-    for start in starts:
-        values, _ = line_integrals(scan.read_rows(int(start), int(start) + depth))
-        sinograms.append(values.mean(axis=1)[half])
-    contrast = np.array([sinogram.mean(axis=0).std() for sinogram in sinograms])
-    shown = [s for s, c in zip(sinograms, contrast, strict=True) if c >= 0.25 * contrast.max()]
-    found = [axis for axis in map(_axis, shown) if axis is not None]
-    if not found:
-        raise ScanError(
-            f"the rotation axis of {scan.path} was not found between columns {columns // 4} and {columns * 3 // 4} of "
-            f"{columns} ({n_angles} angles, {len(shown)} places tried); {_GIVE_CENTER}"
-        )
-    center = float(np.median(found))
-    if np.ptp(found) > 2:
-        logger.warning(
-            "the rotation axis of %s is uncertain: columns %s at different heights, %.2f is taken; look for doubled "
-            "edges in the slices, and if there are any, give --center",
-            scan.path, ", ".join(f"{axis:.2f}" for axis in found), center,
-        )  # fmt: skip
-    return center
-
-
-def _half_turn(scan: Scan) -> NDArray[np.int64]:
-    """Projections of half a turn, sorted by angle."""
-    turn = np.mod(scan.angles_rad - scan.angles_rad.min() + 1e-9, 2 * np.pi)
-    order = np.argsort(turn, kind="stable")
-    half = order[turn[order] <= np.pi + 1e-6]
-    gaps = np.rad2deg(np.diff(turn[half], append=np.pi))
-    # The method compares each projection with its mirror image half a turn away: it needs them all.
-    if half.size < 10 or gaps.max() > 10.0:
-        raise ScanError(
-            f"the angles of {scan.path} have {half.size} projections in the half turn from the lowest, with a gap of "
-            f"{gaps.max() if half.size else 180.0:.1f} degrees; finding the axis needs 10 or more without a gap "
-            f"over 10 degrees: {_GIVE_CENTER}"
-        )
-    return np.asarray(half, dtype=np.int64)
-
-
-def _axis(sinogram: Float32Array) -> float | None:
-    """Search near the middle, then further out; None where the best place is at the end of both ranges."""
-    from algotom.prep.calculation import find_center_vo
-
-    columns = sinogram.shape[1]
-    for reach in (columns // 16, columns // 4):
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always")
-            axis = float(find_center_vo(sinogram, start=columns // 2 - reach, stop=columns // 2 + reach))
-        if not any("out of the searching range" in str(warning.message) for warning in caught):
-            return axis
-    return None
 
 
 def _cleaned(sinograms: Float32Array, stripes: bool) -> Float32Array:

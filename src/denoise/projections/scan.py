@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -70,10 +70,19 @@ class RawRows:
 
 @dataclass(frozen=True)
 class Scan:
-    """What a scan is, without its pixels; ``read_rows`` opens the file anew each time. Picklable."""
+    """What a scan is, without its pixels; ``read_rows`` opens the file anew each time. Picklable.
+
+    Attributes
+    ----------
+    detector_shape
+        (angles, rows, columns) in the file.
+    rows
+        The detector rows that are used.
+    """
 
     path: Path
-    shape: tuple[int, int, int]
+    detector_shape: tuple[int, int, int]
+    rows: range
     angles_rad: NDArray[np.float64] = field(repr=False, compare=False)
     sample_name: str
     voxel_size_um: float | None
@@ -114,14 +123,43 @@ class Scan:
                 )
             return cls(
                 path=path,
-                shape=(angles, rows, columns),
+                detector_shape=(angles, rows, columns),
+                rows=range(rows),
                 angles_rad=_angles(theta, angles, path),
                 sample_name=_sample_name(file) or path.stem,
                 voxel_size_um=_voxel_size(file),
             )
 
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(angles, rows, columns) of what is used."""
+        angles, _, columns = self.detector_shape
+        return angles, len(self.rows), columns
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether all rows are used."""
+        return len(self.rows) == self.detector_shape[1]
+
+    def only_rows(self, start: int | None, stop: int | None) -> Scan:
+        """Detector rows ``start`` to ``stop - 1`` as a scan of its own; None: from the first, to the last.
+
+        Raises
+        ------
+        ScanError
+            The scan has no such rows.
+        """
+        there = self.detector_shape[1]
+        first, end = start or 0, there if stop is None else stop
+        if not 0 <= first < end <= there:
+            raise ScanError(
+                f"there are no detector rows from {first} up to {end} (the first that is left out) in {self.path}; it "
+                f"has rows 0..{there - 1}"
+            )
+        return replace(self, rows=range(first, end))
+
     def read_rows(self, start: int, stop: int) -> RawRows:
-        """Read detector rows start..stop-1 of every projection, flat and dark.
+        """Read rows start..stop-1 of those that are used, counted from 0, of every projection, flat and dark.
 
         Raises
         ------
@@ -132,14 +170,15 @@ class Scan:
         _, rows, columns = self.shape
         if not 0 <= start < stop <= rows:
             raise ScanError(f"rows {start}..{stop - 1} of {self.path} do not exist; it has rows 0..{rows - 1}")
+        start, stop = start + self.rows[0], stop + self.rows[0]
         arrays: list[Float32Array] = []
         with _opened(self.path) as file:
             for name in _DATASETS[:3]:
                 dataset = _dataset(file, name, self.path)
-                if name == "exchange/data" and tuple(dataset.shape) != self.shape:
+                if name == "exchange/data" and tuple(dataset.shape) != self.detector_shape:
                     raise ScanError(
-                        f"exchange/data in {self.path} now has shape {dataset.shape}, it had {self.shape} when the "
-                        "scan was opened; wait until the file is finished"
+                        f"exchange/data in {self.path} now has shape {dataset.shape}, it had {self.detector_shape} "
+                        "when the scan was opened; wait until the file is finished"
                     )
                 try:
                     values = np.asarray(dataset[..., start:stop, :], dtype=np.float32)
