@@ -8,6 +8,11 @@ def gigabytes(size: int) -> str:
     return f"{size / 1e9:.2f} GB" if size >= 1e7 else f"{size / 1e6:.2f} MB"
 
 
+def counted(count: int, singular: str) -> str:
+    """So many of something: "1 slice", "12 slices"."""
+    return f"{count:,} {singular}" if count == 1 else f"{count:,} {singular}s"
+
+
 def duration(seconds: float) -> str:
     """Seconds in words: two digits, in a unit that fits."""
     if seconds < 100:

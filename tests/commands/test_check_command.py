@@ -60,6 +60,17 @@ def test_it_says_what_would_run_with_numbers_and_writes_nothing(
     assert "0.11 MB as float32" in said["disk"]
 
 
+def test_the_tests_of_the_splits_keep_to_the_memory_that_is_allowed(
+    dataset: Dataset, denoise: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = ("check", "--config", dataset.config, "--data", "--max-memory", "16G")
+    assert denoise(*arguments).code == 0
+    monkeypatch.setattr("denoise.trust.splits._BYTES_PER_PIXEL", 17 * 10**9 // (2 * 48 * 48))
+    error = denoise(*arguments).error
+    assert re.match(r"testing the splits takes about 1[78]\.\d\d GB of memory, and 17\.18 GB are allowed", error), error
+    assert denoise(*(a for a in arguments if a != "--data")).code == 0
+
+
 def test_it_says_how_much_of_the_splits_is_in_memory_where_not_all_fits(
     dataset: Dataset, denoise: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -21,12 +21,12 @@ from denoise.commands.display import say, say_verdict
 from denoise.commands.inputs import InferenceInputs, open_inference_inputs, open_splits
 from denoise.commands.train import require_own_folder
 from denoise.config import RunConfig
-from denoise.errors import OutputError
+from denoise.errors import DeviceError, OutputError
 from denoise.inference.engine import batch_bytes, weights_bytes
 from denoise.inference.reader import layer_bytes
 from denoise.inference.run import MemoryShares
 from denoise.launch import Compute, describe_device
-from denoise.memory import available_bytes, denoising_bytes, share_of
+from denoise.memory import available_bytes, denoising_bytes, process_bytes, share_of
 from denoise.modes import MODES, default_tile, inference_window
 from denoise.networks.catalogue import build_network, find_network
 from denoise.networks.spec import NetworkSpec
@@ -37,6 +37,7 @@ from denoise.training.footprint import Footprint
 from denoise.training.memory_plan import MemoryPlan, plan_memory
 from denoise.training.part import TrainingPart
 from denoise.trust.before import check_splits
+from denoise.trust.splits import testing_bytes
 from denoise.volumes import SplitSet, Volume, require_same_grid, slice_range
 from denoise.volumes.slice_pool import waiting_bytes
 from denoise.volumes.volume import describe_numbers
@@ -70,6 +71,8 @@ def check(config: RunConfig, compute: Compute, *, data: bool = False, calibrate:
     lines = [("device", ", ".join(describe_device(d) for d in devices))]
     splits = open_splits(config) if config.given_splits else None
     if splits is not None:
+        if data:
+            _require_memory_for_tests(splits, config.max_memory)
         lines += [(f"split {k}", _describe(volume)) for k, volume in enumerate(splits.volumes)]
     inputs = None
     if config.infer.input == "splits" or config.full_path is not None:
@@ -98,6 +101,15 @@ def check(config: RunConfig, compute: Compute, *, data: bool = False, calibrate:
     if data:
         say("")
         say_verdict(check_splits(open_splits(config).volumes))
+
+
+def _require_memory_for_tests(splits: SplitSet, max_memory: int | None) -> None:
+    needed = process_bytes() + testing_bytes(splits)
+    if max_memory is not None and needed > max_memory:
+        raise DeviceError(
+            f"testing the splits takes about {gigabytes(needed)} of memory, and {gigabytes(max_memory)} are allowed; "
+            "allow more with --max-memory, or leave --data out"
+        )
 
 
 def _training(config: RunConfig, compute: Compute, splits: SplitSet, network: NetworkSpec) -> _Part:

@@ -33,6 +33,7 @@ from denoise.inference.run import InferenceJob, run_worker
 from denoise.launch import Compute, launch
 from denoise.modes import mode_of
 from denoise.normalization import Moments, Normalization
+from denoise.readable import counted
 from denoise.tiles import Region
 from denoise.volumes import Volume, VolumeSink, create_sink, is_whole, slice_range
 from denoise.volumes.volume import describe_numbers
@@ -223,7 +224,7 @@ def _denoise(
     seconds = time.monotonic() - begun
     _log.info(
         "%s of %d x %d in %.1f s, %.2f Mvoxel/s",
-        "1 slice" if len(z_range) == 1 else f"{len(z_range)} slices",
+        counted(len(z_range), "slice"),
         *grid.shape[1:],
         seconds,
         len(z_range) * plane / seconds / 1e6,

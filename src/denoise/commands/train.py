@@ -17,7 +17,7 @@ from denoise.memory import available_bytes
 from denoise.readable import gigabytes
 from denoise.training.start import run_training
 from denoise.trust.before import check_splits
-from denoise.trust.splits import BYTES_PER_PIXEL
+from denoise.trust.splits import testing_bytes
 from denoise.trust.verdict import Severity
 from denoise.volumes import SplitSet, require_same_grid, slice_range
 
@@ -54,7 +54,7 @@ def _warn_of_full(config: RunConfig, splits: SplitSet) -> None:
 
 def _warn_of_splits(config: RunConfig, splits: SplitSet) -> None:
     """Say before the night what `denoise report` would say after it: that the method does not hold for these splits."""
-    needed = BYTES_PER_PIXEL * len(splits) * splits.shape[1] * splits.shape[2]
+    needed = testing_bytes(splits)
     if 2 * needed > (config.max_memory or available_bytes()):
         _log.info("the splits are not tested first, which takes %s; `denoise check --data` does it", gigabytes(needed))
         return

@@ -11,6 +11,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+from denoise.readable import counted
 from denoise.training.observers import best_of
 from denoise.trust.greys import GreyShift
 from denoise.trust.scores import Scores
@@ -269,7 +270,7 @@ def _converged(history: Sequence[dict[str, Any]]) -> Finding:
     few = len(history) < _FEWEST_SCORES or not before
     failed = few or gained > FAR_FROM_CONVERGED
     if few:
-        sentence = f"The run was scored {len(history)} times only; train longer, it cannot have converged."
+        sentence = f"The run was scored {counted(len(history), 'time')} only; train longer, it cannot have converged."
     elif failed:
         sentence = (
             f"The last third of the training still gained {gained:.1f} dB: training longer will give a better image."

@@ -17,12 +17,12 @@ from denoise.resolution import Rings
 from denoise.tiles import Region
 from denoise.trust.evidence import field_of_view
 from denoise.trust.layout import RingProfiles, rim, shift_between, spoke_scatter
-from denoise.volumes import Volume
+from denoise.volumes import SplitSet, Volume
 
 Float64Array = NDArray[np.float64]
 
-#: Memory of ``measure`` for each pixel of a slice of each split; measured 83 to 148 on slices of 2048^2 to 512^2.
-BYTES_PER_PIXEL = 150
+#: Of ``measure``, for each pixel of a slice of each split; measured 83 to 148 on slices of 2048^2 to 512^2.
+_BYTES_PER_PIXEL = 150
 _MOST_SLICES = 24
 _MOST_VOXELS = 24_000_000
 """Of one split: 6 slices of 2048 x 2048."""
@@ -62,6 +62,11 @@ class SplitFacts:
     frequencies: tuple[float, ...] = ()
     correlations: tuple[float, ...] = ()
     """Of two splits, per Fourier ring."""
+
+
+def testing_bytes(splits: SplitSet) -> int:
+    """Memory that ``measure`` takes besides what the process has."""
+    return _BYTES_PER_PIXEL * len(splits) * splits.shape[1] * splits.shape[2]
 
 
 def chosen_slices(depth: int, plane: int) -> list[int]:
