@@ -1,11 +1,13 @@
 """Kill prepare, train and volume (SIGKILL) at random moments; check that nothing is harmed and resuming ends the same.
 
     python benchmarks/soak.py --folder scratch --kills 100 [--seed 0]
+    python benchmarks/soak.py --folder scratch --kills 40 --minutes
 
 Every command is first run without being disturbed: its result is the reference, and its duration (the shortest so
 far) the span from which the moments of death are drawn. Then it is started with ``--resume``, killed with all of its
 processes, and checked: every file under a final name must be whole. It is started again, and again, until it lives to
-its end; what it then leaves must equal the reference, byte by byte for volumes, tensor by tensor for models.
+its end; what it then leaves must equal the reference, byte by byte for volumes, tensor by tensor for models. Runs take
+some seconds each, with ``--minutes`` about a minute: then most deaths come while something is half done.
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from ruamel.yaml import YAML
 
@@ -31,7 +34,31 @@ from denoise.projections.phantom import simulate_foam_scan
 from denoise.tiles import Region
 from denoise.volumes import open_volume
 
-_TRAINING = "train:\n  mode: 2.5d\n  patch_size: 32\n  max_epochs: 24\n  save_every_minutes: 0.02\n"
+
+@dataclass(frozen=True)
+class Scale:
+    """How much there is to do."""
+
+    size: int
+    slices: int
+    angles: int
+    train: dict[str, Any]
+    infer: dict[str, Any]
+
+    @property
+    def template(self) -> str:
+        """A config to take the sections train and infer from."""
+        return json.dumps({"dataset": {"folder": ".", "full": "none"}, "train": self.train, "infer": self.infer})
+
+
+SECONDS = Scale(96, 24, 144, {"mode": "2.5d", "patch_size": 32, "max_epochs": 24, "save_every_minutes": 0.02}, {})
+MINUTES = Scale(
+    512,
+    96,
+    768,
+    {"mode": "2.5d", "max_epochs": 20, "patience": 0, "save_every_minutes": 0.1, "symmetric": False},
+    {"tta": 8},
+)
 _FORMATS = ("out", "out.tif", "out.h5", "out.zarr")
 
 
@@ -116,11 +143,11 @@ def run(command: Command, folder: Path, die_after: float | None) -> bool:
     return True
 
 
-def commands_of(base: Path) -> list[Command]:
+def commands_of(base: Path, scale: Scale) -> list[Command]:
     """prepare; train; volume in every format, and in two processes."""
     scan = base / "scan.h5"
     if not scan.exists():
-        simulate_foam_scan(scan, size=96, slices=24, angles=144)
+        simulate_foam_scan(scan, size=scale.size, slices=scale.slices, angles=scale.angles)
 
     def reconstruction(folder: Path) -> None:
         shutil.copytree(base / "reference prepare" / "rec", folder / "rec")
@@ -134,7 +161,7 @@ def commands_of(base: Path) -> list[Command]:
 
     def prepare_arguments(folder: Path) -> list[str]:
         settings = base / "settings.yaml"
-        settings.write_text("dataset: {folder: ., full: none}\n" + _TRAINING)
+        settings.write_text(scale.template)
         return ["prepare", str(scan), "--out", str(folder / "rec"), "--config", str(settings), "--resume"]
 
     def prepared(folder: Path) -> str:
@@ -171,11 +198,12 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, required=True)
     parser.add_argument("--kills", type=int, default=100)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--minutes", action="store_true", help="runs of minutes instead of seconds")
     options = parser.parse_args()
     base = options.folder.resolve()
     base.mkdir(parents=True, exist_ok=True)
     chance = random.Random(options.seed)
-    commands = commands_of(base)
+    commands = commands_of(base, MINUTES if options.minutes else SECONDS)
     for command in commands:
         folder = base / f"reference {command.name}"
         shutil.rmtree(folder, ignore_errors=True)

@@ -36,6 +36,7 @@ from denoise.tiles import TileGrid
 from denoise.training.footprint import Footprint
 from denoise.training.memory_plan import MemoryPlan, plan_memory
 from denoise.training.part import TrainingPart
+from denoise.training.start import Shares
 from denoise.trust.before import check_splits
 from denoise.trust.splits import testing_bytes
 from denoise.volumes import SplitSet, Volume, require_same_grid, slice_range
@@ -113,8 +114,8 @@ def _require_memory_for_tests(splits: SplitSet, max_memory: int | None) -> None:
 
 
 def _training(config: RunConfig, compute: Compute, splits: SplitSet, network: NetworkSpec) -> _Part:
-    batch_size = config.batch_on(compute.devices()[0].type)
-    devices = compute.training_devices(batch_size)
+    shares = Shares.of(config, compute)
+    batch_size, devices = shares.batch_size, shares.devices
     mode = MODES[config.mode]
     window = mode.window(network, config.patch, 0.0, "uniform")
     first, last = config.dataset.train_start_slice, config.dataset.train_end_slice

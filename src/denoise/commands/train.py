@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 
 from denoise.checkpoint import CRITERIA, RunFolder
+from denoise.cluster import was_restarted
 from denoise.commands.display import say, say_device
 from denoise.commands.inputs import open_inference_inputs, open_splits
 from denoise.config import RunConfig
@@ -15,7 +16,7 @@ from denoise.files import require_free
 from denoise.launch import Compute
 from denoise.memory import available_bytes
 from denoise.readable import gigabytes
-from denoise.training.start import run_training
+from denoise.training.start import Shares, run_training
 from denoise.trust.before import check_splits
 from denoise.trust.splits import testing_bytes
 from denoise.trust.verdict import Severity
@@ -33,7 +34,7 @@ def train(
     _warn_of_full(config, splits)
     if compute.spread.leads(os.environ) and not (resume and RunFolder(config.output_dir).holds_a_run):
         _warn_of_splits(config, splits)
-    _say_devices(config, compute)
+    _say_devices(Shares.of(config, compute, resume=resume or was_restarted(os.environ)), compute)
     run = run_training(config, splits, compute, resume=resume, finetune=finetune, show_progress=progress)
     for criterion in CRITERIA if compute.spread.leads(os.environ) else ():
         if run.model(criterion).exists():
@@ -64,17 +65,15 @@ def _warn_of_splits(config: RunConfig, splits: SplitSet) -> None:
             _log.warning("%s (`denoise check --data` has all tests of the splits)", finding.sentence)
 
 
-def _say_devices(config: RunConfig, compute: Compute) -> None:
+def _say_devices(shares: Shares, compute: Compute) -> None:
     """Name the devices, and why some of the GPUs are left out."""
     visible = compute.devices()
-    batch_size = config.batch_on(visible[0].type)
-    devices = compute.training_devices(batch_size)
-    say_device(devices, compute.device == "cpu")
-    if len(devices) < len(visible):
+    say_device(shares.devices, compute.device == "cpu")
+    if len(shares.devices) < len(visible):
         _log.info(
             "a step has %d blocks of this network: %d of %d GPUs are used; a larger train.batch_size uses more",
-            batch_size,
-            len(devices),
+            shares.batch_size,
+            len(shares.devices),
             len(visible),
         )
 

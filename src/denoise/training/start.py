@@ -7,6 +7,7 @@ import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,29 @@ from denoise.volumes import SplitSet, slice_range
 _log = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True)
+class Shares:
+    """A step's blocks, and the devices of this machine that share them."""
+
+    batch_size: int
+    devices: list[torch.device]
+
+    @classmethod
+    def of(cls, config: RunConfig, compute: Compute, *, resume: bool = False) -> Shares:
+        """As the config and the device say; of a run that goes on, as before, where the config does not say.
+
+        Raises
+        ------
+        CheckpointError
+            The state of the run that goes on is damaged.
+        """
+        size = config.batch_on(compute.devices()[0].type)
+        if config.train.batch_size is None:
+            kept = _stored_fingerprint(RunFolder(config.output_dir), resume).get("batch_size")
+            size = kept if type(kept) is int and kept > 0 else size
+        return cls(size, compute.training_devices(size))
+
+
 def run_training(
     config: RunConfig,
     splits: SplitSet,
@@ -45,21 +69,18 @@ def run_training(
     resume = resume or was_restarted(os.environ)
     network = NetworkSpec(config.network_name, config.network_options)
     initial = None
-    stored = TrainState.load(run.state).fingerprint if resume and run.state.exists() else {}
     if finetune is not None:
         network, initial = _begun_from(finetune, network)
-    elif stored:
+    elif stored := _stored_fingerprint(run, resume):
         network = _as_resumed(stored, network)
-    batch_size = config.batch_on(compute.devices()[0].type)
-    if config.train.batch_size is None:
-        batch_size = _batch_of(stored, batch_size)
+    shares = Shares.of(config, compute, resume=resume)
     first, last = config.dataset.train_start_slice, config.dataset.train_end_slice
     job = TrainJob(
         splits=splits,
         network=network,
         settings=config.train,
         patch_size=config.patch,
-        batch_size=batch_size,
+        batch_size=shares.batch_size,
         schedule=Schedule(config.schedule, config.learning_rate),
         objective=Objective(config.loss, config.train.huber_delta, config.train.strategy, config.lcl_weight),
         folder=run.path,
@@ -80,7 +101,7 @@ def run_training(
     launch(
         run_worker,
         job,
-        compute.training_devices(batch_size),
+        shares.devices,
         spread=compute.spread,
         guard=lambda: _own_folder(run, config, resume=resume, finetune=finetune),
         name=f"{run.path} (settings {hashlib.sha256(render(config).encode()).hexdigest()[:8]})",
@@ -123,10 +144,9 @@ def _begun_from(path: Path, wanted: NetworkSpec) -> tuple[NetworkSpec, dict[str,
     return network, checkpoint.weights
 
 
-def _batch_of(stored: Mapping[str, Any], otherwise: int) -> int:
-    """Patches per step of a run that goes on, on whatever device: its own number, where the user does not say."""
-    size = stored.get("batch_size")
-    return size if type(size) is int and size > 0 else otherwise
+def _stored_fingerprint(run: RunFolder, resume: bool) -> Mapping[str, Any]:
+    """What the run that goes on was told; nothing where none goes on."""
+    return TrainState.load(run.state).fingerprint if resume and run.state.exists() else {}
 
 
 def _as_resumed(stored: Mapping[str, Any], wanted: NetworkSpec) -> NetworkSpec:
