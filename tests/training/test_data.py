@@ -20,7 +20,7 @@ from denoise.patches.turns import SlabSampler
 from denoise.tiles import Region, Triple, Window
 from denoise.training.cache import CachedBlocks
 from denoise.training.data import BlockSource, ResidentBlocks, open_blocks
-from denoise.training.reading import common_dtype
+from denoise.training.reading import common_dtype, sampled_normalization
 from denoise.volumes.volume import SplitSet
 
 SHAPE = (7, 9, 11)
@@ -148,6 +148,23 @@ def test_a_large_mean_does_not_drown_a_small_deviation(splits_of: Splits, cpu: W
     for source in both(splits_of(arrays), cpu):
         assert source.normalization.std == pytest.approx(together.std(), rel=1e-9)
         source.close()
+
+
+def test_slices_that_no_block_reads_may_hold_anything(splits_of: Splits, cpu: World) -> None:
+    """They are read where they are stored together with others."""
+    arrays = stored("float32")
+    used = range(2, 5)
+    together = np.concatenate([array[2:5] for array in arrays]).astype(np.float64)
+    for array in arrays:
+        array[:2], array[5:] = np.nan, 1e9
+    splits = splits_of(arrays)
+    normalizations = [
+        ResidentBlocks.read(splits, cpu, common_dtype(splits), "error", None, used).normalization,
+        sampled_normalization(splits, cpu, "error", used),
+    ]
+    for found in normalizations:
+        assert found.mean == pytest.approx(together.mean(), rel=1e-12)
+        assert found.std == pytest.approx(together.std(), rel=1e-12)
 
 
 def test_a_normalisation_that_is_given_is_kept(splits_of: Splits, cpu: World) -> None:

@@ -253,8 +253,8 @@ class TrainSection(Section):
         About(
             "Whether a new `residual` network gives for a turned or mirrored slice the turned or mirrored result",
             "null, true or false",
-            "true: learns faster (docs/about.md); with few data, long runs end at a little less. null: true where each "
-            "split has 8 million voxels or more and `augment` is true.",
+            "true: learns faster (docs/about.md); with few data, long runs end at a little less. null: true where 8 "
+            "million voxels or more of each split are trained on and `augment` is true.",
         ),
     ] = None
     validation_fraction: Annotated[

@@ -43,16 +43,22 @@ class CachedBlocks:
 
     @classmethod
     def open(
-        cls, splits: SplitSet, turns: Turns, world: World, non_finite: str, normalization: Normalization | None
+        cls,
+        splits: SplitSet,
+        turns: Turns,
+        world: World,
+        non_finite: str,
+        normalization: Normalization | None,
+        used: range | None = None,
     ) -> CachedBlocks:
-        """Make room for the slabs and measure the normalisation on some slices, unless it is given.
+        """Make room for the slabs; measure the normalisation on some slices that are used, unless it is given.
 
         Raises
         ------
         VolumeError
             As ``sampled_normalization``.
         """
-        normalization = normalization or sampled_normalization(splits, world, non_finite)
+        normalization = normalization or sampled_normalization(splits, world, non_finite, used)
         fill = non_finite == "fill"
         slots = SlabSlots(splits, turns, world, common_dtype(splits), normalization.mean if fill else None)
         return cls(splits, slots, world.device, fill, normalization)

@@ -58,6 +58,7 @@ def open_blocks(
     non_finite: str,
     normalization: Normalization | None,
     cached: SlabSampler | None = None,
+    used: range | None = None,
 ) -> BlockSource:
     """Read the splits into memory, or make room for slabs of them; measure the normalisation unless it is given.
 
@@ -67,6 +68,8 @@ def open_blocks(
         "error": NaN or Inf voxels are refused; "fill": they are replaced by the mean, and counted.
     cached
         What draws the training blocks where only slabs are kept (``memory_plan.py``); None: all is kept.
+    used
+        Slices that blocks read: mean and deviation are theirs, and others may hold anything; None: all.
 
     Raises
     ------
@@ -74,8 +77,8 @@ def open_blocks(
         NaN or Inf (naming split and slice), constant volumes, unreadable files.
     """
     if cached is None:
-        return ResidentBlocks.read(splits, world, common_dtype(splits), non_finite, normalization)
-    return CachedBlocks.open(splits, cached.turns, world, non_finite, normalization)
+        return ResidentBlocks.read(splits, world, common_dtype(splits), non_finite, normalization, used)
+    return CachedBlocks.open(splits, cached.turns, world, non_finite, normalization, used)
 
 
 def bytes_per_voxel(splits: SplitSet) -> int:
@@ -106,9 +109,11 @@ class ResidentBlocks:
         stored: np.dtype[Any],
         non_finite: str,
         normalization: Normalization | None,
+        used: range | None = None,
     ) -> ResidentBlocks:
         """Read all splits, each process of a node its share of the slices, some at a time (``Pieces``)."""
         shape = splits.shape
+        used = used or range(shape[0])
         array, keep_open = shared_array((len(splits), *shape), stored, world)
         pieces = Pieces.of(splits)
         mine = range(0, shape[0], pieces.slices)[world.local_rank :: world.local_size]
@@ -119,6 +124,8 @@ class ResidentBlocks:
             slab = volume.read_stored(Region.of_slices(start, stop, shape))
             array[k, start:stop] = slab
             for z, image in enumerate(slab, start):
+                if z not in used:
+                    continue
                 bands = ((rows, image[rows.start : rows.stop]) for rows in bands_of(*shape[1:]))
                 found = moments_of(bands, shape[1])
                 refuse_non_finite(found, volume, z, non_finite)
@@ -141,7 +148,7 @@ class ResidentBlocks:
         if found_in_all.non_finite:
             fill = stored.type(normalization.mean)
             for k in range(len(splits)):
-                for z in (z for start in mine for z in range(start, min(start + pieces.slices, shape[0]))):
+                for z in (z for start in mine for z in range(start, start + pieces.slices) if z in used):
                     image = array[k, z]
                     image[~np.isfinite(image)] = fill
             world.barrier()

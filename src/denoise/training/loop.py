@@ -45,8 +45,8 @@ from denoise.training.validation import Scores, Validator, epochs_between_scores
 
 _log = logging.getLogger(__name__)
 
-#: Of a split, for which equivariant weights are better however long the run; docs/network-study.md, "Directions that
-#: are alike".
+#: Trained on, of each split: then equivariant weights are better however long the run; docs/network-study.md,
+#: "Directions that are alike".
 _MANY_VOXELS = 8_000_000
 #: Reading the loss waits for the device; once in so many steps that is not noticed.
 _STEPS_PER_LOSS = 10
@@ -108,7 +108,7 @@ class TrainingRun:
         cached = SlabSampler(whole, self.division, self.steps_per_epoch * job.batch_size) if self.division else None
         self.sampler: Sampler = cached or whole
         self.source = open_blocks(
-            self.part.splits, world, job.non_finite, state.normalization if state else None, cached
+            self.part.splits, world, job.non_finite, state.normalization if state else None, cached, self.part.used
         )
         self.validator = Validator(
             self.part.holdout,
@@ -169,7 +169,9 @@ class TrainingRun:
     @property
     def _wants_symmetry(self) -> bool:
         settings, said = self.job.settings, self.job.settings.symmetric
-        return settings.augment and math.prod(self.part.splits.shape) >= _MANY_VOXELS if said is None else said
+        depth, height, width = self.job.splits.shape
+        trained = len(self.job.train_slices or range(depth)) * height * width
+        return settings.augment and trained >= _MANY_VOXELS if said is None else said
 
     @property
     def plan(self) -> Plan:

@@ -2,24 +2,38 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from denoise.patches.holdout import HoldOut
-from denoise.tiles import Window
+from denoise.patches.sampler import validation_places
+from denoise.tiles import Triple, Window, reflect_indices
+from denoise.training.validation import MOST_BLOCKS
 from denoise.volumes.part import part_of
 from denoise.volumes.volume import SplitSet
 
 
 @dataclass(frozen=True)
 class TrainingPart:
-    """Splits that nothing but whole slices is missing from, divided into what is trained on and what is held out."""
+    """Splits that nothing but whole slices is missing from, divided into what is trained on and what is held out.
+
+    Attributes
+    ----------
+    splits
+        From the first slice that is read to the last, and what is stored together with these.
+    holdout
+        The division of the whole splits, counted from the part's first slice.
+    used
+        Slices of the part that blocks read: of the others nothing matters, whatever is in them.
+    """
 
     splits: SplitSet
     holdout: HoldOut
+    used: range
 
     @classmethod
     def of(cls, splits: SplitSet, window: Window, fraction: float, chosen: range | None) -> TrainingPart:
-        """Cut the splits to what blocks can reach; the division is that of the whole splits.
+        """Cut the splits to what blocks read.
 
         Parameters
         ----------
@@ -35,9 +49,27 @@ class TrainingPart:
         VolumeError
             Too few and too small slices to hold out a part.
         """
+        whole = HoldOut.of(splits.shape, window, fraction, chosen)
         if chosen is None:
-            return cls(splits, HoldOut.of(splits.shape, window, fraction))
-        reach = window.read_zyx[0]  # a block that is deeper than what is held out is centred on it
-        part, first = part_of(splits, range(chosen[0] - reach, chosen[-1] + 1 + reach))
-        inside = range(chosen[0] - first, chosen[-1] + 1 - first)
-        return cls(part, HoldOut.of(part.shape, window, fraction, inside))
+            return cls(splits, whole, range(splits.shape[0]))
+        read = list(_read(whole, window, splits.shape))
+        used = range(min(z for z, _ in read), max(z for _, z in read) + 1)
+        part, first = part_of(splits, used)
+        moved = range(chosen[0] - first, chosen[-1] + 1 - first)
+        holdout = HoldOut.of(part.shape, window, fraction, moved)
+        return cls(part, holdout, range(used[0] - first, used[-1] + 1 - first))
+
+
+def _read(holdout: HoldOut, window: Window, shape: Triple) -> Iterator[tuple[int, int]]:
+    """First and last slice that blocks read; of training blocks those at both ends of their sources."""
+    depth = window.read_zyx[0]
+    blocks = [
+        (z - window.before_zyx[0], source.box.start_zyx[0], source.box.stop_zyx[0])
+        for source in holdout.sources
+        for z in (source.z_starts[0], source.z_starts[-1])
+    ]
+    scored = validation_places(holdout, window, shape, MOST_BLOCKS)
+    blocks += [(place.region.start_zyx[0], 0, shape[0]) for place in scored]
+    for start, low, high in blocks:
+        indices = reflect_indices(start, depth, low, high)
+        yield int(indices.min()), int(indices.max())

@@ -111,8 +111,8 @@ def shared_array(shape: tuple[int, ...], dtype: np.dtype[Any], world: World) -> 
     return np.frombuffer(memory, dtype).reshape(shape), memory
 
 
-def sampled_normalization(splits: SplitSet, world: World, non_finite: str) -> Normalization:
-    """Mean and deviation from slices spread evenly over the splits, each process its share of them.
+def sampled_normalization(splits: SplitSet, world: World, non_finite: str, used: range | None = None) -> Normalization:
+    """Mean and deviation from slices spread evenly over those that are used, each process its share of them.
 
     Raises
     ------
@@ -120,9 +120,10 @@ def sampled_normalization(splits: SplitSet, world: World, non_finite: str) -> No
         NaN or Inf in one of these slices, unless they are to be filled; constant volumes; unreadable files.
     """
     depth, height, width = splits.shape
+    used = used or range(depth)
     decoded = height * width * max(volume.chunk_zyx[0] for volume in splits.volumes)
     at_most = max(_FEWEST_SAMPLED, min(_SAMPLED_SLICES, _SAMPLED_VOXELS // decoded))
-    chosen = np.unique(np.linspace(0, depth - 1, at_most).round().astype(int))
+    chosen = np.unique(np.linspace(used[0], used[-1], min(at_most, len(used))).round().astype(int))
     rows = np.zeros((len(splits) * len(chosen), 4))
     for i in world.share(len(rows)):
         volume, z = splits.volumes[i // len(chosen)], int(chosen[i % len(chosen)])
