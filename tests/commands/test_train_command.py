@@ -108,6 +108,7 @@ def test_resume_begins_a_run_where_there_is_none_and_continues_one_that_is_there
     assert epochs(1) == [1]
     assert load_config(run / "config.yaml").train.max_epochs == 1
     assert epochs(2) == [1, 2]
+    assert load_config(run / "config.yaml").train.max_epochs == 2, "the record is of the run as it goes on"
 
 
 def test_resume_begins_anew_where_a_run_died_before_its_first_state_with_nothing_of_worth(

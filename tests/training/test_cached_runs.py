@@ -90,7 +90,7 @@ def test_a_run_that_a_signal_stopped_ends_as_if_it_had_not(
     assert not caplog.records or "less memory" not in caplog.text
 
 
-@pytest.mark.parametrize(("before", "after"), [(0.9, 0.4), (10.0, 0.9)], ids=["slabs to fewer", "all to slabs"])
+@pytest.mark.parametrize(("before", "after"), [(0.9, 0.4), (10.0, 0.6)], ids=["slabs to fewer", "all to slabs"])
 def test_a_run_that_is_resumed_with_much_less_memory_goes_on_and_says_so(
     train: Train,
     jobs: Jobs,
@@ -107,6 +107,18 @@ def test_a_run_that_is_resumed_with_much_less_memory_goes_on_and_says_so(
     train(jobs(tmp_path, splits=large_splits, max_epochs=2, resume=True))
     assert "less memory" in caplog.text
     assert TrainState.load(RunFolder(tmp_path).state).progress["division"] is not None
+
+
+def test_a_run_that_is_resumed_with_a_little_less_memory_keeps_all_of_its_data_there(
+    train: Train, jobs: Jobs, tmp_path: Path, small: Callable[[float], None], large_splits: Any, assert_same_run: Same
+) -> None:
+    small(1.02)
+    train(jobs(tmp_path / "whole", splits=large_splits, max_epochs=2))
+    train(jobs(tmp_path / "parts", splits=large_splits, max_epochs=1))
+    small(0.98)
+    train(jobs(tmp_path / "parts", splits=large_splits, max_epochs=2, resume=True))
+    assert TrainState.load(RunFolder(tmp_path / "parts").state).progress["division"] is None
+    assert_same_run(tmp_path / "whole", tmp_path / "parts", planned_alike=False)
 
 
 def test_training_from_slabs_learns(
@@ -135,9 +147,9 @@ def test_memory_that_is_given_is_what_processes_and_data_take_together(
     everything = 2 * 4 * int(np.prod(SHAPE))
     for data_bytes, all_in_memory in ((everything, True), (everything - 1, False), (everything // 2, False)):
         run = TrainingRun(cpu, replace(job, max_memory=taken_by(job) + data_bytes))
-        assert isinstance(run.source, ResidentBlocks) is all_in_memory
-        if isinstance(run.source, CachedBlocks):
-            assert run.source.slots.nbytes < data_bytes
+        assert isinstance(run.data.source, ResidentBlocks) is all_in_memory
+        if isinstance(run.data.source, CachedBlocks):
+            assert run.data.source.slots.nbytes < data_bytes
         run.close()
     with pytest.raises(DeviceError, match=r"may take 0\.10 GB of memory, but needs 0\.4\d GB besides its data"):
         TrainingRun(cpu, replace(job, max_memory=10**8))

@@ -248,12 +248,33 @@ def test_patience_in_epochs_is_counted_from_the_best_one(
     assert "at step 50" in course.reason
 
 
+@pytest.mark.parametrize("patience", [1, 2])
+def test_one_score_that_is_no_better_ends_nothing(jobs: Jobs, tmp_path: Path, clock: Clock, patience: int) -> None:
+    progress = Progress(best_epoch=1)
+    course = course_of(jobs(tmp_path, max_epochs=100, schedule="constant", patience=patience), progress)
+    take_steps(course, progress, clock, 3 * STEPS_PER_EPOCH)
+    course.scored(1.0, 0.0)
+    assert course.done < 1
+    take_steps(course, progress, clock, STEPS_PER_EPOCH)
+    course.scored(1.0, 0.0)
+    assert course.done == 1
+
+
 def test_a_run_that_ended_for_its_score_goes_on_when_that_is_switched_off(
     jobs: Jobs, tmp_path: Path, clock: Clock
 ) -> None:
     progress = Progress(step=120, epoch=12, flat_since=120, curve=[(120, 1.0)])
     assert course_of(jobs(tmp_path, max_epochs=100), progress).done == 1.0
+    assert "with train.patience: 0, --resume goes on" in course_of(jobs(tmp_path, max_epochs=100), progress).reason
     assert course_of(jobs(tmp_path, max_epochs=100, patience=0), progress).done == pytest.approx(0.12)
+
+
+def test_a_run_that_ended_for_its_patience_goes_on_with_more_of_it(jobs: Jobs, tmp_path: Path, clock: Clock) -> None:
+    scores = [(10 * epoch, 1.0) for epoch in range(1, 13)]
+    for patience, done in ((3, 1.0), (4, 1.0), (5, 0.12)):
+        progress = Progress(step=120, epoch=12, best_epoch=8, flat_since=110, curve=list(scores))
+        course = course_of(jobs(tmp_path, max_epochs=100, schedule="constant", patience=patience), progress)
+        assert course.done == pytest.approx(done)
 
 
 # Several processes

@@ -19,7 +19,7 @@ from denoise.launch import World
 from denoise.networks.spec import NetworkSpec
 from denoise.patches.sampler import FEWEST_PATCHES
 from denoise.tiles import Triple
-from denoise.training import course, loop
+from denoise.training import course, loop, opening
 from denoise.training.job import TrainJob
 from denoise.training.loop import TrainingRun
 from denoise.training.schedule import Schedule
@@ -205,9 +205,9 @@ def test_a_stored_model_gives_the_score_that_it_was_stored_with(
     train(job)
     checkpoint = Checkpoint.load(RunFolder(tmp_path).model("val"))
     run = TrainingRun(cpu, jobs(tmp_path / "again"))
-    scores, _ = run.validator.scores(checkpoint.build(), run.source, torch.float32)
+    scores, _ = run.validator.scores(checkpoint.build(), run.data.source, torch.float32)
     run.close()
-    assert checkpoint.normalization == run.source.normalization
+    assert checkpoint.normalization == run.data.source.normalization
     assert vars(scores) == pytest.approx(dict(checkpoint.scores), rel=1e-5)
 
 
@@ -306,7 +306,7 @@ class Stopwatch:
         self.now = 1000.0
         self.rates: list[float] = []
         self.scores = 0
-        step, scores, open_blocks = TrainingRun._step, Validator.scores, loop.open_blocks
+        step, scores, open_blocks = TrainingRun._step, Validator.scores, opening.open_blocks
 
         def slow_reading(*arguments: Any) -> Any:
             self.now += 5
@@ -322,7 +322,7 @@ class Stopwatch:
             self.now += score_seconds(self.scores)
             return scores(validator, *arguments)
 
-        monkeypatch.setattr(loop, "open_blocks", slow_reading)
+        monkeypatch.setattr(opening, "open_blocks", slow_reading)
         monkeypatch.setattr(TrainingRun, "_step", slow_step)
         monkeypatch.setattr(Validator, "scores", slow_scores)
         for module in (loop, course):

@@ -4,6 +4,7 @@ import io
 import json
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -180,6 +181,16 @@ def test_log_lines_say_now_and_then_and_at_the_end_where_the_run_stands(
     assert "(best)" not in said[1]
     assert "at most 14 s left" in said[0]  # nine tenths, of which one took 1.5 s
     assert "at most 0 s left" in said[-1]
+
+
+def test_what_is_left_of_minutes_does_not_depend_on_how_much_of_them_was_reading(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    lines = LogLines()
+    lines.started(replace(plan(), minutes=10.0))
+    with caplog.at_level(logging.INFO, logger="denoise"):
+        lines.validated(replace(record(1), seconds=0.1, done=0.5), None)
+    assert "at most 5 min left" in caplog.text
 
 
 def test_the_live_display_shows_epoch_loss_and_score() -> None:

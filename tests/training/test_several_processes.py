@@ -12,6 +12,7 @@ import torch
 
 from denoise.checkpoint import Checkpoint, RunFolder, TrainState
 from denoise.cluster import Spread
+from denoise.errors import Interrupted
 from denoise.launch import World, launch
 from denoise.networks.catalogue import build_network
 from denoise.training.job import Plan, Record, TrainJob
@@ -52,10 +53,16 @@ def test_two_processes_that_share_a_batch_do_what_one_does(
 
     for job in both("one"):
         train(job)
+    stopped, whole = (jobs(tmp_path / name, patches_per_epoch=24, max_epochs=1) for name in ("stopped", "whole"))
+    train(whole)
+    with pytest.raises(Interrupted):
+        train(stopped, {4: lambda: os.kill(os.getpid(), signal.SIGTERM)})
     timed = jobs(tmp_path / "timed", max_epochs=10**6, max_minutes=0.02, schedule="cosine")
-    launch(run_all, [*both("two"), timed], [torch.device("cpu")] * 2)
+    launch(run_all, [*both("two"), replace(stopped, resume=True), timed], [torch.device("cpu")] * 2)
     for name in ("even", "uneven"):
         assert_close(RunFolder(tmp_path / f"one_{name}"), RunFolder(tmp_path / f"two_{name}"))
+    losses = [read_history(RunFolder(job.folder).history)[-1]["train_loss"] for job in (whole, stopped)]
+    assert losses[1] == pytest.approx(losses[0], rel=1e-3), "no step counts twice where there are more processes now"
     # Two clocks that are never alike: were there two minds about the end, the processes would not be back here.
     assert read_history(RunFolder(timed.folder).history)[-1]["learning_rate"] < 0.05 * timed.schedule.peak
     assert RunFolder(timed.folder).model("val").exists()

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from denoise.checkpoint import Checkpoint, RunFolder, TrainState, Weights
+from denoise.errors import CheckpointError
 from denoise.networks.catalogue import build_network
 from denoise.networks.spec import NetworkSpec
 from denoise.networks.symmetric import SymmetricWeights
@@ -71,6 +72,41 @@ def test_a_run_that_begins_from_an_equivariant_model_keeps_it_so(train: Train, j
     for name, said, stays in (("second", True, True), ("third", False, False)):
         train(jobs(tmp_path / name, symmetric=said, initial=weights))
         assert is_symmetric(FLAT, TrainState.load(RunFolder(tmp_path / name).state).model) == stays
+
+
+def test_a_run_goes_on_as_it_began_whatever_decides_now(
+    train: Train, jobs: Jobs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Other data would not do, but what "many" means may change from version to version."""
+    for name, many in (("free", 10**9), ("alike", 1)):
+        monkeypatch.setattr(loop, "_MANY_VOXELS", many)
+        train(jobs(tmp_path / name, max_epochs=1))
+        monkeypatch.setattr(loop, "_MANY_VOXELS", 10**9 - many)
+        train(jobs(tmp_path / name, max_epochs=2, resume=True))
+        state = TrainState.load(RunFolder(tmp_path / name).state)
+        assert state.progress["symmetric"] is (name == "alike")
+        assert is_symmetric(FLAT, state.model) is (name == "alike")
+
+
+def test_a_run_cannot_be_set_free_half_way(train: Train, jobs: Jobs, tmp_path: Path) -> None:
+    train(jobs(tmp_path, symmetric=True, max_epochs=1))
+    before = RunFolder(tmp_path).state.read_bytes()
+    with pytest.raises(CheckpointError, match=r"train\.symmetric is false"):
+        train(jobs(tmp_path, symmetric=False, max_epochs=2, resume=True))
+    assert RunFolder(tmp_path).state.read_bytes() == before
+
+
+@pytest.mark.parametrize("width", [8, 16])
+def test_a_wish_that_cannot_be_met_is_said(
+    train: Train, jobs: Jobs, tmp_path: Path, caplog: pytest.LogCaptureFixture, width: int
+) -> None:
+    network = NetworkSpec("residual2d", {**FLAT.options, "width": width})
+    train(jobs(tmp_path / "new", network=network, symmetric=True))
+    said = "train.symmetric: true has no effect"
+    assert (said in caplog.text) is (width == 8)
+    caplog.clear()
+    train(jobs(tmp_path / "tuned", network=network, initial=of_an_earlier_version(network), symmetric=True))
+    assert said in caplog.text
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from denoise.config import RunConfig
 from denoise.errors import ConfigError, OutputError, VolumeError
 from denoise.files import require_free
 from denoise.launch import Compute
-from denoise.memory import available_bytes
+from denoise.memory import available_bytes, give_back_freed, large_arrays_given_back
 from denoise.readable import gigabytes
 from denoise.training.start import Shares, run_training
 from denoise.trust.before import check_splits
@@ -60,7 +60,10 @@ def _warn_of_splits(config: RunConfig, splits: SplitSet) -> None:
         _log.info("the splits are not tested first, which takes %s; `denoise check --data` does it", gigabytes(needed))
         return
     first, last = config.dataset.train_start_slice, config.dataset.train_end_slice
-    for finding in check_splits(splits.volumes, slice_range(splits.volumes[0], first, last)).warnings:
+    with large_arrays_given_back():  # what stayed in this process would come on top of what training may take
+        verdict = check_splits(splits.volumes, slice_range(splits.volumes[0], first, last))
+    give_back_freed()
+    for finding in verdict.warnings:
         if finding.severity is Severity.INVALID:
             _log.warning("%s (`denoise check --data` has all tests of the splits)", finding.sentence)
 

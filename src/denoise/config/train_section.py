@@ -138,10 +138,11 @@ class TrainSection(Section):
     patience: Annotated[
         CountOrZero | None,
         About(
-            "Epochs without improvement of the held-out score after which training stops",
+            "Epochs, and two scores at least, without improvement after which training comes to its end",
             f"null, or {COUNT_OR_ZERO_RULE}",
             "null: when the last third of the run made the held-out error smaller by less than 0.1 dB (not with "
-            "`schedule: cosine`). 0: never stop early.",
+            "`schedule: cosine`). 0: never stop early. With `schedule: hold` the rate then falls to zero, over two "
+            "thirds as many steps as were made.",
             unit="epochs",
         ),
     ] = None

@@ -15,6 +15,8 @@ _MOST_STEPS_APART = 50
 #: after 768 steps, and the run ended with a held-out L1 of 0.2447 after 1280; after 2270 it was 0.2405, after 5150
 #: 0.2343.
 _FEWEST_STEPS = 1500
+#: Scores that are no better than the best: of single ones the next is often better again.
+_FEWEST_WORSE = 2
 
 
 class Course:
@@ -36,7 +38,8 @@ class Course:
         self._agreed_seconds = progress.elapsed
         self._agree_at_step = 0
         self.minutes = progress.minutes = job.settings.max_minutes or progress.minutes
-        if job.settings.patience == 0:
+        self._steps_per_epoch = steps_per_epoch
+        if job.settings.patience == 0 or (job.settings.patience and not self._is_flat()):
             progress.flat_since = 0  # a run that had ended for that may be resumed to go on
 
     @property
@@ -64,8 +67,10 @@ class Course:
             return "its minute is used" if self.minutes == 1 else f"its {self.minutes:g} minutes are used"
         if self._progress.flat_since:
             since = self._progress.flat_since
-            return f"the held-out score had all but stopped improving at step {since}" + (
-                ", from where the learning rate fell to zero" if self._job.schedule.end_after(since) > since else ""
+            return (
+                f"the held-out score had all but stopped improving at step {since}"
+                + (", from where the learning rate fell to zero" if self._job.schedule.end_after(since) > since else "")
+                + "; with train.patience: 0, --resume goes on"
             )
         return "all epochs done"
 
@@ -105,4 +110,5 @@ class Course:
         if patience is None:
             may_end = self._job.schedule.ends_when_flat and progress.step >= _FEWEST_STEPS
             return may_end and has_stopped_improving(progress.curve)
-        return patience > 0 and progress.epoch - progress.best_epoch >= patience
+        later = [step for step, _ in progress.curve if step > progress.best_epoch * self._steps_per_epoch]
+        return patience > 0 and progress.epoch - progress.best_epoch >= patience and len(later) >= _FEWEST_WORSE

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from denoise.checkpoint import Weights
-from denoise.config import TrainSection
+from denoise.config import RunConfig, TrainSection
 from denoise.config.recipes import PLAIN_ADAM, Adam
 from denoise.networks.catalogue import find_network
 from denoise.networks.spec import NetworkSpec
@@ -44,6 +44,8 @@ class TrainJob:
     begun_from: str | None = None
     """Which model the run began from (``checkpoint.digest``); None: from none. A resumed run keeps what it was."""
     show_progress: bool = True
+    config: RunConfig | None = None
+    """What the folder keeps as the settings of the run."""
     max_memory: int | None = None
     """Bytes that all processes of a node may take together; None: the data take what is free, but for a part."""
     observers: tuple[Observer, ...] = ()

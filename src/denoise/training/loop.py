@@ -19,24 +19,22 @@ from torch.nn.parallel import DistributedDataParallel
 from denoise.archive import first_line
 from denoise.arithmetic import autocast, exact_float32, fast_layout, resolve_precision, summing_device
 from denoise.checkpoint import Checkpoint, RunFolder, TrainState
+from denoise.config import render
 from denoise.errors import CheckpointError, DeviceError, Interrupted
+from denoise.files import write_text
 from denoise.launch import StopRequest, World, describe_device, listening_for_signals
 from denoise.memory import is_out_of_memory
 from denoise.modes import mode_of
 from denoise.networks.catalogue import build_network
 from denoise.networks.residual import mixing_weights
 from denoise.networks.symmetric import SymmetricWeights
-from denoise.patches.sampler import BlockPlace, Sampler, VolumeSampler
-from denoise.patches.slabs import Division
-from denoise.patches.turns import SlabSampler
+from denoise.patches.sampler import BlockPlace
 from denoise.training.averaging import AveragedWeights
 from denoise.training.course import Course
-from denoise.training.data import open_blocks
-from denoise.training.footprint import Footprint
 from denoise.training.job import Observer, Plan, Record, TrainJob
-from denoise.training.memory_plan import plan_again, plan_memory
 from denoise.training.objective import paired
 from denoise.training.observers import observers_of
+from denoise.training.opening import TrainingData
 from denoise.training.optimizer import make_optimizer, set_rate
 from denoise.training.part import TrainingPart
 from denoise.training.slices_first import SlicesFirst
@@ -104,12 +102,7 @@ class TrainingRun:
         self.steps_per_epoch = math.ceil(whole.epoch_size / job.batch_size)
         self.slices_first = SlicesFirst.of(job, self.window, self.steps_per_epoch)
         self.dtype = resolve_precision(settings.precision, world.device)
-        self.division = world.from_chief(self._divided(whole, state) if world.is_chief else None)
-        cached = SlabSampler(whole, self.division, self.steps_per_epoch * job.batch_size) if self.division else None
-        self.sampler: Sampler = cached or whole
-        self.source = open_blocks(
-            self.part.splits, world, job.non_finite, state.normalization if state else None, cached, self.part.used
-        )
+        self.data = TrainingData.open(job, self.part, whole, self.dtype, world, state)
         self.validator = Validator(
             self.part.holdout,
             self.window,
@@ -123,23 +116,9 @@ class TrainingRun:
         )
         self._build(state)
         self.course = Course(job, world, self.progress, self.steps_per_epoch, begun)
-
-    def _divided(self, whole: VolumeSampler, state: TrainState | None) -> Division | None:
-        """How the training part is divided where not all of it fits in memory; a resumed run keeps its division."""
-        job, world, splits = self.job, self.world, self.part.splits
-        footprint = Footprint(
-            job.network,
-            self.window,
-            device_type=world.device.type,
-            processes=world.local_size,
-            blocks_each=math.ceil(job.batch_size / world.size),
-            splits=len(splits),
-            itemsize=self.dtype.itemsize,
-        )
-        if state is None:
-            return plan_memory(splits, whole, footprint, job.max_memory).division
-        stored = state.progress.get("division")
-        return plan_again(splits, whole, footprint, job.max_memory, Division.of_plain(stored)).division
+        if job.config is not None and world.is_chief:
+            minutes = job.config.train.model_copy(update={"max_minutes": self.course.minutes})
+            write_text(self.folder.config, render(job.config.model_copy(update={"train": minutes})))
 
     def _build(self, state: TrainState | None) -> None:
         settings, world = self.job.settings, self.world
@@ -148,8 +127,8 @@ class TrainingRun:
         if self.job.initial is not None:
             network.load_state_dict(self.job.initial)
         self.network = fast_layout(network).to(world.device)
-        self.symmetric = SymmetricWeights.of(self.network) if self._wants_symmetry else None
-        if self.symmetric and self.job.initial is None:
+        self.symmetric = SymmetricWeights.of(self.network) if self._wants_symmetry(state) else None
+        if self.symmetric and self.job.initial is None and state is None:
             self.symmetric.impose()
         self._weights, self._mixing = list(self.network.parameters()), mixing_weights(self.network)
         self.averaged = AveragedWeights(self.network, self.job.ema_decay) if self.job.ema_decay else None
@@ -161,14 +140,28 @@ class TrainingRun:
             self._restore(state)
         if self.symmetric and not self.symmetric.hold:  # begun from a model that is not
             self.symmetric = None
-        self.progress.division = self.division.as_plain() if self.division else None
+        self.progress.symmetric = self.symmetric is not None
+        if settings.symmetric and not self.symmetric and world.is_chief:
+            _log.warning(
+                "train.symmetric: true has no effect on this run: the model that it began from treats directions "
+                "differently, or its network is not a residual one of at least 16 channels"
+            )
+        self.progress.division = self.data.division.as_plain() if self.data.division else None
         self.parallel: nn.Module = (
             DistributedDataParallel(self.network, gradient_as_bucket_view=True) if world.size > 1 else self.network
         )
 
-    @property
-    def _wants_symmetry(self) -> bool:
+    def _wants_symmetry(self, state: TrainState | None) -> bool:
+        """As the run began; of a new one as the config says, or as its data are many."""
         settings, said = self.job.settings, self.job.settings.symmetric
+        begun = state.progress.get("symmetric") if state else None
+        if begun and said is False:
+            raise CheckpointError(
+                f"the run in {self.folder.path} has weights that treat directions alike, and train.symmetric is false; "
+                "resume it without that, or start a new run with another --output-dir (--finetune begins from a model)"
+            )
+        if begun is not None:
+            return bool(begun)
         depth, height, width = self.job.splits.shape
         trained = len(self.job.train_slices or range(depth)) * height * width
         return settings.augment and trained >= _MANY_VOXELS if said is None else said
@@ -214,7 +207,7 @@ class TrainingRun:
         self.parallel.train()
         last = time.monotonic()
         losses = torch.zeros((), dtype=torch.float64, device=summing_device(self.world.device))
-        for blocks in self.source.batches(self._places()):
+        for blocks in self.data.source.batches(self._places()):
             loss = self._step(blocks, self.course.rate)
             losses += loss.to(losses.device) * self._share
             progress.step += 1
@@ -249,7 +242,7 @@ class TrainingRun:
         if self.course.done >= 1.0:  # stopped after its last step, before that was scored
             return
         for step in range(self.progress.step_in_epoch, self.steps_per_epoch):
-            places = self.sampler.places(epoch, [step * batch + i for i in share])
+            places = self.data.sampler.places(epoch, [step * batch + i for i in share])
             yield self.slices_first.places(places, epoch * self.steps_per_epoch + step, self.course.done)
 
     def _step(self, blocks: Tensor, rate: float) -> Tensor:
@@ -280,7 +273,7 @@ class TrainingRun:
         progress, begun = self.progress, time.monotonic()
         model = self.averaged.model if self.averaged is not None else self.network
         model.eval()
-        scores, preview = self.validator.scores(model, self.source, self.dtype)
+        scores, preview = self.validator.scores(model, self.data.source, self.dtype)
         self._require_finite("held-out score", scores.l1)
         loss_sum = self.world.sum(torch.tensor(progress.loss_sum, dtype=torch.float64))
         improved = self._improved(scores)
@@ -326,7 +319,7 @@ class TrainingRun:
         return Checkpoint(
             network=self.job.network,
             weights=on_cpu(model.state_dict()),
-            normalization=self.source.normalization,
+            normalization=self.data.source.normalization,
             patch_size=self.job.patch_size,
             strategy=self.job.objective.strategy,
             criterion=criterion,
@@ -356,8 +349,9 @@ class TrainingRun:
             model=on_cpu(self.network.state_dict()),
             ema=on_cpu(self.averaged.model.state_dict()) if self.averaged is not None else None,
             optimizer=self.optimizer.state_dict(),
-            progress=asdict(self.progress),
-            normalization=self.source.normalization,
+            # Of all processes, of which each has about its share: it may go on with another number of them.
+            progress={**asdict(self.progress), "loss_sum": self.progress.loss_sum / self._share},
+            normalization=self.data.source.normalization,
             generator=torch.get_rng_state(),
         ).save(self.folder.state)
 
@@ -368,6 +362,7 @@ class TrainingRun:
                 self.averaged.model.load_state_dict(state.ema)
             restore_optimizer(self.optimizer, state.optimizer)
             self.progress = Progress.stored(state.progress)
+            self.progress.loss_sum *= self._share
             torch.set_rng_state(state.generator)
             keep_stored_bests(self.progress, self.folder, self.job.chosen_by)
             self.progress.best = self.world.from_chief(self.progress.best)
@@ -380,4 +375,4 @@ class TrainingRun:
 
     def close(self) -> None:
         """Release data and threads."""
-        self.source.close()
+        self.data.source.close()

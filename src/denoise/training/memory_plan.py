@@ -79,10 +79,9 @@ def plan_again(
     plan = plan_memory(splits, sampler, footprint, max_memory)
     if plan.division == earlier:
         return plan
-    if earlier is not None:
-        taken = _bytes_of(earlier, splits, sampler)
-        if taken <= _budget(footprint, max_memory) * (_LENIENCE if max_memory is None else 1):
-            return MemoryPlan(earlier, taken)
+    taken = _whole_bytes(splits, footprint) if earlier is None else _bytes_of(earlier, splits, sampler)
+    if taken <= _budget(footprint, max_memory) * (_LENIENCE if max_memory is None else 1):
+        return MemoryPlan(earlier, taken)
     _log.warning(
         "there is less memory for training data than before: from here on, blocks are drawn in another order than by "
         "a run that was not stopped"

@@ -288,7 +288,7 @@ class LogLines(_Silent):
         if now - self._said_at < _SECONDS_PER_LINE and record.done < 1.0:
             return
         self._said_at = now
-        left = (1 - record.done) * record.seconds / max(record.done, 1e-9)
+        whole = 60 * self._plan.minutes if self._plan.minutes else record.seconds / max(record.done, 1e-9)
         _log.info(
             "epoch %d · step %d · loss %.4f · held-out %.4f%s · %.1f blocks/s · at most %s left",
             record.epoch,
@@ -297,5 +297,5 @@ class LogLines(_Silent):
             record.scores.l1,
             " (best)" if "val" in record.improved else "",
             record.blocks_per_second,
-            duration(left),
+            duration((1 - record.done) * whole),
         )

@@ -17,7 +17,6 @@ from denoise.checkpoint import Checkpoint, RunFolder, TrainState, digest, find_m
 from denoise.cluster import was_restarted
 from denoise.config import RunConfig, render
 from denoise.errors import CheckpointError, OutputError
-from denoise.files import write_text
 from denoise.launch import Compute, launch
 from denoise.locking import only_run
 from denoise.networks.catalogue import find_network
@@ -95,6 +94,7 @@ def run_training(
         initial=initial,
         begun_from=None if initial is None else digest(initial),
         show_progress=show_progress,
+        config=config,
         max_memory=config.max_memory,
         observers=tuple(observers),
     )
@@ -103,15 +103,15 @@ def run_training(
         job,
         shares.devices,
         spread=compute.spread,
-        guard=lambda: _own_folder(run, config, resume=resume, finetune=finetune),
+        guard=lambda: _own_folder(run, resume=resume, finetune=finetune),
         name=f"{run.path} (settings {hashlib.sha256(render(config).encode()).hexdigest()[:8]})",
     )
     return run
 
 
 @contextmanager
-def _own_folder(run: RunFolder, config: RunConfig, *, resume: bool, finetune: Path | None) -> Iterator[None]:
-    """The folder of a run for this run alone, with the record of its config; what is of value in it is kept."""
+def _own_folder(run: RunFolder, *, resume: bool, finetune: Path | None) -> Iterator[None]:
+    """The folder of a run for this run alone; what is of value in it is kept."""
     with only_run(run.lock, f"the training in {run.path}"):
         if not resume and run.holds_a_run:
             raise OutputError(
@@ -126,7 +126,6 @@ def _own_folder(run: RunFolder, config: RunConfig, *, resume: bool, finetune: Pa
             if resume:
                 start = "the beginning" if finetune is None else str(finetune)
                 _log.info("nothing to resume in %s yet: the training starts from %s", run.path, start)
-            write_text(run.config, render(config))
         yield
 
 

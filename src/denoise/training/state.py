@@ -49,6 +49,8 @@ class Progress:
     blocks are drawn accordingly; None where all of it is in memory."""
     minutes: float | None = None
     """That the run was given; they hold where it is resumed without saying how many."""
+    symmetric: bool | None = None
+    """Whether its weights are equivariant; None in states of earlier versions."""
 
     @classmethod
     def stored(cls, values: Mapping[str, Any]) -> Progress:
@@ -63,6 +65,8 @@ class Progress:
         for name, default in asdict(cls()).items():
             value = getattr(progress, name)
             if name == "division" and isinstance(value, list) and {type(number) for number in value} == {int}:
+                continue
+            if name == "symmetric" and type(value) is bool:
                 continue
             if name == "minutes" and type(value) in (int, float) and value > 0:
                 continue
