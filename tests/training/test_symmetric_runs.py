@@ -14,7 +14,7 @@ from denoise.errors import CheckpointError
 from denoise.networks.catalogue import build_network
 from denoise.networks.spec import NetworkSpec
 from denoise.networks.symmetric import SymmetricWeights
-from denoise.training import loop
+from denoise.training import part
 from denoise.training.job import TrainJob
 
 Jobs = Callable[..., TrainJob]
@@ -79,9 +79,9 @@ def test_a_run_goes_on_as_it_began_whatever_decides_now(
 ) -> None:
     """Other data would not do, but what "many" means may change from version to version."""
     for name, many in (("free", 10**9), ("alike", 1)):
-        monkeypatch.setattr(loop, "_MANY_VOXELS", many)
+        monkeypatch.setattr(part, "_MANY_VOXELS", many)
         train(jobs(tmp_path / name, max_epochs=1))
-        monkeypatch.setattr(loop, "_MANY_VOXELS", 10**9 - many)
+        monkeypatch.setattr(part, "_MANY_VOXELS", 10**9 - many)
         train(jobs(tmp_path / name, max_epochs=2, resume=True))
         state = TrainState.load(RunFolder(tmp_path / name).state)
         assert state.progress["symmetric"] is (name == "alike")
@@ -121,6 +121,6 @@ def test_unless_it_is_said_many_data_decide_where_directions_are_alike(
     augment: bool,
     symmetric: bool,
 ) -> None:
-    monkeypatch.setattr(loop, "_MANY_VOXELS", voxels)
+    monkeypatch.setattr(part, "_MANY_VOXELS", voxels)
     train(jobs(tmp_path, augment=augment))
     assert is_symmetric(FLAT, TrainState.load(RunFolder(tmp_path).state).model) == symmetric

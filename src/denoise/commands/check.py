@@ -133,6 +133,7 @@ def _training(config: RunConfig, compute: Compute, splits: SplitSet, network: Ne
         blocks_each=-(-batch_size // len(devices)),
         splits=len(splits),
         itemsize=resolve_precision(config.train.precision, devices[0]).itemsize,
+        symmetric=part.wants_symmetry(config.train),
     )
     memory = plan_memory(part.splits, sampler, footprint, config.max_memory)
     held = part.holdout.held_out

@@ -39,12 +39,13 @@ class SymmetricWeights:
             # Weights that the symmetries carry into each other have the lowest of their places in common.
             firsts, member = torch.unique(sources.min(dim=0).values, return_inverse=True)
             orbits.append(sources[:, firsts].T + sum(w.numel() for w in self._weights))
-            members.append(member + count)
+            members.append(member.int() + count)
             self._weights.append(weights)
             count += len(firsts)
         self._sizes = [weights.numel() for weights in self._weights]
         device = self._weights[0].device
-        self._orbits, self._members = torch.cat(orbits).to(device), torch.cat(members).to(device)
+        # Small numbers while they are many times there; int64 is what indexing would make of them, at every step.
+        self._orbits, self._members = torch.cat(orbits).to(device).long(), torch.cat(members).to(device).long()
 
     @classmethod
     def of(cls, network: nn.Module) -> SymmetricWeights | None:
@@ -87,7 +88,7 @@ class SymmetricWeights:
 
 
 def _sources(network: ResidualUNet) -> Iterator[tuple[Tensor, Tensor]]:
-    """All weight tensors, and which of its places every symmetry takes a weight to: (8, numel)."""
+    """All weight tensors, and which of its places every symmetry takes a weight to: int32 (8, numel)."""
     for convolution, in_plane in network.convolutions():
         outward = _exchanges(convolution.out_channels, alike=convolution is network.leave)
         inward = _exchanges(convolution.in_channels, alike=convolution is network.enter)
@@ -100,11 +101,11 @@ def _sources(network: ResidualUNet) -> Iterator[tuple[Tensor, Tensor]]:
 
 def _exchanges(channels: int, *, alike: bool) -> Tensor:
     """Where each symmetry takes a channel: (8, channels). Slices of an image are alike, as they have no direction."""
-    places = torch.arange(channels).repeat(_ORDER, 1)
+    places = torch.arange(channels, dtype=torch.int32).repeat(_ORDER, 1)
     if not alike:
         directed = channels // 2 // _ORDER * _ORDER
         group, element = places[:, :directed] // _ORDER, places[:, :directed] % _ORDER
-        places[:, :directed] = group * _ORDER + _products().gather(1, element)
+        places[:, :directed] = group * _ORDER + _products().gather(1, element.long())
     return places
 
 
@@ -118,7 +119,7 @@ def _turns(window: torch.Size, in_plane: bool) -> Tensor:
     """Where each symmetry takes a place of a convolution's window: (8, places)."""
     height, width = window
     if not in_plane:
-        return torch.arange(height * width).repeat(_ORDER, 1)
+        return torch.arange(height * width, dtype=torch.int32).repeat(_ORDER, 1)
     y, x = torch.meshgrid(*(2 * torch.arange(n) - (n - 1) for n in window), indexing="ij")
     turned = _SQUARE @ torch.stack([y.flatten(), x.flatten()])
-    return (turned[:, 0] + height - 1) // 2 * width + (turned[:, 1] + width - 1) // 2
+    return ((turned[:, 0] + height - 1) // 2 * width + (turned[:, 1] + width - 1) // 2).int()

@@ -19,6 +19,8 @@ from denoise.tiles import Window
 _STEP_BYTES = 20_000_000
 #: Weights, their gradients, two moments, what is cast to bf16, and what comes and goes in the optimiser.
 _COPIES_OF_WEIGHTS = 6
+#: Which weights are carried into each other (five, as int64), and what finding that out, or projecting them, takes.
+_COPIES_FOR_SYMMETRY = 8
 #: Batches of blocks on the host at a time, float32: trained on, ahead, being cut, normalised.
 _BATCHES = 4
 _SMALL_EDGE = 16
@@ -38,6 +40,8 @@ class Footprint:
         How many there are.
     itemsize
         Bytes per element that convolutions compute in.
+    symmetric
+        Whether gradients are kept equivariant.
     """
 
     network: NetworkSpec
@@ -47,6 +51,7 @@ class Footprint:
     blocks_each: int
     splits: int
     itemsize: int
+    symmetric: bool = False
 
     @property
     def bytes(self) -> int:
@@ -58,7 +63,8 @@ class Footprint:
         """What one process takes of that while it trains, and not before."""
         batches = _BATCHES * self.blocks_each * self.splits * 4 * math.prod(self.window.read_zyx)
         weights, kept = self._network_bytes if self.device_type != "cuda" else (0, 0)
-        step = _STEP_BYTES + _COPIES_OF_WEIGHTS * weights + int(find_network(self.network.name).step_peak * kept)
+        copies = _COPIES_OF_WEIGHTS + (_COPIES_FOR_SYMMETRY if self.symmetric else 0)
+        step = _STEP_BYTES + copies * weights + int(find_network(self.network.name).step_peak * kept)
         return batches + step
 
     @property

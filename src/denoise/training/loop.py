@@ -43,9 +43,6 @@ from denoise.training.validation import Scores, Validator, epochs_between_scores
 
 _log = logging.getLogger(__name__)
 
-#: Trained on, of each split: then equivariant weights are better however long the run; docs/network-study.md,
-#: "Directions that are alike".
-_MANY_VOXELS = 8_000_000
 #: Reading the loss waits for the device; once in so many steps that is not noticed.
 _STEPS_PER_LOSS = 10
 
@@ -162,9 +159,7 @@ class TrainingRun:
             )
         if begun is not None:
             return bool(begun)
-        depth, height, width = self.job.splits.shape
-        trained = len(self.job.train_slices or range(depth)) * height * width
-        return settings.augment and trained >= _MANY_VOXELS if said is None else said
+        return self.part.wants_symmetry(settings)
 
     @property
     def plan(self) -> Plan:

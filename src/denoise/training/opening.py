@@ -83,6 +83,7 @@ def _divided(
         blocks_each=math.ceil(job.batch_size / world.size),
         splits=len(part.splits),
         itemsize=dtype.itemsize,
+        symmetric=part.wants_symmetry(job.settings),
     )
     if state is None:
         return plan_memory(part.splits, whole, footprint, job.max_memory).division

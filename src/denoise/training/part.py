@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from denoise.config import TrainSection
 from denoise.patches.holdout import HoldOut
 from denoise.patches.sampler import validation_places
 from denoise.tiles import Triple, Window, reflect_indices
 from denoise.training.validation import MOST_BLOCKS
 from denoise.volumes.part import part_of
 from denoise.volumes.volume import SplitSet
+
+#: From here on equivariant weights are better however long the run; docs/network-study.md, "Directions that are alike".
+_MANY_VOXELS = 8_000_000
 
 
 @dataclass(frozen=True)
@@ -25,11 +30,14 @@ class TrainingPart:
         The division of the whole splits, counted from the part's first slice.
     used
         Slices of the part that blocks read: of the others nothing matters, whatever is in them.
+    voxels
+        Of each split, in the slices that are trained on or held out.
     """
 
     splits: SplitSet
     holdout: HoldOut
     used: range
+    voxels: int
 
     @classmethod
     def of(cls, splits: SplitSet, window: Window, fraction: float, chosen: range | None) -> TrainingPart:
@@ -51,13 +59,19 @@ class TrainingPart:
         """
         whole = HoldOut.of(splits.shape, window, fraction, chosen)
         if chosen is None:
-            return cls(splits, whole, range(splits.shape[0]))
+            return cls(splits, whole, range(splits.shape[0]), math.prod(splits.shape))
         read = list(_read(whole, window, splits.shape))
         used = range(min(z for z, _ in read), max(z for _, z in read) + 1)
         part, first = part_of(splits, used)
         moved = range(chosen[0] - first, chosen[-1] + 1 - first)
         holdout = HoldOut.of(part.shape, window, fraction, moved)
-        return cls(part, holdout, range(used[0] - first, used[-1] + 1 - first))
+        voxels = len(chosen) * math.prod(splits.shape[1:])
+        return cls(part, holdout, range(used[0] - first, used[-1] + 1 - first), voxels)
+
+    def wants_symmetry(self, settings: TrainSection) -> bool:
+        """Whether a new network is to treat directions alike: as the config says, or as the data are many."""
+        by_itself = settings.augment and self.voxels >= _MANY_VOXELS
+        return by_itself if settings.symmetric is None else settings.symmetric
 
 
 def _read(holdout: HoldOut, window: Window, shape: Triple) -> Iterator[tuple[int, int]]:
