@@ -148,7 +148,7 @@ def clean_targets() -> Iterator[None]:
     The package has no such way of training (there is no truth to train on); the ceiling is measured by exchanging what
     pairs inputs with targets, so that everything else stays the loop of the package.
     """
-    from denoise.training import loop, validation
+    from denoise.training import gradients, validation
 
     def paired(blocks: torch.Tensor, strategy: str) -> tuple[torch.Tensor, torch.Tensor]:
         noisy, truth = blocks[:, :-1], blocks[:, -1:]
@@ -159,13 +159,13 @@ def clean_targets() -> Iterator[None]:
     def no_noise(blocks: torch.Tensor, strategy: str) -> torch.Tensor:
         return torch.zeros_like(blocks[:, :-1]).flatten(0, 1)
 
-    kept = loop.paired, validation.paired, validation.target_noise
-    loop.paired = validation.paired = paired  # type: ignore[attr-defined]
+    kept = gradients.paired, validation.paired, validation.target_noise
+    gradients.paired = validation.paired = paired  # type: ignore[attr-defined]
     validation.target_noise = no_noise  # type: ignore[attr-defined]
     try:
         yield
     finally:
-        loop.paired, validation.paired, validation.target_noise = kept  # type: ignore[attr-defined]
+        gradients.paired, validation.paired, validation.target_noise = kept  # type: ignore[attr-defined]
 
 
 def trained(

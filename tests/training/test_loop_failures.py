@@ -12,9 +12,11 @@ import torch
 from denoise.checkpoint import CRITERIA, Checkpoint, RunFolder, TrainState
 from denoise.errors import DenoiseError, DeviceError, VolumeError
 from denoise.launch import World
+from denoise.networks.residual import ResidualUNet
 from denoise.networks.spec import NetworkSpec
 from denoise.training.job import TrainJob
 from denoise.training.loop import TrainingRun
+from denoise.training.observers import read_history
 
 Train = Callable[..., Any]
 Jobs = Callable[..., TrainJob]
@@ -65,14 +67,55 @@ def test_observers_are_closed_when_a_run_fails(
     assert closed == ["history"]
 
 
-def test_memory_that_is_too_small_is_a_device_error(
+def has_room_for(monkeypatch: pytest.MonkeyPatch, inputs: int) -> list[int]:
+    """A device on which so many inputs can be trained on at once; says how many were tried."""
+    tried: list[int] = []
+    forward = ResidualUNet.forward
+
+    def limited(self: ResidualUNet, blocks: torch.Tensor) -> torch.Tensor:
+        if self.training:
+            tried.append(len(blocks))
+            if len(blocks) > inputs:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+        return forward(self, blocks)
+
+    monkeypatch.setattr(ResidualUNet, "forward", limited)
+    return tried
+
+
+def test_where_memory_is_too_small_for_a_batch_it_is_trained_on_in_parts_with_the_same_result(
+    train: Train, jobs: Jobs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Three blocks of two splits, and room for two inputs: one block at a time."""
+    settings = {"batch_size": 3, "patches_per_epoch": 6, "lcl_weight": 0.5, "warmup_steps": 2, "loss": "l2"}
+    train(jobs(tmp_path / "roomy", **settings))
+    tried = has_room_for(monkeypatch, 2)
+    train(jobs(tmp_path / "narrow", **settings))
+    assert tried[tried.index(6) :] == [6, 4, *[2] * 12], "after what memory was planned by"
+    assert [r.args[1:] for r in caplog.records if "memory ran out" in r.msg] == [(3, 2), (3, 3)]
+    one, two = (TrainState.load(RunFolder(tmp_path / name).state) for name in ("roomy", "narrow"))
+    for name, weights in one.model.items():
+        torch.testing.assert_close(two.model[name], weights, rtol=1e-3, atol=2e-4)  # Adam makes much of rounding
+    losses = [read_history(RunFolder(tmp_path / name).history)[-1]["train_loss"] for name in ("roomy", "narrow")]
+    assert losses[1] == pytest.approx(losses[0], rel=1e-4)
+
+
+def test_memory_that_is_too_small_for_one_block_is_a_device_error(
     train: Train, jobs: Jobs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def full(self: TrainingRun, blocks: torch.Tensor, rate: float) -> torch.Tensor:
-        raise torch.OutOfMemoryError("CUDA out of memory")
+    has_room_for(monkeypatch, 1)
+    with pytest.raises(DeviceError, match=r"too small for one block of 16 voxels a side; lower the patch size"):
+        train(jobs(tmp_path))
 
-    monkeypatch.setattr(TrainingRun, "_step", full)
-    with pytest.raises(DeviceError, match=r"4 blocks of 16 voxels.*train\.batch_size"):
+
+def test_other_faults_of_a_step_are_not_tried_again(
+    train: Train, jobs: Jobs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def faulty(self: ResidualUNet, blocks: torch.Tensor) -> torch.Tensor:
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr(ResidualUNet, "forward", faulty)
+    with pytest.raises(RuntimeError, match="a bug"):
         train(jobs(tmp_path))
 
 

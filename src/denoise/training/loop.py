@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from denoise.archive import first_line
-from denoise.arithmetic import autocast, exact_float32, fast_layout, resolve_precision, summing_device
+from denoise.arithmetic import exact_float32, fast_layout, resolve_precision, summing_device
 from denoise.checkpoint import Checkpoint, RunFolder, TrainState
 from denoise.config import render
 from denoise.errors import CheckpointError, DeviceError, Interrupted
@@ -31,8 +31,8 @@ from denoise.networks.symmetric import SymmetricWeights
 from denoise.patches.sampler import BlockPlace
 from denoise.training.averaging import AveragedWeights
 from denoise.training.course import Course
+from denoise.training.gradients import Gradients
 from denoise.training.job import Observer, Plan, Record, TrainJob
-from denoise.training.objective import paired
 from denoise.training.observers import observers_of
 from denoise.training.opening import TrainingData
 from denoise.training.optimizer import make_optimizer, set_rate
@@ -68,9 +68,12 @@ def run_worker(world: World, job: TrainJob) -> None:
     except (MemoryError, RuntimeError, OSError) as error:
         if not is_out_of_memory(error):
             raise
+        # One process goes on with parts of its batch (`Gradients`): then not even one block fits.
+        blocks = f"{job.batch_size} blocks" if world.size > 1 else "one block"
+        lower = "train.batch_size or the patch size" if world.size > 1 else "the patch size"
         raise DeviceError(
-            f"the memory of {describe_device(world.device)} is too small for {job.batch_size} blocks of "
-            f"{job.patch_size} voxels a side; lower train.batch_size or the patch size"
+            f"the memory of {describe_device(world.device)} is too small for {blocks} of {job.patch_size} voxels a "
+            f"side; lower {lower}"
         ) from error
 
 
@@ -146,6 +149,9 @@ class TrainingRun:
         self.progress.division = self.data.division.as_plain() if self.data.division else None
         self.parallel: nn.Module = (
             DistributedDataParallel(self.network, gradient_as_bucket_view=True) if world.size > 1 else self.network
+        )
+        self.gradients = Gradients(
+            self.parallel, self.job.objective, self.window, world, dtype=self.dtype, share=self._share
         )
 
     def _wants_symmetry(self, state: TrainState | None) -> bool:
@@ -242,14 +248,7 @@ class TrainingRun:
 
     def _step(self, blocks: Tensor, rate: float) -> Tensor:
         set_rate(self.optimizer, rate)
-        inputs, targets = paired(blocks, self.job.objective.strategy)
-        with autocast(self.world.device, self.dtype):
-            prediction = self.parallel(inputs)
-        targets = targets[:, self.window.before_zyx[0] : targets.shape[1] - self.window.after_zyx[0]]
-        with_lcl = self.progress.step >= self.job.settings.warmup_steps
-        loss = self.job.objective(prediction, targets, with_lcl=with_lcl)
-        # Gradients are averaged over processes; where their shares differ, that weighs them by their number of blocks.
-        (loss * (self._share * self.world.size)).backward()  # type: ignore[no-untyped-call]
+        loss = self.gradients.of(blocks, with_lcl=self.progress.step >= self.job.settings.warmup_steps)
         if self.slices_first.made(blocks):
             # Zero for most of them, and Adam takes what follows on many zeros for huge: it must not see them yet.
             for weights in self._mixing:
@@ -262,7 +261,7 @@ class TrainingRun:
         self.optimizer.zero_grad(set_to_none=True)
         if self.averaged is not None:
             self.averaged.update(self.progress.step + 1)
-        return loss.detach()
+        return loss
 
     def _validate(self, observers: Sequence[Observer]) -> None:
         progress, begun = self.progress, time.monotonic()
