@@ -1,7 +1,7 @@
 """Kill prepare, train and volume (SIGKILL) at random moments; check that nothing is harmed and resuming ends the same.
 
     python benchmarks/soak.py --folder scratch --kills 100 [--seed 0]
-    python benchmarks/soak.py --folder scratch --kills 40 --minutes
+    python benchmarks/soak.py --folder scratch --kills 40 --minutes [--only prepare,train,"volume out.zarr 2"]
 
 Every command is first run without being disturbed: its result is the reference, and its duration (the shortest so
 far) the span from which the moments of death are drawn. Then it is started with ``--resume``, killed with all of its
@@ -54,7 +54,7 @@ class Scale:
 SECONDS = Scale(96, 24, 144, {"mode": "2.5d", "patch_size": 32, "max_epochs": 24, "save_every_minutes": 0.02}, {})
 MINUTES = Scale(
     512,
-    96,
+    48,
     768,
     {"mode": "2.5d", "max_epochs": 20, "patience": 0, "save_every_minutes": 0.1, "symmetric": False},
     {"tta": 8},
@@ -198,12 +198,15 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, required=True)
     parser.add_argument("--kills", type=int, default=100)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--only", help="commands, by the names that the table has")
     parser.add_argument("--minutes", action="store_true", help="runs of minutes instead of seconds")
     options = parser.parse_args()
     base = options.folder.resolve()
     base.mkdir(parents=True, exist_ok=True)
     chance = random.Random(options.seed)
     commands = commands_of(base, MINUTES if options.minutes else SECONDS)
+    if options.only:
+        commands = [command for command in commands if command.name in options.only.split(",")]
     for command in commands:
         folder = base / f"reference {command.name}"
         shutil.rmtree(folder, ignore_errors=True)
@@ -218,7 +221,10 @@ def main() -> None:
     turn = 0
     while sum(command.kills for command in commands) < options.kills:
         # As much for prepare and train as for all forms of volume together.
-        command = (commands[0], commands[1], commands[2 + turn // 3 % (len(commands) - 2)])[turn % 3]
+        forms = [command for command in commands if command.name.startswith("volume")]
+        others = [command for command in commands if command not in forms]
+        turns = [*others, *([forms[turn // (len(others) + 1) % len(forms)]] if forms else [])]
+        command = turns[turn % len(turns)]
         turn += 1
         folder = base / f"life {command.name}"
         shutil.rmtree(folder, ignore_errors=True)

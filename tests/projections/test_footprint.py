@@ -49,6 +49,7 @@ def no_other_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(footprint, "process_bytes", lambda: OTHERS)
     monkeypatch.setattr(footprint, "_COMPILED_BYTES", 0)
     monkeypatch.setattr(footprint, "_ALGOTOM_BYTES", 0)
+    monkeypatch.setattr(footprint, "_STRIPES_LEAVE", 0)
     monkeypatch.setattr(footprint, "waiting_bytes", lambda image_bytes: 0)
 
 

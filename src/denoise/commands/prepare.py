@@ -16,7 +16,7 @@ from denoise.config import RunConfig
 from denoise.config.recipes import RECIPES
 from denoise.errors import ConfigError, OutputError
 from denoise.files import require_free, write_text
-from denoise.memory import available_bytes
+from denoise.memory import available_bytes, give_back_freed, large_arrays_given_back
 from denoise.projections.axis import center_doubt, find_center
 from denoise.projections.footprint import RowPlan, plan_rows
 from denoise.projections.reconstruct import angles_warning, reconstruct_scan, split_indices
@@ -131,11 +131,7 @@ def prepare(
     if dry_run:
         _say_plan(scan, layout, shape, plan, center)
         return layout.config
-    if center is None:
-        center = find_center(scan)
-        _log.info("rotation centre found at column %.2f (of %d); give another with --center", center, columns)
-    elif doubt := center_doubt(scan, center):
-        _log.warning("%s", doubt)
+    center = _center(scan, center)
     facts = {
         "scan": str(scan_path.resolve()),
         "scan of": scan_path.stat().st_mtime_ns,
@@ -162,6 +158,21 @@ def prepare(
     write_text(layout.config, text)
     say(str(layout.config))
     return layout.config
+
+
+def _center(scan: Scan, given: float | None) -> float:
+    """The one that is given, with a word where the projections have another; otherwise the one that they have."""
+    # What the search leaves in this process would come on top of what reconstructing takes.
+    with large_arrays_given_back():
+        if given is not None:
+            if doubt := center_doubt(scan, given):
+                _log.warning("%s", doubt)
+        else:
+            found = find_center(scan)
+            columns = scan.shape[2]
+            _log.info("rotation centre found at column %.2f (of %d); give another with --center", found, columns)
+    give_back_freed()
+    return found if given is None else given
 
 
 def _default_folder(scan: Scan) -> Path:

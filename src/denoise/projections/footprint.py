@@ -22,6 +22,8 @@ _COMPILED_BYTES, _ALGOTOM_BYTES = 120_000_000, 65_000_000
 FILTERED_TOGETHER = 2**22
 # Copies of one row's sinogram while stripes are removed from it (measured).
 _STRIPE_COPIES = 30
+# What removing stripes has left in the process after some slabs (measured).
+_STRIPES_LEAVE = 45_000_000
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,8 @@ def plan_rows(scan: Scan, n_splits: int, *, stripes: bool, max_memory: int | Non
     """
     waiting = waiting_bytes(4 * scan.shape[2] ** 2)
     besides = process_bytes() + _COMPILED_BYTES + _ALGOTOM_BYTES + (n_splits + 1) * waiting
+    if stripes:
+        besides += _STRIPES_LEAVE
     allowed = available_bytes() // _SHARE if max_memory is None else max_memory - besides
     rows = min(_MOST_ROWS, scan.shape[1])
     while rows > 1 and _slab_bytes(scan, rows, stripes) > allowed:
