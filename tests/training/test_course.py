@@ -270,11 +270,31 @@ def test_a_run_that_ended_for_its_score_goes_on_when_that_is_switched_off(
 
 
 def test_a_run_that_ended_for_its_patience_goes_on_with_more_of_it(jobs: Jobs, tmp_path: Path, clock: Clock) -> None:
-    scores = [(10 * epoch, 1.0) for epoch in range(1, 13)]
     for patience, done in ((3, 1.0), (4, 1.0), (5, 0.12)):
-        progress = Progress(step=120, epoch=12, best_epoch=8, flat_since=110, curve=list(scores))
-        course = course_of(jobs(tmp_path, max_epochs=100, schedule="constant", patience=patience), progress)
-        assert course.done == pytest.approx(done)
+        progress = Progress()
+        course = course_of(jobs(tmp_path, max_epochs=100, schedule="constant", patience=4), progress)
+        score_every_epoch(course, progress, clock, [1.0] * 8)
+        progress.best_epoch = 8
+        score_every_epoch(course, progress, clock, [1.0] * 4)
+        assert course.done == 1
+        resumed = course_of(jobs(tmp_path, max_epochs=100, schedule="constant", patience=patience), progress)
+        assert resumed.done == pytest.approx(done)
+
+
+def test_a_run_that_is_resumed_while_its_rate_falls_ends_where_it_would_have_ended(
+    jobs: Jobs, tmp_path: Path, clock: Clock
+) -> None:
+    """It improves then, which is why the rate falls, and has waited for less than its patience when it is resumed."""
+    progress = Progress()
+    job = jobs(tmp_path, max_epochs=100, schedule="hold", patience=3)
+    course = course_of(job, progress)
+    score_every_epoch(course, progress, clock, [1.0])
+    progress.best_epoch = 1
+    score_every_epoch(course, progress, clock, [1.0] * 3)
+    assert progress.flat_since == 40
+    progress.best_epoch = 5
+    score_every_epoch(course, progress, clock, [0.5])
+    assert course_of(job, progress).done == course.done == pytest.approx(50 / 67, abs=0.01)
 
 
 # Several processes

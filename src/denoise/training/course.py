@@ -39,8 +39,9 @@ class Course:
         self._agree_at_step = 0
         self.minutes = progress.minutes = job.settings.max_minutes or progress.minutes
         self._steps_per_epoch = steps_per_epoch
-        if job.settings.patience == 0 or (job.settings.patience and not self._is_flat()):
-            progress.flat_since = 0  # a run that had ended for that may be resumed to go on
+        patience = job.settings.patience
+        if patience is not None and (patience == 0 or 0 < progress.waited < patience):
+            progress.flat_since = progress.waited = 0  # a run that had ended for that may be resumed to go on
 
     @property
     def seconds(self) -> float:
@@ -102,6 +103,7 @@ class Course:
         progress.curve.append((progress.step, error))
         if not progress.flat_since and self._is_flat():
             progress.flat_since = progress.step
+            progress.waited = progress.epoch - progress.best_epoch
         # The longest so far: a run that was over must not go on because its last score took less.
         progress.validation_seconds = max(progress.validation_seconds, self._world.largest([seconds])[0])
 

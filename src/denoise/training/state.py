@@ -44,6 +44,8 @@ class Progress:
     """(step, held-out error) of every score."""
     flat_since: int = 0
     """The step at which the run was found to improve no longer; 0: not yet."""
+    waited: int = 0
+    """Epochs without improvement by then."""
     division: list[int] | None = None
     """How the training part is divided into slabs and how many are in memory (starts along z, y and x, slabs), as
     blocks are drawn accordingly; None where all of it is in memory."""
