@@ -21,7 +21,7 @@ from denoise.projections.axis import center_doubt, find_center
 from denoise.projections.footprint import RowPlan, plan_rows
 from denoise.projections.reconstruct import angles_warning, reconstruct_scan, split_indices
 from denoise.projections.scan import Scan
-from denoise.readable import gigabytes
+from denoise.readable import counted, gigabytes
 from denoise.tiles import Triple
 from denoise.volumes import VolumeSink, create_sink, describe_numbers, is_whole, open_volume
 from denoise.volumes.sink import WholeAlready, free_bytes, require_space
@@ -195,7 +195,8 @@ def _say_plan(scan: Scan, layout: Layout, shape: Triple, plan: RowPlan, center: 
         ("centre", "searched for" if center is None else f"column {center:g}, as given"),
         (
             "memory",
-            f"about {gigabytes(plan.n_bytes)}, {plan.rows} rows at a time ({gigabytes(available_bytes())} free)",
+            f"about {gigabytes(plan.n_bytes)}, {counted(plan.rows, 'row')} at a time "
+            f"({gigabytes(available_bytes())} free)",
         ),
         (
             "disk",

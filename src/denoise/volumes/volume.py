@@ -296,7 +296,9 @@ def require_same_grid(one: Volume, other: Volume, one_role: str, other_role: str
 
 
 def describe_numbers(numbers: range) -> str:
-    """Slice numbers as a user would say them: ``10..73`` or ``10..70 in steps of 2``."""
+    """Slice numbers as a user would say them: ``10..73``, ``10..70 in steps of 2``, or ``10`` alone."""
+    if len(numbers) == 1:
+        return str(numbers[0])
     text = f"{numbers[0]}..{numbers[-1]}"
     return text if numbers.step == 1 else f"{text} in steps of {numbers.step}"
 
