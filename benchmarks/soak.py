@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import math
 import os
 import random
 import shutil
@@ -117,6 +118,8 @@ def require_whole(folder: Path) -> int:
         elif path.suffix == ".jsonl":
             for line in path.read_text().splitlines():
                 json.loads(line)
+        elif path.name.endswith("_angles.txt"):
+            assert all(math.isfinite(float(line)) for line in path.read_text().splitlines()), f"{path} is damaged"
         elif path.suffix == ".png":
             assert path.read_bytes().endswith(b"IEND\xaeB`\x82"), f"{path} is cut short"
         else:
