@@ -74,6 +74,8 @@ def test_memory_that_would_not_be_enough_is_refused_before_anything_is_denoised(
     [
         ("a/out", "a/out_uncertainty"),
         ("a/out.zarr", "a/out_uncertainty.zarr"),
+        ("a/foam_volume_2.5d", "a/foam_volume_2.5d_uncertainty"),
+        ("foam_2.5d_slices_00012-00013", "foam_2.5d_slices_00012-00013_uncertainty"),
         ("out.h5::/entry/x", "out_uncertainty.h5::/entry/x"),
     ],
 )

@@ -269,7 +269,9 @@ def uncertainty_path(result: str) -> str:
     """Beside the result, named after it."""
     place, inside, dataset = result.partition("::")
     path = Path(place)
-    return f"{path.with_name(f'{path.stem}_uncertainty{path.suffix}')}{inside}{dataset}"
+    # What follows the last point of foam_volume_2.5d is no suffix: those of formats begin with a letter.
+    suffix = path.suffix if path.suffix[1:2].isalpha() else ""
+    return f"{path.with_name(f'{path.name.removesuffix(suffix)}_uncertainty{suffix}')}{inside}{dataset}"
 
 
 def run_uncertainty(world: World, job: UncertaintyJob) -> None:
