@@ -288,6 +288,41 @@ def test_what_a_run_that_died_has_done_is_not_done_again_and_the_result_is_the_s
     assert (again.code, again.out) == (0, resumed.out)
 
 
+def test_a_run_that_dies_while_it_replaces_another_is_not_taken_for_done(
+    scan: Path, denoise: Callable[..., Outcome], tools: Tools, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from denoise.projections import reconstruct
+
+    out = tmp_path / "out"
+    assert denoise("prepare", scan, "--center", 20, "--out", tmp_path / "straight").code == 0
+    assert denoise("prepare", scan, *CENTER, "--out", out).code == 0
+    real = reconstruct.reconstruct_rows
+
+    def dies(*_: object) -> np.ndarray:
+        raise Died
+
+    monkeypatch.setattr(reconstruct, "reconstruct_rows", dies)
+    with pytest.raises(Died):
+        denoise("prepare", scan, "--center", 20, "--out", out, "--overwrite")
+    monkeypatch.setattr(reconstruct, "reconstruct_rows", real)
+    resumed = denoise("prepare", scan, "--center", 20, "--out", out, "--resume", "--overwrite")
+    assert resumed.code == 0, resumed.err
+    assert tools.fingerprint(out) == tools.fingerprint(tmp_path / "straight")
+
+
+def test_a_split_that_is_gone_is_made_again_and_the_config_stays_as_the_user_has_it(
+    scan: Path, denoise: Callable[..., Outcome], tools: Tools
+) -> None:
+    assert denoise("prepare", scan, *CENTER).code == 0
+    out = scan.with_name("raw_rec")
+    config = out / "foam_config.yaml"
+    config.write_text(config.read_text() + "# mine\n")
+    before = tools.fingerprint(out)
+    shutil.rmtree(out / "foam_split1")
+    assert denoise("prepare", scan, *CENTER, "--resume").code == 0
+    assert tools.fingerprint(out) == before
+
+
 def test_outputs_that_were_named_before_a_death_are_kept(
     scan: Path, denoise: Callable[..., Outcome], tools: Tools
 ) -> None:

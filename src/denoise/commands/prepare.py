@@ -106,10 +106,10 @@ def prepare(
     scan = Scan.open(scan_path).only_rows(*rows)
     layout = Layout(out or _default_folder(scan), scan.sample_name, splits)
     names = [layout.full, *(layout.split(k) for k in range(splits))]
-    if resume and not overwrite and layout.config.exists():
+    written = layout.config.exists()
+    if resume and not overwrite and written and all(is_whole(layout.folder / name) for name in names):
         for name in names:
-            if is_whole(layout.folder / name):
-                _require_ours(layout.folder / name, scan)
+            _require_ours(layout.folder / name, scan)
         _log.info("nothing is left to do")
         say(str(layout.config))
         return layout.config
@@ -155,7 +155,8 @@ def prepare(
             progress=lambda done, total: progress(done),
         )
     write_text(layout.angles, "".join(f"{angle:.9g}\n" for angle in np.rad2deg(scan.angles_rad)))
-    write_text(layout.config, text)
+    if overwrite or not written:  # the user may have changed one that stands there
+        write_text(layout.config, text)
     say(str(layout.config))
     return layout.config
 
