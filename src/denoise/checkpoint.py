@@ -23,6 +23,7 @@ from denoise.networks.catalogue import NETWORKS, build_network, find_network
 from denoise.networks.spec import NetworkSpec
 from denoise.networks.stored import recognise, without_prefix
 from denoise.normalization import Normalization
+from denoise.seen import Seen
 
 Weights: TypeAlias = dict[str, torch.Tensor]
 
@@ -38,7 +39,8 @@ class Checkpoint:
 
     ``weights`` are on the CPU, float32. ``normalization`` is None only for models stored by the published tools, which
     do not carry one. ``patch_size`` is the edge of the blocks that it was trained on (None: unknown);
-    ``strategy`` ("X:1" or "1:X") says what the network was given of several splits.
+    ``strategy`` ("X:1" or "1:X") says what the network was given of several splits; ``seen`` (the last run last; empty:
+    unknown) what it was trained on.
     """
 
     network: NetworkSpec
@@ -51,6 +53,7 @@ class Checkpoint:
     step: int = 0
     scores: Mapping[str, float] = field(default_factory=dict)
     sample: str = ""
+    seen: tuple[Seen, ...] = ()
     versions: Mapping[str, str] = field(default_factory=dict)
     created: str = ""
 
@@ -92,6 +95,7 @@ class Checkpoint:
             "step": self.step,
             "scores": as_plain(self.scores),
             "sample": self.sample,
+            "seen": [run.as_plain() for run in self.seen],
             "versions": dict(self.versions) or software_versions(),
             "created": self.created or datetime.now(UTC).isoformat(timespec="seconds"),
         }
@@ -168,11 +172,26 @@ def _parsed(content: Mapping[str, Any], weights: Weights, path: Path) -> Checkpo
         step=take("step", int),
         scores=scores,
         sample=take("sample", str),
+        seen=parsed_seen(take("seen", list, []), path),
         versions=versions,
         created=take("created", str),
     )
     _require_fit(checkpoint, path)
     return checkpoint
+
+
+def parsed_seen(stored: list[Any], path: Path) -> tuple[Seen, ...]:
+    """What a model was trained on, as a file says.
+
+    Raises
+    ------
+    CheckpointError
+        It is damaged; names the file.
+    """
+    try:
+        return tuple(Seen.of_plain(run) for run in stored)
+    except (ValueError, AttributeError, TypeError) as error:
+        raise CheckpointError(f"{path}: seen is damaged ({error}); the file is damaged or was changed") from error
 
 
 def _parsed_normalization(stored: Any, path: Path) -> Normalization:

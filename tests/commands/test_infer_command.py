@@ -277,7 +277,7 @@ def test_two_processes_give_the_same_bits_as_one(
 def test_a_run_that_failed_is_taken_up_where_it_ended_once_the_cause_is_mended(
     finished: Dataset, denoise: Callable[..., Outcome], denoised: np.ndarray, tools: Tools
 ) -> None:
-    file, output = finished.folder / "whole" / "whole_00011.tif", finished.folder / "out.h5"
+    file, output = finished.folder / "whole" / "whole_00010.tif", finished.folder / "out.h5"
     whole = file.read_bytes()
     file.write_bytes(b"")
     command = ("volume", "--config", finished.config, "--output", output)
@@ -297,7 +297,7 @@ def test_a_run_that_failed_is_taken_up_where_it_ended_once_the_cause_is_mended(
 def test_a_run_is_not_taken_up_with_another_model(
     finished: Dataset, denoise: Callable[..., Outcome], tools: Tools
 ) -> None:
-    file = finished.folder / "whole" / "whole_00011.tif"
+    file = finished.folder / "whole" / "whole_00010.tif"
     whole = file.read_bytes()
     file.write_bytes(b"")
     assert denoise("volume", "--config", finished.config, "--output", finished.folder / "out").code == 2
@@ -305,6 +305,32 @@ def test_a_run_is_not_taken_up_with_another_model(
     config = finished.configured("overlap: 0.25", "overlap: 0.5")
     error = denoise("volume", "--config", config, "--output", finished.folder / "out", "--resume").error
     assert "was begun with tiles = " in error
+
+
+def test_what_was_made_from_other_grey_values_is_neither_continued_nor_taken_for_done(
+    finished: Dataset, denoise: Callable[..., Outcome], tools: Tools
+) -> None:
+    def anew(values: np.ndarray) -> None:
+        shutil.rmtree(finished.folder / "whole")
+        tools.write(finished.folder / "whole", values)
+
+    *_, full = tools.images()
+    for suffix in ("", ".tif", ".h5", ".zarr"):
+        command = ("volume", "--config", finished.config, "--output", finished.folder / f"out{suffix}")
+        assert denoise(*command).code == 0
+        anew(full + 0.5)
+        before = tools.fingerprint(finished.folder)
+        assert "the input has changed since" in denoise(*command, "--resume").error
+        assert tools.fingerprint(finished.folder) == before
+        assert denoise(*command, "--resume", "--overwrite").code == 0
+        assert "nothing is left to do" in denoise(*command, "--resume").log
+        anew(full)
+    file = finished.folder / "whole" / "whole_00010.tif"
+    file.write_bytes(b"")
+    command = ("volume", "--config", finished.config, "--output", finished.folder / "other")
+    assert denoise(*command).code == 2
+    anew(full + 0.5)
+    assert "was begun with grey values = " in denoise(*command, "--resume").error
 
 
 def test_splits_can_be_denoised_instead_of_the_full_reconstruction_which_may_then_be_missing(

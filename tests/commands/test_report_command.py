@@ -143,6 +143,25 @@ def test_a_copy_of_the_scan_is_the_same_scan_and_only_what_was_held_out_is_judge
         shutil.rmtree(finished.folder / "even", ignore_errors=True)
 
 
+def test_slices_that_were_trained_on_are_not_judged_in_another_reconstruction_of_them(
+    finished: Dataset, denoise: Callable[..., Outcome], tools: Tools
+) -> None:
+    for name, values in zip(("a", "b", "c"), tools.images(), strict=True):
+        tools.write(finished.folder / name, values[4:7] + 0.01, first=4)
+    config = finished.configured("splits: [even, odd]   # angles", "splits: [a, b]   # angles")
+    config.write_text(config.read_text().replace("full: whole", "full: c"))
+    asked = ("report", "--config", config, "--model", finished.run, "--overwrite", "--output", finished.folder / "r")
+    assert denoise(*asked).code == 0
+    content = json.loads((finished.folder / "r" / "report.json").read_text())
+    assert content["held_out"]["slices"] == [5, 5]
+    assert content["held_out"]["start_zyx"] == [1, 0, 0]
+    assert "other grey values" in content["held_out"]["why"]
+    for name, values in zip(("a", "b", "c"), tools.images(), strict=True):
+        shutil.rmtree(finished.folder / name)
+        tools.write(finished.folder / name, values[7:] + 0.01, first=7)
+    assert "trained on all slices" in denoise(*asked).error
+
+
 def test_a_full_reconstruction_that_is_not_the_mean_of_the_splits_is_a_reservation(
     finished: Dataset, denoise: Callable[..., Outcome], tools: Tools
 ) -> None:
@@ -161,9 +180,10 @@ def test_too_small_a_part_that_was_held_out_is_an_error_that_says_so(
 ) -> None:
     for name, values in zip(("a", "b"), tools.images((2, 48, 48)), strict=False):
         tools.write(finished.folder / name, values)
-    (finished.run / "config.yaml").unlink()
     config = finished.folder / "two.yaml"
-    config.write_text(finished.config.read_text().replace("[even, odd]", "[a, b]").replace("full: whole", "full: null"))
-    error = denoise("report", "--config", config, "--model", finished.run).error
+    text = finished.config.read_text().replace("[even, odd]", "[a, b]").replace("full: whole", "full: null")
+    config.write_text(text.replace("max_epochs: 2", "max_epochs: 1"))
+    assert denoise("train", "--config", config, "--output-dir", finished.folder / "run").code == 0
+    error = denoise("report", "--config", config, "--model", finished.folder / "run").error
     assert "16 x 16" in error
     assert "validation_fraction" in error

@@ -151,6 +151,18 @@ def test_a_folder_in_use_is_refused_with_who_uses_it_and_slices_can_be_denoised_
             assert denoise("slice", "--config", finished.config, "--slice-number", 3).code == 0
 
 
+def test_a_run_does_not_go_on_with_other_grey_values_under_the_same_names(
+    finished: Dataset, denoise: Callable[..., Outcome], tools: Tools
+) -> None:
+    again = ("train", "--config", finished.config, "--resume")
+    assert denoise(*again).code == 0
+    before = tools.fingerprint(finished.run)
+    shutil.rmtree(finished.folder / "odd")
+    tools.write(finished.folder / "odd", tools.images()[1] + 0.01)
+    assert "reconstructed anew" in denoise(*again).error
+    assert tools.fingerprint(finished.run) == before
+
+
 def test_resume_with_another_network_keeps_the_run(
     finished: Dataset, denoise: Callable[..., Outcome], tools: Tools
 ) -> None:

@@ -35,11 +35,11 @@ from denoise.readable import duration, gigabytes
 from denoise.tiles import TileGrid
 from denoise.training.footprint import Footprint
 from denoise.training.memory_plan import MemoryPlan, plan_memory
-from denoise.training.part import TrainingPart
+from denoise.training.part import TrainingPart, chosen_slices
 from denoise.training.start import Shares
 from denoise.trust.before import check_splits
 from denoise.trust.splits import testing_bytes
-from denoise.volumes import SplitSet, Volume, require_same_grid, slice_range
+from denoise.volumes import SplitSet, Volume, require_same_grid
 from denoise.volumes.slice_pool import waiting_bytes
 from denoise.volumes.volume import describe_numbers
 
@@ -101,7 +101,8 @@ def check(config: RunConfig, compute: Compute, *, data: bool = False, calibrate:
         say(f"{name:<{width}}  {text}")
     if data:
         say("")
-        say_verdict(check_splits(open_splits(config).volumes))
+        splits = open_splits(config)
+        say_verdict(check_splits(splits.volumes, chosen_slices(config, splits)))
 
 
 def _require_memory_for_tests(splits: SplitSet, max_memory: int | None) -> None:
@@ -118,9 +119,7 @@ def _training(config: RunConfig, compute: Compute, splits: SplitSet, network: Ne
     batch_size, devices = shares.batch_size, shares.devices
     mode = MODES[config.mode]
     window = mode.window(network, config.patch, 0.0, "uniform")
-    first, last = config.dataset.train_start_slice, config.dataset.train_end_slice
-    chosen = None if first is None and last is None else slice_range(splits.volumes[0], first, last)
-    part = TrainingPart.of(splits, window, config.train.validation_fraction, chosen)
+    part = TrainingPart.of(splits, window, config.train.validation_fraction, chosen_slices(config, splits))
     sampler = mode.sampler(
         part.holdout, window, config.train.seed, config.train.augment, config.train.z_stride, config.patches_per_epoch
     )

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import os
+import re
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -35,11 +38,13 @@ from denoise.modes import mode_of
 from denoise.normalization import Moments, Normalization
 from denoise.readable import counted
 from denoise.tiles import Region
-from denoise.volumes import Volume, VolumeSink, create_sink, is_whole, slice_range
+from denoise.volumes import Volume, VolumeSink, create_sink, is_whole, slice_range, stored_description
+from denoise.volumes.contents import contents_hash
 from denoise.volumes.volume import describe_numbers
 
 _log = logging.getLogger(__name__)
 
+_MARK = re.compile("sha256:[0-9a-f]{64}")
 #: Whole numbers keep an image whose standard deviation is a few of them.
 _COARSEST = 2.0
 #: More standard deviations, and larger factors between them, than scans of one kind differ by.
@@ -75,7 +80,7 @@ def denoise_volume(
     output = choice.output or str(config.dataset.folder / name)
     if choice.confidence:
         _denoise_with_uncertainty(config, compute, choice, checkpoint, inputs, z_range, output)
-    elif _is_done(choice, output):
+    elif _is_done(choice, output, _made_from(checkpoint, inputs, z_range)):
         say(output)
     else:
         _denoise(config, compute, choice, checkpoint, inputs, z_range, output)
@@ -97,7 +102,8 @@ def _denoise_with_uncertainty(
     require_uncertainty(config, output, overwrite=choice.overwrite or choice.resume)
     beside = uncertainty_path(output)
     uncertainty = None
-    if not _is_done(choice, beside):
+    made_from = _made_from(checkpoint, inputs, z_range)
+    if not _is_done(choice, beside, made_from):
         denoiser = _denoiser(config, compute, checkpoint, inputs.grid)
         sink = _sink(
             beside,
@@ -105,14 +111,20 @@ def _denoise_with_uncertainty(
             choice,
             inputs.grid,
             z_range,
-            description=json.dumps({"software": "ct-denoise", "holds": "uncertainty (one standard deviation)"}),
-            facts={**_facts(checkpoint, denoiser, inputs), "holds": "uncertainty"},
+            description=json.dumps(
+                {
+                    "software": "ct-denoise",
+                    "holds": "uncertainty (one standard deviation)",
+                    "made_from": _marked(made_from),
+                }
+            ),
+            facts={**_facts(denoiser, inputs), **made_from, "holds": "uncertainty"},
         )
         model = choice.model or config.output_dir
         uncertainty = Uncertainty.of(
             config, compute, checkpoint, denoiser, model=model, grid=inputs.grid, z_range=z_range, sink=sink
         )
-    if _is_done(choice, output):
+    if _is_done(choice, output, made_from):
         say(output)
     else:
         _denoise(config, compute, choice, checkpoint, inputs, z_range, output)
@@ -150,11 +162,34 @@ def _sink(
     )
 
 
-def _is_done(choice: Choice, output: str) -> bool:
-    done = choice.resume and not choice.overwrite and is_whole(output)
-    if done:
-        _log.info("nothing is left to do for %s", output)
-    return done
+def _is_done(choice: Choice, output: str, made_from: Mapping[str, str]) -> bool:
+    """Whether ``--resume`` finds a whole result, of this model and of these grey values.
+
+    Raises
+    ------
+    OutputError
+        There is one, of others.
+    """
+    if not choice.resume or choice.overwrite or not is_whole(output):
+        return False
+    said = _MARK.search(stored_description(output))
+    if said and said[0] != _marked(made_from):
+        raise OutputError(
+            f"{output} is whole, but another model made it, or the input has changed since; make it anew with "
+            "--overwrite, or choose another --output"
+        )
+    _log.info("nothing is left to do for %s", output)
+    return True
+
+
+def _made_from(checkpoint: Checkpoint, inputs: InferenceInputs, z_range: range) -> dict[str, str]:
+    """What makes a result another one, whatever the files are called."""
+    return {"model": digest(checkpoint.weights), "grey values": contents_hash(inputs.views, z_range)[:16]}
+
+
+def _marked(made_from: Mapping[str, str]) -> str:
+    """The same in a description."""
+    return f"sha256:{hashlib.sha256(json.dumps(made_from, sort_keys=True).encode()).hexdigest()}"
 
 
 def denoise_slice(config: RunConfig, compute: Compute, choice: Choice, *, number: int) -> str:
@@ -206,14 +241,15 @@ def _denoise(
             f"--dtype {choice.dtype} would round the grey values, whose standard deviation is "
             f"{denoiser.normalization.std:.3g}, to whole numbers; use float32"
         )
+    made_from = _made_from(checkpoint, inputs, z_range)
     sink = _sink(
         output,
         compute,
         choice,
         grid,
         z_range,
-        description=_description(checkpoint, inputs),
-        facts=_facts(checkpoint, denoiser, inputs),
+        description=_description(checkpoint, inputs, made_from),
+        facts={**_facts(denoiser, inputs), **made_from},
         dtype=output_type,
     )
     begun = time.monotonic()
@@ -246,11 +282,10 @@ def _denoiser(config: RunConfig, compute: Compute, checkpoint: Checkpoint, grid:
     )
 
 
-def _facts(checkpoint: Checkpoint, denoiser: Denoiser, inputs: InferenceInputs) -> dict[str, Any]:
-    """What an unfinished result must have been made from, to be continued."""
+def _facts(denoiser: Denoiser, inputs: InferenceInputs) -> dict[str, Any]:
+    """How an unfinished result must have been made, to be continued; ``_made_from`` says from what."""
     return {
         "inputs": list(inputs.paths),
-        "model": digest(checkpoint.weights),
         "normalization": [denoiser.normalization.mean, denoiser.normalization.std],
         "tiles": str(denoiser.window),
         "symmetries": denoiser.turns,
@@ -283,7 +318,7 @@ def _output_type(name: str, stored: np.dtype[Any]) -> np.dtype[Any]:
     return stored if name == "input" else np.dtype(name)
 
 
-def _description(checkpoint: Checkpoint, inputs: InferenceInputs) -> str:
+def _description(checkpoint: Checkpoint, inputs: InferenceInputs, made_from: Mapping[str, str]) -> str:
     """Where the result comes from, for the file's own metadata."""
     facts = {
         "software": "ct-denoise",
@@ -292,5 +327,6 @@ def _description(checkpoint: Checkpoint, inputs: InferenceInputs) -> str:
         "criterion": checkpoint.criterion,
         "epoch": checkpoint.epoch,
         "inputs": [Path(path).name for path in inputs.paths],
+        "made_from": _marked(made_from),
     }
     return json.dumps(facts)

@@ -25,7 +25,7 @@ from denoise.commands.display import say, say_device
 from denoise.commands.inputs import given_normalization, made_by, open_splits, scan_angles
 from denoise.config import RunConfig, load_config, render
 from denoise.config.recipes import RECIPES
-from denoise.errors import CheckpointError, DenoiseError, OutputError, VolumeError
+from denoise.errors import CheckpointError, OutputError, VolumeError
 from denoise.files import require_free, write_text
 from denoise.inference.engine import Denoiser, denoise_slices
 from denoise.inference.models import make_denoiser
@@ -34,14 +34,16 @@ from denoise.modes import MODES, mode_of
 from denoise.patches.holdout import HoldOut
 from denoise.report.images import CROP, Trial, centred, data_uri, pictures_of, window_of
 from denoise.report.page import render_page
+from denoise.seen import unseen_by_all
 from denoise.tiles import Region, TileGrid
 from denoise.training.observers import read_history
+from denoise.training.part import chosen_slices
 from denoise.trust.before import check_splits, judge_full
 from denoise.trust.evidence import Evidence, Run, collect
 from denoise.trust.report import FORMAT, FORMAT_VERSION, Report
 from denoise.trust.seams import shifted, tile_borders
 from denoise.trust.verdict import Verdict
-from denoise.volumes import SplitSet, Volume, mean_of, open_volume, require_same_grid, slice_range
+from denoise.volumes import SplitSet, Volume, mean_of, open_volume, require_same_grid
 from denoise.volumes.volume import Float32Array
 
 _log = logging.getLogger(__name__)
@@ -250,17 +252,10 @@ def held_out_region(config: RunConfig, checkpoint: Checkpoint, splits: SplitSet,
     VolumeError
         Nothing that is large enough was held out.
     """
-    trained = load_config(run.config) if run.config.is_file() else config
-    if trained is not config and _is_another_scan(trained, splits):
-        region = Region((0, 0, 0), splits.shape)
-        where = f"the model was trained on another scan ({trained.given_splits[0]}, ...): no slice of this one was seen"
+    if checkpoint.seen:
+        region, where = unseen_by_all(checkpoint.seen, splits)
     else:
-        first, last = trained.dataset.train_start_slice, trained.dataset.train_end_slice
-        chosen = None if first is None and last is None else slice_range(splits.volumes[0], first, last)
-        patch = checkpoint.patch_size or trained.patch
-        window = MODES[mode_of(checkpoint.network).name].window(checkpoint.network, patch, 0.0, "uniform")
-        region = HoldOut.of(splits.shape, window, trained.train.validation_fraction, chosen).held_out
-        where = "held out in training" if trained is not config else "held out in training, if this config was its own"
+        region, where = _held_out_by_config(config, checkpoint, splits, run)
     depth, rows, columns = region.shape_zyx
     if min(rows, columns) < _SMALLEST:
         raise VolumeError(
@@ -272,28 +267,22 @@ def held_out_region(config: RunConfig, checkpoint: Checkpoint, splits: SplitSet,
     return replace(region, start_zyx=(start, *region.start_zyx[1:]), shape_zyx=(kept, rows, columns)), where
 
 
-def _is_another_scan(trained: RunConfig, splits: SplitSet) -> bool:
-    """Whether a run's own splits are still there and hold something else.
-
-    In doubt they do not: what was held out is safe to judge in any case. Paths alone do not tell: folders are moved and
-    copied, and scans have files of the same names.
-    """
-    if not trained.given_splits:
-        return False
-    try:
-        theirs = open_volume(trained.given_splits[0])
-        if theirs.shape != splits.shape:
-            return True
-        z = splits.shape[0] // 2
-        middle = Region.of_slices(z, z + 1, splits.shape)
-        return not any(np.array_equal(theirs.read(middle), ours.read(middle)) for ours in splits.volumes)
-    except DenoiseError:
-        return False
+def _held_out_by_config(
+    config: RunConfig, checkpoint: Checkpoint, splits: SplitSet, run: RunFolder
+) -> tuple[Region, str]:
+    """What a model that does not say what it has seen did not see, if its config is true and this is its scan."""
+    trained = load_config(run.config) if run.config.is_file() else config
+    chosen = chosen_slices(trained, splits)
+    patch = checkpoint.patch_size or trained.patch
+    window = MODES[mode_of(checkpoint.network).name].window(checkpoint.network, patch, 0.0, "uniform")
+    region = HoldOut.of(splits.shape, window, trained.train.validation_fraction, chosen).held_out
+    of = "this config" if trained is config else "the config beside the model"
+    return region, f"held out in training, if {of} was its own; the model does not say what it was trained on"
 
 
 def _inputs(config: RunConfig, splits: SplitSet, evidence: Evidence, region: Region) -> Verdict:
     """What speaks against the splits, or against the full reconstruction being their mean."""
-    found = check_splits(splits.volumes)
+    found = check_splits(splits.volumes, chosen_slices(config, splits))
     if config.infer.input != "full" or config.full_path is None:
         return found
     middle = evidence.shape[0] // 2

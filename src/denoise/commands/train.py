@@ -16,11 +16,12 @@ from denoise.files import require_free
 from denoise.launch import Compute
 from denoise.memory import available_bytes, give_back_freed, large_arrays_given_back
 from denoise.readable import gigabytes
+from denoise.training.part import chosen_slices
 from denoise.training.start import Shares, run_training
 from denoise.trust.before import check_splits
 from denoise.trust.splits import testing_bytes
 from denoise.trust.verdict import Severity
-from denoise.volumes import SplitSet, require_same_grid, slice_range
+from denoise.volumes import SplitSet, require_same_grid
 
 _log = logging.getLogger(__name__)
 
@@ -59,9 +60,8 @@ def _warn_of_splits(config: RunConfig, splits: SplitSet) -> None:
     if 2 * needed > (config.max_memory or available_bytes()):
         _log.info("the splits are not tested first, which takes %s; `denoise check --data` does it", gigabytes(needed))
         return
-    first, last = config.dataset.train_start_slice, config.dataset.train_end_slice
     with large_arrays_given_back():  # what stayed in this process would come on top of what training may take
-        verdict = check_splits(splits.volumes, slice_range(splits.volumes[0], first, last))
+        verdict = check_splits(splits.volumes, chosen_slices(config, splits))
     give_back_freed()
     for finding in verdict.warnings:
         if finding.severity is Severity.INVALID:

@@ -38,7 +38,16 @@ from denoise.training.opening import TrainingData
 from denoise.training.optimizer import make_optimizer, set_rate
 from denoise.training.part import TrainingPart
 from denoise.training.slices_first import SlicesFirst
-from denoise.training.state import BEGUN_FROM, Progress, keep_stored_bests, on_cpu, restore_optimizer, state_to_resume
+from denoise.training.state import (
+    BEGUN_FROM,
+    SEEN,
+    Progress,
+    keep_stored_bests,
+    on_cpu,
+    restore_optimizer,
+    seen_so_far,
+    state_to_resume,
+)
 from denoise.training.validation import Scores, Validator, epochs_between_scores
 
 _log = logging.getLogger(__name__)
@@ -91,11 +100,12 @@ class TrainingRun:
             )
         self._share = len(world.share(job.batch_size)) / job.batch_size
         state = state_to_resume(job, self.folder, world)
-        self.begun_from = state.fingerprint.get(BEGUN_FROM, job.begun_from) if state else job.begun_from
+        self._begun_from = state.fingerprint.get(BEGUN_FROM, job.begun_from) if state else job.begun_from
         mode = mode_of(job.network)
         # Training blocks never overlap by plan; overlap and taper matter at inference only.
         self.window = mode.window(job.network, job.patch_size, 0.0, "uniform")
         self.part = TrainingPart.of(job.splits, self.window, settings.validation_fraction, job.train_slices)
+        self._seen = seen_so_far(job, self.part, state, self.folder) if world.is_chief else ()
         whole = mode.sampler(
             self.part.holdout, self.window, settings.seed, settings.augment, settings.z_stride, job.patches_per_epoch
         )
@@ -321,6 +331,7 @@ class TrainingRun:
             step=self.progress.step,
             scores=asdict(scores),
             sample=self.job.sample,
+            seen=self._seen,
         )
 
     def _stop(self, stop: StopRequest) -> None:
@@ -339,7 +350,11 @@ class TrainingRun:
         if not self.world.is_chief:
             return
         TrainState(
-            fingerprint={**self.job.fingerprint(), BEGUN_FROM: self.begun_from},
+            fingerprint={
+                **self.job.fingerprint(),
+                BEGUN_FROM: self._begun_from,
+                SEEN: [run.as_plain() for run in self._seen],
+            },
             model=on_cpu(self.network.state_dict()),
             ema=on_cpu(self.averaged.model.state_dict()) if self.averaged is not None else None,
             optimizer=self.optimizer.state_dict(),

@@ -6,13 +6,14 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from denoise.config import TrainSection
+from denoise.config import RunConfig, TrainSection
 from denoise.patches.holdout import HoldOut
 from denoise.patches.sampler import validation_places
+from denoise.seen import Seen
 from denoise.tiles import Triple, Window, reflect_indices
 from denoise.training.validation import MOST_BLOCKS
 from denoise.volumes.part import part_of
-from denoise.volumes.volume import SplitSet
+from denoise.volumes.volume import SplitSet, slice_range
 
 #: From here on equivariant weights are better however long the run; docs/network-study.md, "Directions that are alike".
 _MANY_VOXELS = 8_000_000
@@ -68,10 +69,32 @@ class TrainingPart:
         voxels = len(chosen) * math.prod(splits.shape[1:])
         return cls(part, holdout, range(used[0] - first, used[-1] + 1 - first), voxels)
 
+    def seen(self) -> Seen:
+        """What the model will have been trained on; reads a few rows of some slices.
+
+        Raises
+        ------
+        VolumeError
+            A slice cannot be read.
+        """
+        return Seen.of(self.splits, self.used, self.holdout.held_out)
+
     def wants_symmetry(self, settings: TrainSection) -> bool:
         """Whether a new network is to treat directions alike: as the config says, or as the data are many."""
         by_itself = settings.augment and self.voxels >= _MANY_VOXELS
         return by_itself if settings.symmetric is None else settings.symmetric
+
+
+def chosen_slices(config: RunConfig, splits: SplitSet) -> range | None:
+    """The slices that a config says to train on, counted from 0; None for all.
+
+    Raises
+    ------
+    VolumeError
+        They do not exist.
+    """
+    first, last = config.dataset.train_start_slice, config.dataset.train_end_slice
+    return None if first is None and last is None else slice_range(splits.volumes[0], first, last)
 
 
 def _read(holdout: HoldOut, window: Window, shape: Triple) -> Iterator[tuple[int, int]]:

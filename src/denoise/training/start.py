@@ -24,8 +24,9 @@ from denoise.networks.spec import NetworkSpec
 from denoise.training.job import Observer, TrainJob
 from denoise.training.loop import run_worker
 from denoise.training.objective import Objective
+from denoise.training.part import chosen_slices
 from denoise.training.schedule import Schedule
-from denoise.volumes import SplitSet, slice_range
+from denoise.volumes import SplitSet
 
 _log = logging.getLogger(__name__)
 
@@ -67,13 +68,13 @@ def run_training(
     run = RunFolder(config.output_dir)
     resume = resume or was_restarted(os.environ)
     network = NetworkSpec(config.network_name, config.network_options)
-    initial = None
+    model = None
     if finetune is not None:
-        network, initial = _begun_from(finetune, network)
+        model = _begun_from(finetune, network)
+        network = model.network
     elif stored := _stored_fingerprint(run, resume):
         network = _as_resumed(stored, network)
     shares = Shares.of(config, compute, resume=resume)
-    first, last = config.dataset.train_start_slice, config.dataset.train_end_slice
     job = TrainJob(
         splits=splits,
         network=network,
@@ -88,11 +89,12 @@ def run_training(
         slices_first=config.recipe.slices_first,
         sample=config.sample_name,
         patches_per_epoch=config.patches_per_epoch,
-        train_slices=None if first is None and last is None else slice_range(splits.volumes[0], first, last),
+        train_slices=chosen_slices(config, splits),
         non_finite=config.dataset.non_finite,
         resume=resume,
-        initial=initial,
-        begun_from=None if initial is None else digest(initial),
+        initial=None if model is None else model.weights,
+        begun_from=None if model is None else digest(model.weights),
+        seen_before=() if model is None else model.seen,
         show_progress=show_progress,
         config=config,
         max_memory=config.max_memory,
@@ -129,8 +131,8 @@ def _own_folder(run: RunFolder, *, resume: bool, finetune: Path | None) -> Itera
         yield
 
 
-def _begun_from(path: Path, wanted: NetworkSpec) -> tuple[NetworkSpec, dict[str, torch.Tensor]]:
-    """Network and weights of a model; what an older one could not choose is as it was."""
+def _begun_from(path: Path, wanted: NetworkSpec) -> Checkpoint:
+    """The model that a run begins from; what an older one could not choose is as it was."""
     file = find_model(path, "val")
     checkpoint = Checkpoint.load(file)
     network, kind = checkpoint.network, find_network(wanted.name)
@@ -140,7 +142,7 @@ def _begun_from(path: Path, wanted: NetworkSpec) -> tuple[NetworkSpec, dict[str,
             f"{file} holds the network {network.name} {dict(network.options)} but the config "
             f"asks for {wanted.name} {dict(wanted.options)}; make them equal to fine-tune"
         )
-    return network, checkpoint.weights
+    return checkpoint
 
 
 def _stored_fingerprint(run: RunFolder, resume: bool) -> Mapping[str, Any]:

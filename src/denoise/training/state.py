@@ -12,13 +12,17 @@ from typing import Any
 import torch
 
 from denoise.archive import shown
-from denoise.checkpoint import Checkpoint, RunFolder, TrainState, Weights
+from denoise.checkpoint import Checkpoint, RunFolder, TrainState, Weights, parsed_seen
 from denoise.errors import CheckpointError
 from denoise.launch import World
+from denoise.seen import Seen
 from denoise.training.job import TrainJob
+from denoise.training.part import TrainingPart
 
 #: In the fingerprint of a state: which model the run began from. States of earlier versions do not say.
 BEGUN_FROM = "begun from"
+#: Likewise: what the model was trained on, in all its runs.
+SEEN = "seen"
 #: NFS keeps what it knows of a file, or of its absence, for up to a minute.
 _STALE_SECONDS = 120.0
 
@@ -151,6 +155,27 @@ def load_state(job: TrainJob, folder: RunFolder) -> TrainState:
             )
         raise CheckpointError(f"{saved}, the config now has {now[name]!r}; set it back to resume, or {new}")
     return state
+
+
+def seen_so_far(job: TrainJob, part: TrainingPart, state: TrainState | None, folder: RunFolder) -> tuple[Seen, ...]:
+    """What the model was trained on, in all its runs, this one included.
+
+    Raises
+    ------
+    CheckpointError
+        The run that goes on was trained on other grey values.
+    """
+    now = part.seen()
+    if state is None:
+        return (*job.seen_before, now)
+    seen = parsed_seen(state.fingerprint.get(SEEN) or [], folder.state)
+    if seen and seen[-1].contents.sha256 != now.contents.sha256:
+        raise CheckpointError(
+            f"the splits are not those that the run in {folder.path} was trained on: their grey values differ, as if "
+            "they had been reconstructed anew; train on these with another --output-dir (--finetune begins from a "
+            "model), or bring those back to resume"
+        )
+    return seen or (now,)
 
 
 def restore_optimizer(optimizer: torch.optim.Optimizer, stored: Mapping[str, Any]) -> None:

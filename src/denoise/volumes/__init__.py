@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from denoise.volumes.combined import mean_of
-from denoise.volumes.opening import create_sink, is_whole, open_volume
+from denoise.volumes.opening import create_sink, is_whole, open_volume, stored_description
 from denoise.volumes.volume import (
     ArrayVolume,
     SplitSet,
@@ -30,4 +30,5 @@ __all__ = [
     "read_reflected",
     "require_same_grid",
     "slice_range",
+    "stored_description",
 ]

@@ -37,6 +37,7 @@ from denoise.volumes.volume import (
 _MOST_LINKS = 32
 _MOST_CANDIDATES = 20
 _VOXEL_SIZE, _FIRST, _STEP = "element_size_um", "first_slice_number", "slice_number_step"
+_DESCRIPTION = "description"
 
 
 @dataclass(frozen=True)
@@ -82,6 +83,14 @@ class Hdf5Volume:
     def name(self) -> str:
         """``file.h5::/dataset``."""
         return f"{self.path}::{self.dataset}"
+
+    def description(self) -> str:
+        """The attribute of the dataset."""
+        with _opened(self.path) as file:
+            attributes = _dataset(file, self.dataset, self.name).attrs
+            # Text of varying length lies in a heap of the file, see `_attribute`; ours does not.
+            fixed = _DESCRIPTION in attributes and attributes.get_id(_DESCRIPTION).dtype.kind == "S"
+            return bytes(attributes[_DESCRIPTION]).decode("utf-8", "replace") if fixed else ""
 
     def read(self, region: Region) -> Float32Array:
         """Values of a region as float32."""
@@ -173,7 +182,7 @@ def describe_dataset(dataset: Any, header: VolumeHeader) -> None:
     if header.voxel_size_um is not None:
         dataset.attrs[_VOXEL_SIZE] = header.voxel_size_um
     if header.description:
-        dataset.attrs["description"] = header.description
+        dataset.attrs[_DESCRIPTION] = np.bytes_(header.description.encode("utf-8"))
 
 
 @contextmanager

@@ -20,7 +20,7 @@ from denoise.tiles import Triple
 from denoise.volumes.compression import BLOSC, COMPRESSIONS, GZIP, NONE
 from denoise.volumes.sink import SlabWriter, VolumeHeader, WholeVolumeSink
 from denoise.volumes.unfinished import Unfinished
-from denoise.volumes.volume import STORED_TYPES, Volume, VolumeSink, VoxelSize
+from denoise.volumes.volume import STORED_TYPES, StoredVolume, Volume, VolumeSink, VoxelSize
 
 _TIFF = (".tif", ".tiff")
 _HDF5 = (".h5", ".hdf5", ".hdf", ".nxs")
@@ -52,7 +52,18 @@ def open_volume(path: str | os.PathLike[str]) -> Volume:
         raise VolumeError(f"{printable(os.fspath(path))[:500]} cannot be read: {damage_reason(error)}") from error
 
 
-def _opened(path: str) -> Volume:
+def stored_description(path: str | os.PathLike[str]) -> str:
+    """What an output says of itself: among other text what ``create_sink`` was given, escaped as the format asks.
+
+    Raises
+    ------
+    VolumeError
+        It cannot be read.
+    """
+    return _opened(os.fspath(path)).description()
+
+
+def _opened(path: str) -> StoredVolume:
     place, inner = _split(path)
     if not place.exists():
         raise VolumeError(f"{place} does not exist; expected {_KNOWN}")

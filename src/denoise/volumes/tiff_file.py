@@ -92,6 +92,11 @@ class TiffFileVolume:
         """Images are stored one by one, and row by row."""
         return (1, 1, self.shape[2])
 
+    def description(self) -> str:
+        """Of the first page."""
+        with opened(self.path, str(self.path)) as tif:
+            return str(tif.pages.first.description)
+
     def read(self, region: Region) -> Float32Array:
         """Values of a region as float32."""
         return self._read(region, np.dtype(np.float32))

@@ -74,6 +74,11 @@ class TiffStackVolume:
         """Every slice is its own file, and stored row by row."""
         return (1, 1, self.shape[2])
 
+    def description(self) -> str:
+        """Of the first slice."""
+        with opened(self.folder / self.file_names[0], str(self.folder)) as tif:
+            return str(tif.pages.first.description)
+
     def read(self, region: Region) -> Float32Array:
         """Values of a region as float32; slices are read in a few threads."""
         return self._read(region, np.dtype(np.float32))

@@ -71,6 +71,14 @@ class Volume(Protocol):
         ...
 
 
+class StoredVolume(Volume, Protocol):
+    """A volume in files."""
+
+    def description(self) -> str:
+        """What the files say of it in words; ours say what it was made from, others anything or nothing."""
+        ...
+
+
 class VolumeSink(Protocol):
     """Takes slabs of float32 and becomes a file or folder under its final name when all of them were written.
 

@@ -108,6 +108,13 @@ class ZarrVolume:
         """The store, and the place in it."""
         return f"{self.path}::{self.array}" if self.array else str(self.path)
 
+    def description(self) -> str:
+        """Of the image that the array is a level of."""
+        with _explained(self.name):
+            place = self.array.rpartition("/")[0]
+            node = zarr.open(LocalStore(self.path, read_only=True), path=place, mode="r")
+            return str(_mapping(node.attrs.asdict().get(OUR_ATTRIBUTES)).get("description", ""))
+
     def read(self, region: Region) -> Float32Array:
         """Values of a region as float32."""
         return self.read_stored(region).astype(np.float32, copy=False)
