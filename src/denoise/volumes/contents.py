@@ -188,7 +188,8 @@ def _standardised(pictures: Float32Array) -> Float32Array:
 
 def _centred(pictures: Float32Array) -> Float32Array:
     """Without the mean of each: scans have its course along z in common too."""
-    return pictures - pictures.mean((1, 2), keepdims=True)
+    means: Float32Array = pictures.mean((1, 2), keepdims=True)
+    return pictures - means
 
 
 def _correlation(one: Float32Array, other: Float32Array) -> float | None:
