@@ -323,6 +323,64 @@ def test_a_split_that_is_gone_is_made_again_and_the_config_stays_as_the_user_has
     assert tools.fingerprint(out) == before
 
 
+@pytest.mark.parametrize(
+    ("changed", "named"),
+    [
+        (("--center", 20), "centre = 23.5, this run has 20.0"),
+        ((*CENTER, "--remove-stripes"), "stripes removed = False, this run has True"),
+        ((*CENTER, "--splits", 3), "splits = 2, this run has 3"),
+    ],
+)
+def test_a_finished_reconstruction_is_not_taken_for_one_made_in_another_way(
+    scan: Path, denoise: Callable[..., Outcome], tools: Tools, changed: tuple[object, ...], named: str
+) -> None:
+    assert denoise("prepare", scan, *CENTER).code == 0
+    before = tools.fingerprint(scan.parent)
+    for options in ((), ("--dry-run",)):
+        assert named in denoise("prepare", scan, *changed, "--resume", *options).error
+    assert tools.fingerprint(scan.parent) == before
+    assert denoise("prepare", scan, *CENTER, "--resume").code == 0
+    found = denoise("prepare", scan, "--resume")
+    assert (found.code, "nothing is left to do" in found.log) == (0, True)
+
+
+def test_the_centre_of_what_is_there_is_that_of_what_is_missing(
+    scan: Path, denoise: Callable[..., Outcome], tools: Tools
+) -> None:
+    assert denoise("prepare", scan, "--center", 20).code == 0
+    out = scan.with_name("raw_rec")
+    before = tools.fingerprint(out)
+    shutil.rmtree(out / "foam_split1")
+    assert denoise("prepare", scan, "--resume").code == 0
+    assert tools.fingerprint(out) == before
+
+
+def test_a_config_that_was_changed_is_kept_beside_the_new_one_and_runs_on_what_was_replaced_are_named(
+    scan: Path, denoise: Callable[..., Outcome]
+) -> None:
+    assert denoise("prepare", scan, *CENTER).code == 0
+    out = scan.with_name("raw_rec")
+    config = out / "foam_config.yaml"
+    written = config.read_text()
+    assert "_config_1" not in denoise("prepare", scan, *CENTER, "--overwrite").log
+    (out / "foam_training_2.5d").mkdir()
+    for number in (1, 2):
+        config.write_text(written + f"# mine, {number}\n")
+        said = denoise("prepare", scan, *CENTER, "--overwrite").log
+        assert f"kept as foam_config_{number}.yaml" in said
+        assert f"{out / 'foam_training_2.5d'} was trained on the reconstruction that has been replaced" in said
+        assert config.read_text() == written
+    kept = [(out / f"foam_config_{number}.yaml").read_text() for number in (1, 2)]
+    assert kept == [written + "# mine, 1\n", written + "# mine, 2\n"]
+
+
+def test_a_config_that_stands_keeps_its_mode_and_that_is_said(scan: Path, denoise: Callable[..., Outcome]) -> None:
+    assert denoise("prepare", scan, *CENTER).code == 0
+    said = denoise("prepare", scan, *CENTER, "--resume", "--mode", "3d").log
+    assert "is kept as it is, with mode 2.5d" in said
+    assert "is kept as it is" not in denoise("prepare", scan, *CENTER, "--resume", "--mode", "2.5d").log
+
+
 def test_outputs_that_were_named_before_a_death_are_kept(
     scan: Path, denoise: Callable[..., Outcome], tools: Tools
 ) -> None:

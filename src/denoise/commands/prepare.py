@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
+import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from denoise.commands.display import progress_bar, say
-from denoise.config import RunConfig
+from denoise.commands.prepared import Layout, description, made_from, require_same_origin, stored_center
+from denoise.config import RunConfig, load_config
 from denoise.config.recipes import RECIPES
-from denoise.errors import ConfigError, OutputError
+from denoise.errors import ConfigError
 from denoise.files import require_free, write_text
 from denoise.memory import available_bytes, give_back_freed, large_arrays_given_back
 from denoise.projections.axis import center_doubt, find_center
@@ -23,47 +25,10 @@ from denoise.projections.reconstruct import angles_warning, reconstruct_scan, sp
 from denoise.projections.scan import Scan
 from denoise.readable import counted, gigabytes
 from denoise.tiles import Triple
-from denoise.volumes import VolumeSink, create_sink, describe_numbers, is_whole, open_volume
+from denoise.volumes import VolumeSink, create_sink, describe_numbers, is_whole
 from denoise.volumes.sink import WholeAlready, free_bytes, require_space
 
 _log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Layout:
-    """The names of everything that ``prepare`` writes for a sample."""
-
-    folder: Path
-    sample: str
-    splits: int
-
-    @property
-    def full(self) -> str:
-        """The reconstruction from all angles."""
-        return f"{self.sample}_full"
-
-    def split(self, k: int) -> str:
-        """The reconstruction from angles k, k + K, k + 2K, ..."""
-        return f"{self.sample}_split{k}"
-
-    @property
-    def angles(self) -> Path:
-        """The angles of all projections, in degrees, one a line."""
-        return self.folder / f"{self.sample}_angles.txt"
-
-    @property
-    def config(self) -> Path:
-        """The config to train from."""
-        return self.folder / f"{self.sample}_config.yaml"
-
-    def dataset(self) -> dict[str, Any]:
-        """The section ``dataset`` of that config."""
-        return {
-            "folder": ".",
-            "splits": [self.split(k) for k in range(self.splits)],
-            "full": self.full,
-            "sample": self.sample,
-        }
 
 
 def prepare(
@@ -105,15 +70,17 @@ def prepare(
     """
     scan = Scan.open(scan_path).only_rows(*rows)
     layout = Layout(out or _default_folder(scan), scan.sample_name, splits)
-    names = [layout.full, *(layout.split(k) for k in range(splits))]
+    asked = made_from(scan, splits, stripes=remove_stripes, center=center)
+    whole = [name for name in layout.volumes if resume and not overwrite and is_whole(layout.folder / name)]
+    for name in whole:
+        require_same_origin(layout.folder / name, scan, asked)
     written = layout.config.exists()
-    if resume and not overwrite and written and all(is_whole(layout.folder / name) for name in names):
-        for name in names:
-            _require_ours(layout.folder / name, scan)
+    if whole == layout.volumes and written:
+        _warn_of_another_mode(layout.config, mode)
         _log.info("nothing is left to do")
         say(str(layout.config))
         return layout.config
-    for path in (layout.config, layout.angles, *(layout.folder / name for name in names)):
+    for path in (layout.config, layout.angles, *(layout.folder / name for name in layout.volumes)):
         require_free(path, overwrite=overwrite or resume, option="--out")
     depth, columns = scan.shape[1:]
     if center is not None and not 0 <= center <= columns - 1:
@@ -131,22 +98,21 @@ def prepare(
     if dry_run:
         _say_plan(scan, layout, shape, plan, center)
         return layout.config
-    center = _center(scan, center)
-    facts = {
-        "scan": str(scan_path.resolve()),
-        "scan of": scan_path.stat().st_mtime_ns,
-        "splits": splits,
-        "centre": center,
-        "stripes removed": remove_stripes,
-        **({} if scan.is_whole else {"rows": [scan.rows[0], scan.rows[-1] + 1]}),
-    }
+    if center is None and whole:
+        center = stored_center(layout.folder / whole[0], columns)
+    facts = made_from(scan, splits, stripes=remove_stripes, center=_center(scan, center))
     with _nothing_left_on_failure(layout.folder), ExitStack() as stack:
-        sinks = [_sink(layout.folder / name, shape, scan, {**facts, "part": name}, overwrite, resume) for name in names]
+        sinks = [
+            WholeAlready(str(layout.folder / name))
+            if name in whole
+            else _sink(layout.folder / name, shape, scan, {**facts, "part": name}, overwrite, resume)
+            for name in layout.volumes
+        ]
         entered = [stack.enter_context(sink) for sink in sinks]
         progress = stack.enter_context(progress_bar("reconstructing", depth, columns * columns))
         reconstruct_scan(
             scan,
-            center=center,
+            center=facts["centre"],
             n_splits=splits,
             stripes=remove_stripes,
             full=entered[0],
@@ -155,8 +121,17 @@ def prepare(
             progress=lambda done, total: progress(done),
         )
     write_text(layout.angles, "".join(f"{angle:.9g}\n" for angle in np.rad2deg(scan.angles_rad)))
-    if overwrite or not written:  # the user may have changed one that stands there
+    if overwrite or not written:  # otherwise it stays as the user may have changed it
+        _keep_changed(layout.config, text)
         write_text(layout.config, text)
+    else:
+        _warn_of_another_mode(layout.config, mode)
+    for run in layout.trainings if overwrite else ():
+        _log.warning(
+            "%s was trained on the reconstruction that has been replaced; train anew with another --output-dir, or "
+            "remove it",
+            run,
+        )
     say(str(layout.config))
     return layout.config
 
@@ -211,10 +186,7 @@ def _say_plan(scan: Scan, layout: Layout, shape: Triple, plan: RowPlan, center: 
 
 
 def _sink(path: Path, shape: Triple, scan: Scan, facts: dict[str, Any], overwrite: bool, resume: bool) -> VolumeSink:
-    """An output that keeps what is done; one that is whole already has nothing missing."""
-    if resume and not overwrite and is_whole(path):
-        _require_ours(path, scan)
-        return WholeAlready(str(path))
+    """An output that keeps what is done."""
     size = None if scan.voxel_size_um is None else (scan.voxel_size_um,) * 3
     return create_sink(
         path,
@@ -222,22 +194,27 @@ def _sink(path: Path, shape: Triple, scan: Scan, facts: dict[str, Any], overwrit
         voxel_size_um=size,
         slice_numbers=scan.rows,
         overwrite=overwrite,
+        description=description(facts),
         resumable=True,
         resume=resume,
         facts=facts,
     )
 
 
-def _require_ours(path: Path, scan: Scan) -> None:
-    """Refuse to go on beside a reconstruction of something else."""
-    found, columns = open_volume(path), scan.shape[2]
-    expected = (len(scan.rows), columns, columns)
-    if (found.shape, found.slice_numbers) != (expected, scan.rows):
-        raise OutputError(
-            f"{path} has shape {found.shape} and slices {describe_numbers(found.slice_numbers)}, and this "
-            f"reconstruction {expected} and {describe_numbers(scan.rows)}; it is of another scan or of other rows: "
-            "choose another --out"
-        )
+def _keep_changed(config: Path, text: str) -> None:
+    """Move a config that a user may have changed out of the way of a new one."""
+    if not config.is_file() or config.read_bytes() == text.encode("utf-8"):
+        return
+    numbers = (n for n in itertools.count(1) if not os.path.lexists(config.with_name(f"{config.stem}_{n}.yaml")))
+    kept = config.with_name(f"{config.stem}_{next(numbers)}.yaml")
+    config.rename(kept)
+    _log.warning("%s is written anew; the former one, which differs, is kept as %s", config, kept.name)
+
+
+def _warn_of_another_mode(config: Path, mode: str | None) -> None:
+    """A config that stands is kept as it is, whatever mode is asked for."""
+    if mode is not None and mode.lower() != (said := load_config(config).mode):
+        _log.warning("%s is kept as it is, with mode %s; change train.mode there, or give `train` --mode", config, said)
 
 
 @contextmanager

@@ -1,0 +1,127 @@
+"""What ``denoise prepare`` leaves in a folder: the names, and in each volume what it was made from."""
+
+from __future__ import annotations
+
+import glob
+import html
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from denoise.errors import OutputError
+from denoise.projections.scan import Scan
+from denoise.volumes import describe_numbers, open_volume, stored_description
+
+_MADE_FROM = "denoise prepare "
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The names of everything that ``prepare`` writes for a sample."""
+
+    folder: Path
+    sample: str
+    splits: int
+
+    @property
+    def full(self) -> str:
+        """The reconstruction from all angles."""
+        return f"{self.sample}_full"
+
+    def split(self, k: int) -> str:
+        """The reconstruction from angles k, k + K, k + 2K, ..."""
+        return f"{self.sample}_split{k}"
+
+    @property
+    def volumes(self) -> list[str]:
+        """The full reconstruction and the splits."""
+        return [self.full, *(self.split(k) for k in range(self.splits))]
+
+    @property
+    def angles(self) -> Path:
+        """The angles of all projections, in degrees, one a line."""
+        return self.folder / f"{self.sample}_angles.txt"
+
+    @property
+    def config(self) -> Path:
+        """The config to train from."""
+        return self.folder / f"{self.sample}_config.yaml"
+
+    @property
+    def trainings(self) -> list[Path]:
+        """Folders of runs on these volumes, under the names that they have by default."""
+        return sorted(self.folder.glob(f"{glob.escape(self.sample)}_training_*/"))
+
+    def dataset(self) -> dict[str, Any]:
+        """The section ``dataset`` of that config."""
+        return {
+            "folder": ".",
+            "splits": [self.split(k) for k in range(self.splits)],
+            "full": self.full,
+            "sample": self.sample,
+        }
+
+
+def made_from(scan: Scan, splits: int, *, stripes: bool, center: float | None) -> dict[str, Any]:
+    """What makes a reconstruction another one; without a centre where it is not known yet."""
+    return {
+        "scan": str(scan.path.resolve()),
+        "scan of": scan.path.stat().st_mtime_ns,
+        "splits": splits,
+        **({} if center is None else {"centre": float(center)}),
+        "stripes removed": stripes,
+        **({} if scan.is_whole else {"rows": [scan.rows[0], scan.rows[-1] + 1]}),
+    }
+
+
+def description(facts: Mapping[str, Any]) -> str:
+    """The same as a text to store with a volume."""
+    return _MADE_FROM + json.dumps(facts)
+
+
+def stored_center(path: Path, columns: int) -> float | None:
+    """The rotation centre that a volume says it was made with; None where it does not say."""
+    said = _stored_facts(path).get("centre")
+    return said if type(said) is float and 0 <= said <= columns - 1 else None
+
+
+def _stored_facts(path: Path) -> dict[str, Any]:
+    """What a volume says that it was made from; nothing where it does not say."""
+    text = html.unescape(stored_description(path))
+    try:
+        found, _ = json.JSONDecoder().raw_decode(text, text.index(_MADE_FROM) + len(_MADE_FROM))
+    except (ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def require_same_origin(path: Path, scan: Scan, asked: Mapping[str, Any]) -> None:
+    """Refuse to go on beside a reconstruction of something else, or made in another way.
+
+    Parameters
+    ----------
+    asked
+        As ``made_from`` gives it. The scan may have been moved since.
+
+    Raises
+    ------
+    OutputError
+        Names the first difference.
+    """
+    found, columns = open_volume(path), scan.shape[2]
+    expected = (len(scan.rows), columns, columns)
+    if (found.shape, found.slice_numbers) != (expected, scan.rows):
+        raise OutputError(
+            f"{path} has shape {found.shape} and slices {describe_numbers(found.slice_numbers)}, and this "
+            f"reconstruction {expected} and {describe_numbers(scan.rows)}; it is of another scan or of other rows: "
+            "choose another --out"
+        )
+    said = _stored_facts(path)
+    for name, value in asked.items():
+        if name != "scan" and said.get(name, value) != value:
+            raise OutputError(
+                f"{path} is whole and was made with {name} = {said[name]!r}, this run has {value!r}; set it back to "
+                "resume, make all anew with --overwrite, or choose another --out"
+            )
