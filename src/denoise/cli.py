@@ -43,7 +43,7 @@ from denoise.cli_options import (
     TemplateOption,
     VersionOption,
 )
-from denoise.cli_values import bytes_allowed, chosen, computing, loaded, template
+from denoise.cli_values import bytes_allowed, chosen, computing, criterion_of, loaded, template
 from denoise.cluster import Spread, speaks
 from denoise.errors import DenoiseError, Interrupted, damage_reason, printable
 from denoise.streams import lasting_streams
@@ -277,7 +277,7 @@ def report(
     from denoise.commands.report import report as run
 
     settings = loaded(config, mode)
-    criterion = checkpoint.value if checkpoint else settings.infer.checkpoint
+    criterion = criterion_of(settings, checkpoint, model)
     run(settings, computing(device, gpus), Request(criterion, model, output, overwrite))
 
 

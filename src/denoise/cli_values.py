@@ -67,6 +67,22 @@ def computing(
     return Compute(device.value if device else None, numbers, processes, spread or Spread())
 
 
+def criterion_of(config: RunConfig, checkpoint: Criterion | None, model: Path | None) -> str:
+    """By what the model is chosen among those of a training.
+
+    Raises
+    ------
+    ConfigError
+        The model is a file: there is no choice.
+    """
+    if checkpoint is not None and model is not None and model.is_file():
+        raise ConfigError(
+            f"--checkpoint {checkpoint.value} chooses a model of a training folder, and --model {model} is one model; "
+            "leave one of them out"
+        )
+    return checkpoint.value if checkpoint else config.infer.checkpoint
+
+
 def chosen(
     config: RunConfig,
     checkpoint: Criterion | None,
@@ -79,5 +95,4 @@ def chosen(
     """Which model, and where its result goes."""
     from denoise.commands.infer import Choice
 
-    criterion = checkpoint.value if checkpoint else config.infer.checkpoint
-    return Choice(criterion, model, mode, output, overwrite, dtype=dtype.value)
+    return Choice(criterion_of(config, checkpoint, model), model, mode, output, overwrite, dtype=dtype.value)

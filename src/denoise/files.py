@@ -49,9 +49,9 @@ def require_free(path: Path, *, overwrite: bool, option: str = "--output") -> No
     while not os.path.lexists(folder):  # Path.exists raises inside a folder that may not be searched
         folder = folder.parent
     if not folder.is_dir():
-        raise OutputError(f"{path} cannot be written: {folder} is a file, not a folder; choose another place")
+        raise OutputError(f"{path} cannot be written: {folder} is a file, not a folder; choose another {option}")
     if not os.access(folder, os.W_OK | os.X_OK):
-        raise OutputError(f"{path} cannot be written: no permission to write in {folder}; choose another place")
+        raise OutputError(f"{path} cannot be written: no permission to write in {folder}; choose another {option}")
 
 
 @contextmanager
@@ -133,7 +133,7 @@ def explained(path: Path) -> Iterator[None]:
     Raises
     ------
     OutputError
-        Disk full, quota, read-only or forbidden.
+        Disk full, quota, read-only, forbidden, or no place where files can be.
     """
     try:
         yield
@@ -144,6 +144,9 @@ def explained(path: Path) -> Iterator[None]:
             errno.EROFS: "the file system is read-only; choose another --output",
             errno.EACCES: "no permission; choose another --output",
             errno.EPERM: "not permitted; choose another --output",
+            errno.ENOENT: "no such folder is there or can be made; choose another --output",
+            errno.ENOTDIR: "a part of the path is no folder; choose another --output",
+            errno.ENAMETOOLONG: "the name is too long; choose another --output",
         }
         # Where numpy writes an array to a file, a full disk is a short count and no number.
         number = errno.ENOSPC if re.search(r"\d+ requested and \d+ written", str(error)) else error.errno

@@ -163,8 +163,11 @@ def is_out_of_memory(error: BaseException) -> bool:
         "can't start new thread",
         "bad_alloc",
         "bad allocation",
+        "could not create a memory",
     )
-    return isinstance(error, RuntimeError) and any(words in str(error) for words in said)
+    # oneDNN, where there is no room for a layer's code; "a primitive descriptor" is what it does not know how to do.
+    no_code = str(error).endswith("could not create a primitive")
+    return isinstance(error, RuntimeError) and (no_code or any(words in str(error) for words in said))
 
 
 def _left_in(root: Path, group: str, limit_name: str, usage_name: str) -> list[int]:

@@ -15,6 +15,9 @@ import numpy as np
 import pytest
 import tifffile
 
+from denoise.checkpoint import Checkpoint
+from denoise.normalization import Normalization
+
 if TYPE_CHECKING:
     from tiny_dataset import Dataset, Outcome, Tools
 
@@ -305,6 +308,32 @@ def test_a_run_is_not_taken_up_with_another_model(
     config = finished.configured("overlap: 0.25", "overlap: 0.5")
     error = denoise("volume", "--config", config, "--output", finished.folder / "out", "--resume").error
     assert "was begun with tiles = " in error
+
+
+def test_a_model_file_says_itself_by_what_it_was_chosen(
+    finished: Dataset, denoise: Callable[..., Outcome], tools: Tools
+) -> None:
+    stored = Checkpoint.load(finished.run / "best_val_model.pth")
+    edge = finished.folder / "mine.pth"
+    dataclasses.replace(stored, criterion="edge").save(edge)
+    before = tools.fingerprint(finished.folder)
+    asked = ("slice", "--config", finished.config, "--slice-number", 3, "--model", edge)
+    error = denoise(*asked, "--checkpoint", "lcl").error
+    assert "leave one of them out" in error
+    assert tools.fingerprint(finished.folder) == before
+    assert denoise(*asked).out.strip().endswith("foam_2.5d_edge_00003.tif")
+
+
+def test_whole_numbers_that_would_clip_most_of_the_grey_values_are_refused(
+    finished: Dataset, denoise: Callable[..., Outcome], tools: Tools
+) -> None:
+    stored = Checkpoint.load(finished.run / "best_val_model.pth")
+    dataclasses.replace(stored, normalization=Normalization(30000.0, 900.0)).save(finished.run / "best_val_model.pth")
+    before = tools.fingerprint(finished.folder)
+    error = denoise("slice", "--config", finished.config, "--slice-number", 3, "--dtype", "uint8").error
+    assert "--dtype uint8 holds 0 to 255" in error
+    assert "3e+04 +- 900" in error
+    assert tools.fingerprint(finished.folder) == before
 
 
 def test_what_was_made_from_other_grey_values_is_neither_continued_nor_taken_for_done(

@@ -151,6 +151,22 @@ def test_a_folder_in_use_is_refused_with_who_uses_it_and_slices_can_be_denoised_
             assert denoise("slice", "--config", finished.config, "--slice-number", 3).code == 0
 
 
+@pytest.mark.parametrize("inside", ["", "run"])
+def test_no_run_and_no_report_in_a_reconstruction(
+    finished: Dataset, denoise: Callable[..., Outcome], tools: Tools, inside: str
+) -> None:
+    before = tools.fingerprint(finished.folder)
+    place = finished.folder / "even" / inside
+    assert "another --output-dir" in denoise("train", "--config", finished.config, "--output-dir", place).error
+    assert "another --output-dir" in denoise("check", "--config", finished.config, "--output-dir", place).error
+    assert "another --output" in denoise("report", "--config", finished.config, "--output", place).error
+    assert tools.fingerprint(finished.folder) == before
+
+
+def test_a_place_where_no_folder_can_be_made_is_named(dataset: Dataset, denoise: Callable[..., Outcome]) -> None:
+    assert "/proc/x" in denoise("train", "--config", dataset.config, "--output-dir", "/proc/x").error
+
+
 def test_a_run_does_not_go_on_with_other_grey_values_under_the_same_names(
     finished: Dataset, denoise: Callable[..., Outcome], tools: Tools
 ) -> None:

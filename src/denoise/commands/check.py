@@ -143,7 +143,7 @@ def _training(config: RunConfig, compute: Compute, splits: SplitSet, network: Ne
     run = RunFolder(config.output_dir)
     models = [CRITERIA[c] for c in CRITERIA if run.model(c).exists()]
     state = f"holds {', '.join(models)}" if models else "no model yet"
-    require_own_folder(run)
+    require_own_folder(config)
 
     def costs() -> list[tuple[str, str]]:
         cost = training_cost(config, compute)

@@ -74,7 +74,7 @@ def denoise_volume(
     inputs = open_inference_inputs(config, checkpoint.strategy)
     z_range = slice_range(inputs.grid, start, end)
     numbers = inputs.grid.slice_numbers[z_range.start : z_range.stop]
-    name = f"{config.sample_name}_denoised_volume_{made_by(checkpoint, choice.criterion)}"
+    name = f"{config.sample_name}_denoised_volume_{_made_by(config, checkpoint, choice)}"
     if len(numbers) < inputs.grid.shape[0]:
         name += f"_slices_{numbers[0]:05d}-{numbers[-1]:05d}"
     output = choice.output or str(config.dataset.folder / name)
@@ -202,7 +202,7 @@ def denoise_slice(config: RunConfig, compute: Compute, choice: Choice, *, number
             f"there is no slice {number} in {inputs.grid.name}; its slices are {describe_numbers(numbers)}"
         )
     z = numbers.index(number)
-    name = f"{config.sample_name}_{made_by(checkpoint, choice.criterion)}_{number:05d}.tif"
+    name = f"{config.sample_name}_{_made_by(config, checkpoint, choice)}_{number:05d}.tif"
     output = choice.output or str(config.dataset.folder / f"{config.sample_name}_denoised_slices" / name)
     return _denoise(config, compute, choice, checkpoint, inputs, range(z, z + 1), output)
 
@@ -218,6 +218,10 @@ def _model(config: RunConfig, choice: Choice) -> Checkpoint:
     if mode != config.mode:
         _log.info("the model works in %s (the config says %s)", mode, config.mode)
     return checkpoint
+
+
+def _made_by(config: RunConfig, checkpoint: Checkpoint, choice: Choice) -> str:
+    return made_by(checkpoint, choice.model or config.output_dir, choice.criterion)
 
 
 def _denoise(
@@ -236,11 +240,7 @@ def _denoise(
     denoiser = _denoiser(config, compute, checkpoint, grid)
     _warn_of_another_scale(denoiser.normalization, grid, z_range)
     output_type = _output_type(choice.dtype, grid.dtype)
-    if np.issubdtype(output_type, np.integer) and denoiser.normalization.std < _COARSEST:
-        raise OutputError(
-            f"--dtype {choice.dtype} would round the grey values, whose standard deviation is "
-            f"{denoiser.normalization.std:.3g}, to whole numbers; use float32"
-        )
+    _require_range(choice.dtype, output_type, denoiser.normalization)
     made_from = _made_from(checkpoint, inputs, z_range)
     sink = _sink(
         output,
@@ -311,6 +311,29 @@ def _warn_of_another_scale(normalization: Normalization, grid: Volume, z_range: 
             std,
             normalization.mean,
             normalization.std,
+        )
+
+
+def _require_range(asked: str, dtype: np.dtype[Any], normalization: Normalization) -> None:
+    """Refuse whole numbers that cannot hold the grey values.
+
+    Raises
+    ------
+    OutputError
+        Most of them would be rounded to a few numbers, or clipped.
+    """
+    if not np.issubdtype(dtype, np.integer):
+        return
+    if normalization.std < _COARSEST:
+        raise OutputError(
+            f"--dtype {asked} would round the grey values, whose standard deviation is {normalization.std:.3g}, to "
+            "whole numbers; use float32"
+        )
+    limits = np.iinfo(dtype)
+    if not limits.min <= normalization.mean <= limits.max:
+        raise OutputError(
+            f"--dtype {asked} holds {limits.min} to {limits.max}, and would clip most of the grey values, which are "
+            f"{normalization.mean:.4g} +- {normalization.std:.3g}; use input, the type that the volume has, or float32"
         )
 
 

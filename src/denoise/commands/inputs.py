@@ -77,12 +77,18 @@ def scan_angles(config: RunConfig) -> NDArray[np.float64] | None:
     return np.asarray(np.deg2rad(angles), np.float64)
 
 
-def made_by(checkpoint: Checkpoint, criterion: str) -> str:
+def made_by(checkpoint: Checkpoint, model: Path, criterion: str) -> str:
     """Mode and choice of a model, as names of results have them: no result may take the place of another model's.
 
     The default model is named by its mode alone.
+
+    Parameters
+    ----------
+    model
+        The file that was named, which says itself by what it was chosen; or the folder that ``criterion`` chose in.
     """
     mode = mode_of(checkpoint.network).name
+    criterion = checkpoint.criterion if model.is_file() else criterion
     return mode if criterion == "val" else f"{mode}_{criterion}"
 
 
@@ -93,8 +99,15 @@ def given_normalization(config: RunConfig) -> Normalization | None:
     return Normalization(config.dataset.mean, config.dataset.std)
 
 
-def require_not_an_input(output: str, config: RunConfig) -> None:
+def require_not_an_input(output: str, config: RunConfig, option: str = "--output", *, may_hold: bool = False) -> None:
     """Refuse an output that is, holds or lies in a reconstruction that the config names, denoised now or not.
+
+    Parameters
+    ----------
+    option
+        That names the output.
+    may_hold
+        A folder that others may share with it may hold one.
 
     Raises
     ------
@@ -107,8 +120,8 @@ def require_not_an_input(output: str, config: RunConfig) -> None:
         source = _place(path)
         # Where the slices lie loose in the dataset's own folder, every output has its place among them.
         lies_in = source in target.parents and source != config.dataset.folder.resolve()
-        if source == target or target in source.parents or lies_in:
-            raise OutputError(f"the output {output} is, holds or lies in the input {path}; choose another --output")
+        if source == target or (target in source.parents and not may_hold) or lies_in:
+            raise OutputError(f"the output {output} is, holds or lies in the input {path}; choose another {option}")
 
 
 def _place(path: str) -> Path:

@@ -22,7 +22,7 @@ from denoise.api import load_checkpoint
 from denoise.archive import software_versions
 from denoise.checkpoint import CRITERIA, Checkpoint, RunFolder, find_model
 from denoise.commands.display import say, say_device
-from denoise.commands.inputs import given_normalization, made_by, open_splits, scan_angles
+from denoise.commands.inputs import given_normalization, made_by, open_splits, require_not_an_input, scan_angles
 from denoise.config import RunConfig, load_config, render
 from denoise.config.recipes import RECIPES
 from denoise.errors import CheckpointError, OutputError, VolumeError
@@ -108,8 +108,9 @@ def write_report(config: RunConfig, compute: Compute, request: Request) -> Judge
     begun = time.monotonic()
     model_path = request.model or config.output_dir
     checkpoint = load_checkpoint(model_path, request.criterion)
-    name = f"{config.sample_name}_report_{made_by(checkpoint, request.criterion)}"
+    name = f"{config.sample_name}_report_{made_by(checkpoint, model_path, request.criterion)}"
     folder = request.output or config.dataset.folder / name
+    require_not_an_input(str(folder), config, may_hold=True)
     path = folder / "report.json"
     for written in (path, path.with_suffix(".html")):
         require_free(written, overwrite=request.overwrite)

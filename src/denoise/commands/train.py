@@ -9,7 +9,7 @@ from pathlib import Path
 from denoise.checkpoint import CRITERIA, RunFolder
 from denoise.cluster import was_restarted
 from denoise.commands.display import say, say_device
-from denoise.commands.inputs import open_inference_inputs, open_splits
+from denoise.commands.inputs import open_inference_inputs, open_splits, require_not_an_input
 from denoise.config import RunConfig
 from denoise.errors import ConfigError, OutputError, VolumeError
 from denoise.files import require_free
@@ -31,7 +31,7 @@ def train(
 ) -> RunFolder:
     """Train on the splits of a config; says where the models are."""
     splits = open_splits(config)
-    require_own_folder(RunFolder(config.output_dir))
+    require_own_folder(config)
     _warn_of_full(config, splits)
     if compute.spread.leads(os.environ) and not (resume and RunFolder(config.output_dir).holds_a_run):
         _warn_of_splits(config, splits)
@@ -81,15 +81,17 @@ def _say_devices(shares: Shares, compute: Compute) -> None:
         )
 
 
-def require_own_folder(run: RunFolder) -> None:
-    """Refuse a folder that cannot be written, or where the record of the run would take the place of a user's config.
+def require_own_folder(config: RunConfig) -> None:
+    """Refuse a folder that cannot be written, is an input, or where the record would take the place of a user's config.
 
     Raises
     ------
     OutputError
         Names the file or folder.
     """
-    require_free(run.config, overwrite=True)
+    run = RunFolder(config.output_dir)
+    require_not_an_input(str(run.path), config, "--output-dir", may_hold=True)
+    require_free(run.config, overwrite=True, option="--output-dir")
     if run.config.exists() and not run.holds_a_run and not _is_record(run.config):
         raise OutputError(
             f"{run.config} exists and no run wrote it; a run keeps its settings under that name: choose another "
