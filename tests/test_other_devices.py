@@ -174,11 +174,13 @@ def test_a_card_that_is_full_gets_one_tile_at_a_time(
         "CUDA error: out of memory",
         "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling cublasCreate(handle)",
         "cuDNN error: CUDNN_STATUS_ALLOC_FAILED",
+        "could not create a primitive",
     ],
 )
 def test_every_library_says_in_its_own_words_that_memory_ran_out(said: str) -> None:
     assert is_out_of_memory(RuntimeError(said))
     assert not is_out_of_memory(ValueError(said))
+    assert not is_out_of_memory(RuntimeError("could not create a primitive descriptor for a convolution"))
 
 
 # Copies ------------------------------------------------------------------------------------------------------------

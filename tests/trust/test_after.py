@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -12,9 +13,10 @@ from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
 
 from conftest import white
-from denoise.tiles import TileGrid, Window
+from denoise.tiles import Region, TileGrid, Window
 from denoise.trust.after import judge
 from denoise.trust.errors import error_sums
+from denoise.trust.evidence import Frame
 from denoise.trust.greys import grey_shift, materials
 from denoise.trust.pictures import edge_profiles, sections
 from denoise.trust.report import Report
@@ -81,6 +83,21 @@ def test_specks_that_were_invented_are_found_where_they_are(scan: Scan, invented
     assert "invented_structure" in warnings_of(report)
     worst = max((band.invented for band in report.bands[:3]), key=lambda place: place.value)
     assert specks[worst.z, worst.y, worst.x] > 0.2
+
+
+def test_places_are_those_of_the_volume(scan: Scan, invented: Callable[..., Float32Array]) -> None:
+    best, specks = scan.best_filter(), invented(3.0)
+    evidence = scan.evidence(lambda stack: best(stack) + specks)
+    numbers = range(20, 20 + 2 * (evidence.shape[0] + 3), 2)
+    region = Region((3, 100, 7), evidence.shape)
+    report = Report.of(evidence, frame=Frame.of(region, numbers))
+    worst = max((band.invented for band in report.bands[:3]), key=lambda place: place.value)
+    assert specks[numbers.index(worst.z) - 3, worst.y - 100, worst.x - 7] > 0.2
+    said = next(f.sentence for f in report.verdict.findings if f.name == "invented_structure")
+    assert re.search(r"at slice \d+, row \d+, column \d+", said)
+    for profile in report.profiles:
+        assert profile.z in numbers[3:]
+        assert (0 <= profile.y - 100 < evidence.shape[1], 0 <= profile.x - 7 < evidence.shape[2]) == (True, True)
 
 
 def test_places_that_were_smoothed_over_are_found_where_they_are(

@@ -82,7 +82,7 @@ def assert_calibrated(scans: Callable[..., Scan], name: str, count: int, strateg
 
 def test_equivalent_dose_is_what_a_longer_exposure_would_have_needed(scan: Scan) -> None:
     found = judged(scan.evidence(scan.best_filter(scan.noise / np.sqrt(2))))
-    # The plain mean of two splits, exposed n times longer, has the noise variance noise^2 / 2n.
+    # The plain mean of two splits, exposed n times as long, has the noise variance noise^2 / 2n.
     error = np.square(scan.evidence(scan.best_filter(scan.noise / np.sqrt(2))).delivered - scan.truth).mean()
     assert found.equivalent_dose.value == pytest.approx(scan.noise**2 / 2 / error, rel=0.07)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import shlex
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -39,12 +40,12 @@ from denoise.tiles import Region, TileGrid
 from denoise.training.observers import read_history
 from denoise.training.part import chosen_slices
 from denoise.trust.before import check_splits, judge_full
-from denoise.trust.evidence import Evidence, Run, collect
+from denoise.trust.evidence import Evidence, Frame, Run, collect
 from denoise.trust.report import FORMAT, FORMAT_VERSION, Report
 from denoise.trust.seams import shifted, tile_borders
 from denoise.trust.verdict import Verdict
 from denoise.volumes import SplitSet, Volume, mean_of, open_volume, require_same_grid
-from denoise.volumes.volume import Float32Array
+from denoise.volumes.volume import Float32Array, describe_numbers
 
 _log = logging.getLogger(__name__)
 
@@ -79,6 +80,8 @@ class Judgement:
     report: Report
     evidence: Evidence
     region: Region
+    where: str
+    """Which slices those are, and how it is known that the model has not seen them."""
     path: Path
 
     @property
@@ -92,6 +95,7 @@ def report(config: RunConfig, compute: Compute, request: Request) -> Judgement:
     judgement = write_report(config, compute, request)
     for sentence in judgement.report.headline:
         say(sentence)
+    say(f"Judged on {judgement.where}.")
     say(str(judgement.page))
     say(str(judgement.path))
     return judgement
@@ -132,15 +136,16 @@ def write_report(config: RunConfig, compute: Compute, request: Request) -> Judge
     )
     size = splits.volumes[0].voxel_size_um
     _, first_row, first_column = region.start_zyx
+    numbers = splits.volumes[0].slice_numbers
     judged = Report.of(
         evidence,
+        frame=Frame.of(region, numbers),
         borders=shifted(tile_borders(TileGrid(splits.shape, denoiser.window)), first_row, first_column),
         history=read_history(run.history),
         inputs=_inputs(config, splits, evidence, region),
         angles_rad=angles,
         voxel_size_um=None if size is None else size[2],
     )
-    numbers = splits.volumes[0].slice_numbers
     low, high = region.start_zyx[0], region.stop_zyx[0] - 1
     content = {
         "format": FORMAT,
@@ -154,13 +159,14 @@ def write_report(config: RunConfig, compute: Compute, request: Request) -> Judge
             "why": where,
         },
         "provenance": {
-            **_provenance(config, checkpoint, model_file, splits),
+            **_provenance(config, checkpoint, model_file, splits, run),
             "device": describe_device(device),
             "seconds": round(time.monotonic() - begun, 1),
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
         },
     }
-    judgement = Judgement(judged, evidence, region, path)
+    slices = f"slice{'s' if high > low else ''} {describe_numbers(numbers[low : high + 1])}"
+    judgement = Judgement(judged, evidence, region, f"{slices} ({where})", path)
     folder.mkdir(parents=True, exist_ok=True)
     write_text(path, json.dumps(content, indent=1, allow_nan=False) + "\n")
     pictures = pictures_of(
@@ -295,7 +301,11 @@ def _inputs(config: RunConfig, splits: SplitSet, evidence: Evidence, region: Reg
     return Verdict.of((*found.findings, judge_full(full, evidence.full[middle : middle + 1], noise)))
 
 
-def _provenance(config: RunConfig, checkpoint: Checkpoint, model: Path, splits: SplitSet) -> dict[str, Any]:
+def _provenance(
+    config: RunConfig, checkpoint: Checkpoint, model: Path, splits: SplitSet, run: RunFolder
+) -> dict[str, Any]:
+    minutes = load_config(run.config).train.max_minutes if run.config.is_file() else None
+    asked = "" if minutes is None or minutes == config.train.max_minutes else f" --max-minutes {minutes:g}"
     return {
         "inputs": [_identified(volume) for volume in splits.volumes],
         "model": {
@@ -315,9 +325,9 @@ def _provenance(config: RunConfig, checkpoint: Checkpoint, model: Path, splits: 
         "config_sha256": hashlib.sha256(render(config).encode()).hexdigest(),
         "repeat": [
             "denoise check --config CONFIG --data",
-            "denoise train --config CONFIG",
-            f"denoise report --config CONFIG --model {model}",
-            f"denoise volume --config CONFIG --model {model}",
+            f"denoise train --config CONFIG{asked}",
+            f"denoise report --config CONFIG --model {shlex.quote(str(model))}",
+            f"denoise volume --config CONFIG --model {shlex.quote(str(model))}",
         ],
         "cite": list(_CITE),
     }

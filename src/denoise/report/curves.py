@@ -62,8 +62,6 @@ def _curve(name: str, style: str, x: Sequence[Number], y: Sequence[Number], **mo
 
 
 def _profiles(content: Plain) -> Iterable[Figure]:
-    held_out = content.get("held_out")
-    start, shape, slices = (numbers(held_out, n) for n in ("start_zyx", "shape_zyx", "slices"))
     for i, profile in enumerate(entries(content, "profiles"), 1):
         x = numbers(profile, "distance")
         curves = [
@@ -71,13 +69,8 @@ def _profiles(content: Plain) -> Iterable[Figure]:
             *_curve("other split", "other", x, numbers(profile, "other")),
             *_curve("after", "after", x, numbers(profile, "denoised")),
         ]
-        place = numbers(profile, "place_zyx")
-        where = ""
-        if len(place) == len(start) == len(shape) == 3 and len(slices) == 2:
-            first, last, depth = (int(v or 0) for v in (*slices, shape[0]))
-            z = first + int(place[0] or 0) * ((last - first) // max(depth - 1, 1))
-            row, column = (int((a or 0) + (b or 0)) for a, b in zip(place[1:], start[1:], strict=True))
-            where = f"Slice {z}, row {row}, column {column}. "
+        place = [int(n) for n in numbers(profile, "place_zyx") if n is not None]
+        where = "Slice {}, row {}, column {}. ".format(*place) if len(place) == 3 else ""
         yield Figure(
             f"Line profile {i}",
             chart(f"Line profile {i}", curves, Axis("distance from the edge", "voxels"), Axis(_GREY, "input units")),

@@ -85,7 +85,6 @@ def render_page(content: Plain, pictures: Pictures | None = None, trials: Sequen
         reasons=[t.sentence for t in found if t.severity in ("invalid", "reservation")],
         tiles=headline(content),
         held_out=_held_out(content),
-        origin=_origin(content),
         pictures=pictures,
         kinds=[(kind, _KIND_NAMES[kind]) for kind in KINDS],
         number_text=number_text,
@@ -125,7 +124,7 @@ def headline(content: Plain) -> list[Tile]:
         Tile("Resolution", f"{coarse} → {fine}{bound}", "period with a correlation of 0.5 with the truth"),
         Tile(
             "Equivalent dose",
-            UNKNOWN if dose[0] is None else f"as if exposed {_rounded(dose[0])} times longer",
+            UNKNOWN if dose[0] is None else f"as if exposed {_rounded(dose[0])} times as long",
             _between(dose, " times"),
             "" if dose[0] is None else sentence("Equivalent dose"),
         ),
@@ -141,7 +140,7 @@ def _bounds(
     return [
         Tile("Gain", UNKNOWN if gain is None else f"at most {_signed(gain, ' dB')}", hidden),
         Tile("Resolution", resolution, "period with a correlation of 0.5 with the truth"),
-        Tile("Equivalent dose", UNKNOWN if dose is None else f"at most {_rounded(dose)} times longer", hidden),
+        Tile("Equivalent dose", UNKNOWN if dose is None else f"at most {_rounded(dose)} times as long", hidden),
         Tile("PSNR", UNKNOWN if after is None else f"{_plain(before, '')} → at most {_plain(after, ' dB')}", hidden),
     ]
 
@@ -221,18 +220,11 @@ def _held_out(content: Plain) -> str:
     if not isinstance(stored, Mapping):
         return ""
     slices, shape = stored.get("slices") or (), stored.get("shape_zyx") or ()
-    which = f"Slices {' to '.join(map(str, slices))}" if slices else "Slices"
+    which = "Slices"
+    if slices:
+        which = f"Slices {' to '.join(map(str, slices))}" if len(set(slices)) > 1 else f"Slice {slices[0]}"
     size = f", {' × '.join(map(str, shape))} voxels" if shape else ""
     return f"{which}{size}: {text(stored.get('why'))}." if stored.get("why") else f"{which}{size}."
-
-
-def _origin(content: Plain) -> str:
-    """From where findings count their places; nothing where that is the first voxel anyway."""
-    stored = content.get("held_out")
-    start = stored.get("start_zyx") if isinstance(stored, Mapping) else None
-    if not isinstance(start, Sequence) or len(start) != 3 or not any(start):
-        return ""
-    return "slice {}, row {}, column {}".format(*start)
 
 
 def _materials(content: Plain) -> list[list[str]]:

@@ -92,7 +92,7 @@ def _gain(scores: Scores) -> Finding:
     else:
         sentence = (
             f"The result is {gain.value:.1f} dB closer to the truth than the noisy reconstruction "
-            f"({gain.ends(' dB')}), as if it had been exposed {scores.equivalent_dose.value:.0f} times longer."
+            f"({gain.ends(' dB')}), as if it had been exposed {scores.equivalent_dose.value:.1f} times as long."
         )
     return Finding(
         "gain",
@@ -151,7 +151,7 @@ def _invented_place(bands: Sequence[BandSupport]) -> Finding:
         "four mean squared errors of structures of its size. Among a million places chance reaches five; good "
         "models, whose error differs from place to place, up to twelve at low dose.",
         Severity.RESERVATION if failed else Severity.FINE,
-        f"The result shows a structure of {_size(worst)} at held-out slice {place.z}, row {place.y}, column {place.x} "
+        f"The result shows a structure of {_size(worst)} at slice {place.z}, row {place.y}, column {place.x} "
         "that the other split does not show: look there before believing structures of that size."
         if failed
         else "No single structure in the held-out slices contradicts the other split.",
@@ -198,7 +198,7 @@ def _removed_place(bands: Sequence[BandSupport]) -> Finding:
         "The worst place: by how much less than half of the contrast is kept that a plain linear filter would keep, "
         "where the object stands out from the noise of what the model was given. Good models have up to 8 somewhere.",
         Severity.RESERVATION if failed else Severity.FINE,
-        f"A structure of {_size(worst)} at held-out slice {place.z}, row {place.y}, column {place.x} is in the "
+        f"A structure of {_size(worst)} at slice {place.z}, row {place.y}, column {place.x} is in the "
         "splits, clearly above their noise, and most of it is missing in the result."
         if failed
         else "No structure that stands out from the noise in the held-out slices is missing.",

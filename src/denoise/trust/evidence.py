@@ -29,6 +29,25 @@ PROBE_STEP = 0.1
 
 
 @dataclass(frozen=True)
+class Frame:
+    """Where the held-out part lies: the numbers of its slices, and its first row and column in them."""
+
+    slices: range
+    row: int
+    column: int
+
+    @classmethod
+    def of(cls, region: Region, numbers: range) -> Frame:
+        """That of a region of a volume whose slices have these numbers."""
+        z, y, x = region.start_zyx
+        return cls(numbers[z : region.stop_zyx[0]], y, x)
+
+    def place(self, z: int, y: int, x: int) -> Triple:
+        """Slice number, row and column of a voxel of the part."""
+        return self.slices[z], self.row + y, self.column + x
+
+
+@dataclass(frozen=True)
 class Evidence:
     """Held-out slices, and what the model makes of them; arrays are float32 (Z, Y, X).
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter, map_coordinates
 
-from denoise.trust.evidence import Evidence
+from denoise.trust.evidence import Evidence, Frame
 from denoise.volumes.volume import Float32Array
 
 Float64Array = NDArray[np.float64]
@@ -60,6 +60,11 @@ class Profile:
     noisy: Float64Array
     denoised: Float64Array
     other: Float64Array
+
+    def within(self, frame: Frame) -> Profile:
+        """With its centre as slice number, row and column of the volume."""
+        z, y, x = frame.place(self.z, self.y, self.x)
+        return replace(self, z=z, y=y, x=x)
 
 
 def sections(evidence: Evidence) -> tuple[Section, ...]:

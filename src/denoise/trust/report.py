@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from denoise.trust.after import judge
 from denoise.trust.errors import ErrorSums, error_sums
-from denoise.trust.evidence import Evidence
+from denoise.trust.evidence import Evidence, Frame
 from denoise.trust.greys import GreyShift, Histograms, Material, grey_shift, histograms, materials
 from denoise.trust.interval import Interval
 from denoise.trust.pictures import Profile, edge_profiles
@@ -30,7 +30,7 @@ from denoise.trust.verdict import Finding, Severity, Verdict, finite
 Float64Array = NDArray[np.float64]
 
 FORMAT = "ct-denoise report"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
 _UNKNOWN = "unknown"
 
@@ -57,6 +57,7 @@ class Report:
         cls,
         evidence: Evidence,
         *,
+        frame: Frame | None = None,
         borders: tuple[NDArray[np.int64], NDArray[np.int64]] | None = None,
         history: Sequence[dict[str, Any]] = (),
         inputs: Verdict | None = None,
@@ -67,6 +68,8 @@ class Report:
 
         Parameters
         ----------
+        frame
+            Where the held-out part lies in the volume; None: places are counted from its first voxel.
         borders
             Rows and columns of tile borders, see ``denoise.trust.seams``; None: seams are not looked for.
         history
@@ -81,7 +84,9 @@ class Report:
         """
         errors, rings = error_sums(evidence), ring_sums(evidence)
         scores, streaks, disturbed = _scored(evidence, errors, rings, inputs, angles_rad)
-        bands, greys = support_of(evidence), grey_shift(evidence, errors)
+        frame = frame or Frame(range(evidence.shape[0]), 0, 0)
+        bands = tuple(band.within(frame) for band in support_of(evidence))
+        greys = grey_shift(evidence, errors)
         seams = None if borders is None else find_seams(evidence.delivered, borders, evidence.mask)
         low, high = (float(v) for v in np.percentile(evidence.delivered[:, evidence.mask], (0.05, 99.95)))
         return cls(
@@ -93,7 +98,7 @@ class Report:
             bands=bands,
             seams=seams,
             streaks=streaks,
-            profiles=edge_profiles(evidence),
+            profiles=tuple(profile.within(frame) for profile in edge_profiles(evidence)),
             verdict=Verdict.of(
                 (*judge(scores, bands, greys, seams, history), *disturbed, *(inputs.findings if inputs else ()))
             ),
@@ -114,7 +119,7 @@ class Report:
             f"{_said(scores.psnr_after, ' dB', most)} after.",
             "Equivalent dose: unknown."
             if told == _UNKNOWN
-            else f"Equivalent dose: the plain reconstruction would have this squared error if exposed {told} longer.",
+            else f"Equivalent dose: the plain reconstruction would have this squared error if exposed {told} as long.",
             f"Resolution (correlation with the truth 0.5): {self.as_length(scores.resolution_before)} before, "
             f"{bound}{self.as_length(scores.resolution_after)} after.",
             self.verdict.sentence,

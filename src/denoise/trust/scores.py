@@ -45,7 +45,7 @@ class Scores:
         dB: of the output for one view (one split of two), which needs no Gaussian noise. The delivered image is
         better, as it is made from all projections.
     equivalent_dose
-        How many times longer the scan would have to be for the plain reconstruction to have the same squared error:
+        How many times as long the scan would have to be for the plain reconstruction to have the same squared error:
         10^(gain / 10), as that error falls as 1/dose.
     resolution_before, resolution_after
         Cycles per voxel where the correlation with the truth falls below 0.5; infinite: not before the Nyquist limit.

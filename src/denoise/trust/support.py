@@ -15,13 +15,13 @@ S / (S + N), with the power S of the object and N of the noise (Wiener 1949).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter, uniform_filter
 
-from denoise.trust.evidence import Evidence
+from denoise.trust.evidence import Evidence, Frame
 
 Stack = NDArray[np.float32]
 """Half the memory of float64 for a dozen stacks; what is summed is summed in float64."""
@@ -49,6 +49,10 @@ class Place:
     z: int
     y: int
     x: int
+
+    def within(self, frame: Frame) -> Place:
+        """The same as slice number, row and column of the volume."""
+        return Place(self.value, *frame.place(self.z, self.y, self.x))
 
 
 @dataclass(frozen=True)
@@ -85,6 +89,10 @@ class BandSupport:
     deviations: float
     invented: Place
     removed: Place
+
+    def within(self, frame: Frame) -> BandSupport:
+        """With places in the volume."""
+        return replace(self, invented=self.invented.within(frame), removed=self.removed.within(frame))
 
 
 def support_of(evidence: Evidence) -> tuple[BandSupport, ...]:
