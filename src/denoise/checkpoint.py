@@ -322,8 +322,13 @@ def digest(weights: Weights) -> str:
     return found.hexdigest()
 
 
-def find_model(path: Path, criterion: str) -> Path:
+def find_model(path: Path, criterion: str, option: str = "--model") -> Path:
     """The model file that a user means by a file or a training folder.
+
+    Parameters
+    ----------
+    option
+        That names it.
 
     Raises
     ------
@@ -333,7 +338,7 @@ def find_model(path: Path, criterion: str) -> Path:
     if path.is_file():
         return path
     if not path.is_dir():
-        raise CheckpointError(f"there is no model at {path}; run `denoise train` first, or name one with --model")
+        raise CheckpointError(f"there is no model at {path}; run `denoise train` first, or name one with {option}")
     wanted = RunFolder(path).model(criterion)
     if wanted.is_file():
         return wanted

@@ -60,6 +60,32 @@ def test_it_says_what_would_run_with_numbers_and_writes_nothing(
     assert "0.11 MB as float32" in said["disk"]
 
 
+def test_too_few_held_out_rows_for_a_report_are_said_before_training(
+    dataset: Dataset, denoise: Callable[..., Outcome], tools: Tools
+) -> None:
+    assert "report" not in facts(denoise("check", "--config", dataset.config))["held out"]
+    for name, values in zip(("a", "b"), tools.images((2, 48, 48)), strict=False):
+        tools.write(dataset.folder / name, values)
+    config = dataset.configured("[even, odd]", "[a, b]")
+    config.write_text(
+        config.read_text().replace("full: whole", "full: null").replace("infer: {", "infer: {input: splits, ")
+    )
+    assert "`denoise report` needs 16" in facts(denoise("check", "--config", config))["held out"]
+
+
+def test_only_the_slices_to_train_on_are_tested(
+    dataset: Dataset, denoise: Callable[..., Outcome], tools: Tools
+) -> None:
+    for name, values in zip(("even", "odd"), tools.images(), strict=False):
+        shutil.rmtree(dataset.folder / name)
+        tools.write(
+            dataset.folder / name, np.where(np.arange(12)[:, None, None] < 3, np.nan, values).astype(np.float32)
+        )
+    assert "NaN" in denoise("check", "--config", dataset.config, "--data").out
+    config = dataset.configured("  sample: foam\n", "  sample: foam\n  train_start_slice: 3\n")
+    assert "NaN" not in denoise("check", "--config", config, "--data").out
+
+
 def test_the_tests_of_the_splits_keep_to_the_memory_that_is_allowed(
     dataset: Dataset, denoise: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -217,12 +217,32 @@ def test_finetuning_starts_from_the_model(finished: Dataset, denoise: Callable[.
     assert first_loss("--finetune", finished.run) < from_nothing
 
 
+def test_the_learning_rate_of_a_config_that_names_no_network_is_said(
+    dataset: Dataset, denoise: Callable[..., Outcome], tmp_path: Path
+) -> None:
+    def log(old: str, new: str) -> str:
+        said = denoise("train", "--config", dataset.configured(old, new), "--output-dir", tmp_path / new[:1])
+        assert said.code == 0, said.err
+        return said.log
+
+    assert "the config names no network" in log("network: residual, ", "")
+    assert "the config names no network" not in log("network: residual, ", "network: residual, ")
+
+
+def test_a_model_to_begin_from_that_is_not_there_is_asked_for_by_its_option(
+    dataset: Dataset, denoise: Callable[..., Outcome]
+) -> None:
+    error = denoise("train", "--config", dataset.config, "--finetune", dataset.folder / "none.pth").error
+    assert "--finetune" in error
+    assert "--model" not in error
+
+
 def test_finetuning_another_network_names_both(finished: Dataset, denoise: Callable[..., Outcome]) -> None:
     config = finished.configured("width: 16", "width: 24")
     arguments = ("--finetune", finished.run, "--output-dir", finished.folder / "new")
     error = denoise("train", "--config", config, *arguments).error
-    assert "'width': 16" in error
-    assert "'width': 24" in error
+    assert "n_slices 3, width 16, levels 2" in error
+    assert "n_slices 3, width 24, levels 2" in error
     assert not (finished.folder / "new").exists()
 
 

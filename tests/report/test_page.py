@@ -142,8 +142,11 @@ def test_hostile_names_are_text() -> None:
 def test_a_limit_says_whether_it_is_a_minimum_or_a_maximum() -> None:
     low = {**finding("counts", "fine"), "threshold_is": "minimum"}
     words = Read(render_page({**CONTENT, "findings": [low, {**finding("seams", "fine"), "threshold": 1.25}]})).words
-    assert "counts 0.25 dB at least 0.5" in words
+    assert "counts 0.25 dB at least 0.5, but this may be chance" in words
     assert "seams 0.25 dB at most 1.25" in words
+    assert words.count("chance") == 1
+    grave = render_page({**CONTENT, "findings": [{**low, "severity": "reservation"}]})
+    assert "chance" not in Read(grave).words
 
 
 def test_numbers_of_the_headline_are_said_with_their_intervals() -> None:

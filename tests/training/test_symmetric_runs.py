@@ -88,9 +88,16 @@ def test_a_run_goes_on_as_it_began_whatever_decides_now(
         assert is_symmetric(FLAT, state.model) is (name == "alike")
 
 
-def test_a_run_cannot_be_set_free_half_way(train: Train, jobs: Jobs, tmp_path: Path) -> None:
+def refuse(*_: object) -> None:
+    raise AssertionError
+
+
+def test_a_run_cannot_be_set_free_half_way(
+    train: Train, jobs: Jobs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     train(jobs(tmp_path, symmetric=True, max_epochs=1))
     before = RunFolder(tmp_path).state.read_bytes()
+    monkeypatch.setattr("denoise.training.loop.TrainingData.open", refuse)  # nothing is read first
     with pytest.raises(CheckpointError, match=r"train\.symmetric is false"):
         train(jobs(tmp_path, symmetric=False, max_epochs=2, resume=True))
     assert RunFolder(tmp_path).state.read_bytes() == before

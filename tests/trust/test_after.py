@@ -12,7 +12,6 @@ import pytest
 from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
 
-from conftest import white
 from denoise.tiles import Region, TileGrid, Window
 from denoise.trust.after import judge
 from denoise.trust.errors import error_sums
@@ -150,7 +149,9 @@ def test_splits_whose_streaks_are_opposed_give_no_number_but_a_word(scan: Scan) 
 
 def test_how_good_a_result_is_at_most_stays_open_where_its_error_is_nearly_nothing(scan: Scan) -> None:
     """Of few voxels it cannot be told from nothing; not "23.2 dB (18.2 to 45.1 dB), as if exposed 26,000 times"."""
-    nearly = (scan.truth + 0.3 * gaussian_filter(white(9), 1)).astype(np.float32)
+    nearly = (scan.truth + 0.3 * gaussian_filter(np.random.default_rng(9).standard_normal(scan.truth.shape), 1)).astype(
+        np.float32
+    )
     report = Report.of(scan.evidence(lambda stack: nearly))
     gain, dose = report.scores.gain, report.scores.equivalent_dose
     assert 0 < gain.low < gain.value < gain.high == dose.high == np.inf

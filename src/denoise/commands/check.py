@@ -35,9 +35,10 @@ from denoise.readable import duration, gigabytes
 from denoise.tiles import TileGrid
 from denoise.training.footprint import Footprint
 from denoise.training.memory_plan import MemoryPlan, plan_memory
-from denoise.training.part import TrainingPart, chosen_slices
+from denoise.training.part import TrainingPart, training_slices
 from denoise.training.start import Shares
 from denoise.trust.before import check_splits
+from denoise.trust.evidence import FEWEST
 from denoise.trust.splits import testing_bytes
 from denoise.volumes import SplitSet, Volume, require_same_grid
 from denoise.volumes.slice_pool import waiting_bytes
@@ -102,7 +103,7 @@ def check(config: RunConfig, compute: Compute, *, data: bool = False, calibrate:
     if data:
         say("")
         splits = open_splits(config)
-        say_verdict(check_splits(splits.volumes, chosen_slices(config, splits)))
+        say_verdict(check_splits(splits.volumes, training_slices(config, splits)))
 
 
 def _require_memory_for_tests(splits: SplitSet, max_memory: int | None) -> None:
@@ -119,7 +120,7 @@ def _training(config: RunConfig, compute: Compute, splits: SplitSet, network: Ne
     batch_size, devices = shares.batch_size, shares.devices
     mode = MODES[config.mode]
     window = mode.window(network, config.patch, 0.0, "uniform")
-    part = TrainingPart.of(splits, window, config.train.validation_fraction, chosen_slices(config, splits))
+    part = TrainingPart.of(splits, window, config.train.validation_fraction, training_slices(config, splits))
     sampler = mode.sampler(
         part.holdout, window, config.train.seed, config.train.augment, config.train.z_stride, config.patches_per_epoch
     )
@@ -140,6 +141,8 @@ def _training(config: RunConfig, compute: Compute, splits: SplitSet, network: Ne
     low, high = held.start_zyx[axis], held.stop_zyx[axis] - 1
     numbers = part.splits.volumes[0].slice_numbers
     held_out = f"slices {numbers[low]}..{numbers[high]}" if axis == 0 else f"rows {low}..{high}, counted from 0"
+    if min(held.shape_zyx[1:]) < FEWEST:
+        held_out += f"; `denoise report` needs {FEWEST}: raise train.validation_fraction, or train on more slices"
     run = RunFolder(config.output_dir)
     models = [CRITERIA[c] for c in CRITERIA if run.model(c).exists()]
     state = f"holds {', '.join(models)}" if models else "no model yet"

@@ -167,7 +167,7 @@ def _say_plan(scan: Scan, layout: Layout, shape: Triple, plan: RowPlan, center: 
     room = free_bytes(layout.folder / layout.full)
     lines = [
         ("scan", f"{scan.path}: {angles} angles of {rows} x {columns} pixels, {size}"),
-        *([] if scan.is_whole else [("rows", f"{describe_numbers(scan.rows)} of them")]),
+        *([] if scan.is_whole else [("rows", f"{describe_numbers(scan.rows)} ({len(scan.rows)} of {rows})")]),
         ("centre", "searched for" if center is None else f"column {center:g}, as given"),
         (
             "memory",

@@ -38,9 +38,9 @@ from denoise.report.page import render_page
 from denoise.seen import unseen_by_all
 from denoise.tiles import Region, TileGrid
 from denoise.training.observers import read_history
-from denoise.training.part import chosen_slices
+from denoise.training.part import training_slices
 from denoise.trust.before import check_splits, judge_full
-from denoise.trust.evidence import Evidence, Frame, Run, collect
+from denoise.trust.evidence import FEWEST, Evidence, Frame, Run, collect
 from denoise.trust.report import FORMAT, FORMAT_VERSION, Report
 from denoise.trust.seams import shifted, tile_borders
 from denoise.trust.verdict import Verdict
@@ -51,7 +51,6 @@ _log = logging.getLogger(__name__)
 
 #: Of the held-out part so many voxels are judged: eight arrays of 64 MB, and the estimates are sharp long before.
 _MOST_VOXELS = 16_000_000
-_SMALLEST = 16
 #: Slices of every input whose hash identifies it; hashing all of a large volume takes longer than the report.
 _HASHED_SLICES = 3
 _CITE = (
@@ -264,9 +263,9 @@ def held_out_region(config: RunConfig, checkpoint: Checkpoint, splits: SplitSet,
     else:
         region, where = _held_out_by_config(config, checkpoint, splits, run)
     depth, rows, columns = region.shape_zyx
-    if min(rows, columns) < _SMALLEST:
+    if min(rows, columns) < FEWEST:
         raise VolumeError(
-            f"only {rows} x {columns} voxels were held out of each slice, fewer than the {_SMALLEST} x {_SMALLEST} "
+            f"only {rows} x {columns} voxels were held out of each slice, fewer than the {FEWEST} x {FEWEST} "
             "that a report needs; train with a larger train.validation_fraction, or on more slices"
         )
     kept = max(1, min(depth, _MOST_VOXELS // (rows * columns)))
@@ -279,7 +278,7 @@ def _held_out_by_config(
 ) -> tuple[Region, str]:
     """What a model that does not say what it has seen did not see, if its config is true and this is its scan."""
     trained = load_config(run.config) if run.config.is_file() else config
-    chosen = chosen_slices(trained, splits)
+    chosen = training_slices(trained, splits)
     patch = checkpoint.patch_size or trained.patch
     window = MODES[mode_of(checkpoint.network).name].window(checkpoint.network, patch, 0.0, "uniform")
     region = HoldOut.of(splits.shape, window, trained.train.validation_fraction, chosen).held_out
@@ -289,7 +288,7 @@ def _held_out_by_config(
 
 def _inputs(config: RunConfig, splits: SplitSet, evidence: Evidence, region: Region) -> Verdict:
     """What speaks against the splits, or against the full reconstruction being their mean."""
-    found = check_splits(splits.volumes, chosen_slices(config, splits))
+    found = check_splits(splits.volumes, training_slices(config, splits))
     if config.infer.input != "full" or config.full_path is None:
         return found
     middle = evidence.shape[0] // 2

@@ -16,7 +16,7 @@ from denoise.files import require_free
 from denoise.launch import Compute
 from denoise.memory import available_bytes, give_back_freed, large_arrays_given_back
 from denoise.readable import gigabytes
-from denoise.training.part import chosen_slices
+from denoise.training.part import training_slices
 from denoise.training.start import Shares, run_training
 from denoise.trust.before import check_splits
 from denoise.trust.splits import testing_bytes
@@ -33,6 +33,7 @@ def train(
     splits = open_splits(config)
     require_own_folder(config)
     _warn_of_full(config, splits)
+    _say_rate(config)
     if compute.spread.leads(os.environ) and not (resume and RunFolder(config.output_dir).holds_a_run):
         _warn_of_splits(config, splits)
     _say_devices(Shares.of(config, compute, resume=resume or was_restarted(os.environ)), compute)
@@ -54,6 +55,19 @@ def _warn_of_full(config: RunConfig, splits: SplitSet) -> None:
         _log.warning("training does not need it, but `denoise volume` will not work as the config is: %s", error)
 
 
+def _say_rate(config: RunConfig) -> None:
+    """Configs of the published tools give a learning rate, for the only network that there was, and no network."""
+    given, own = config.train.learning_rate, config.recipe.learning_rate
+    if given is not None and given != own and "network" not in config.train.model_fields_set:
+        _log.info(
+            "the config names no network, so that %s is trained, with the config's learning rate of %g; without "
+            "train.learning_rate it would be %g, which is better for it (train.network: unet is the published one)",
+            config.network_name,
+            given,
+            own,
+        )
+
+
 def _warn_of_splits(config: RunConfig, splits: SplitSet) -> None:
     """Say before the night what `denoise report` would say after it: that the method does not hold for these splits."""
     needed = testing_bytes(splits)
@@ -61,7 +75,7 @@ def _warn_of_splits(config: RunConfig, splits: SplitSet) -> None:
         _log.info("the splits are not tested first, which takes %s; `denoise check --data` does it", gigabytes(needed))
         return
     with large_arrays_given_back():  # what stayed in this process would come on top of what training may take
-        verdict = check_splits(splits.volumes, chosen_slices(config, splits))
+        verdict = check_splits(splits.volumes, training_slices(config, splits))
     give_back_freed()
     for finding in verdict.warnings:
         if finding.severity is Severity.INVALID:

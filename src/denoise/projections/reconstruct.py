@@ -52,8 +52,8 @@ def split_indices(n_angles: int, n_splits: int) -> list[NDArray[np.int64]]:
     """
     if n_splits < 1 or n_angles < 2 * n_splits:
         raise ScanError(
-            f"{n_angles} projections cannot be divided into {n_splits} splits; expected at least 2 for each "
-            "of at least 1 split: choose fewer splits"
+            f"{n_angles} projections cannot be divided into {n_splits} splits; expected at least 2 for each of at "
+            "least 1 split: choose another --splits, or measure more"
         )
     return [np.arange(k, n_angles, n_splits) for k in range(n_splits)]
 

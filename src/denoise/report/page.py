@@ -20,7 +20,7 @@ from denoise.report.curves import Plain, entries, figures, number
 from denoise.report.images import KINDS, Pictures, Trial
 from denoise.report.svg import number_text
 from denoise.trust.interval import ends_in_words
-from denoise.trust.verdict import limit_text
+from denoise.trust.verdict import is_beyond, limit_text
 
 UNKNOWN = "unknown"
 _SEVERITIES = {"invalid": "not valid", "reservation": "reservation", "note": "note", "fine": "fine"}
@@ -162,15 +162,19 @@ def tests(content: Plain) -> list[Test]:
                 word=_SEVERITIES[severity],
                 sentence=text(finding.get("sentence")),
                 number="not measured" if value is None else f"{number_text(value)} {unit}".strip(),
-                limit="" if threshold is None else limit_text(number_text(threshold), _is_minimum(finding)),
+                limit=_limit(finding, value, threshold),
                 why=text(finding.get("why")),
             )
         )
     return sorted(found, key=lambda t: order.index(t.severity))
 
 
-def _is_minimum(finding: Plain) -> bool:
-    return finding.get("threshold_is") == "minimum"
+def _limit(finding: Plain, value: float | None, threshold: float | None) -> str:
+    if threshold is None:
+        return ""
+    is_minimum = finding.get("threshold_is") == "minimum"
+    excused = finding.get("severity") == "fine" and is_beyond(value, threshold, is_minimum)
+    return limit_text(number_text(threshold), is_minimum, excused)
 
 
 def cited(source: str) -> Markup:

@@ -127,8 +127,11 @@ class TrainingRun:
         self._build(state)
         self.course = Course(job, world, self.progress, self.steps_per_epoch, begun)
         if job.config is not None and world.is_chief:
-            minutes = job.config.train.model_copy(update={"max_minutes": self.course.minutes})
-            write_text(self.folder.config, render(job.config.model_copy(update={"train": minutes})))
+            done = {"max_minutes": self.course.minutes}
+            if settings.symmetric:
+                done["symmetric"] = self.progress.symmetric
+            section = job.config.train.model_copy(update=done)
+            write_text(self.folder.config, render(job.config.model_copy(update={"train": section})))
 
     def _build(self, state: TrainState | None) -> None:
         settings, world = self.job.settings, self.world
@@ -153,8 +156,8 @@ class TrainingRun:
         self.progress.symmetric = self.symmetric is not None
         if settings.symmetric and not self.symmetric and world.is_chief:
             _log.warning(
-                "train.symmetric: true has no effect on this run: the model that it began from treats directions "
-                "differently, or its network is not a residual one of at least 16 channels"
+                "train.symmetric: true has no effect on this run: it began without (it, or the model that it began "
+                "from, treats directions differently), or its network is not a residual one of at least 16 channels"
             )
         self.progress.division = self.data.division.as_plain() if self.data.division else None
         self.parallel: nn.Module = (
@@ -166,16 +169,8 @@ class TrainingRun:
 
     def _wants_symmetry(self, state: TrainState | None) -> bool:
         """As the run began; of a new one as the config says, or as its data are many."""
-        settings, said = self.job.settings, self.job.settings.symmetric
         begun = state.progress.get("symmetric") if state else None
-        if begun and said is False:
-            raise CheckpointError(
-                f"the run in {self.folder.path} has weights that treat directions alike, and train.symmetric is false; "
-                "resume it without that, or start a new run with another --output-dir (--finetune begins from a model)"
-            )
-        if begun is not None:
-            return bool(begun)
-        return self.part.wants_symmetry(settings)
+        return self.part.wants_symmetry(self.job.settings) if begun is None else bool(begun)
 
     @property
     def plan(self) -> Plan:

@@ -85,7 +85,7 @@ class TrainingPart:
         return by_itself if settings.symmetric is None else settings.symmetric
 
 
-def chosen_slices(config: RunConfig, splits: SplitSet) -> range | None:
+def training_slices(config: RunConfig, splits: SplitSet) -> range | None:
     """The slices that a config says to train on, counted from 0; None for all.
 
     Raises

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -24,7 +25,7 @@ from denoise.networks.spec import NetworkSpec
 from denoise.training.job import Observer, TrainJob
 from denoise.training.loop import run_worker
 from denoise.training.objective import Objective
-from denoise.training.part import chosen_slices
+from denoise.training.part import training_slices
 from denoise.training.schedule import Schedule
 from denoise.volumes import SplitSet
 
@@ -89,7 +90,7 @@ def run_training(
         slices_first=config.recipe.slices_first,
         sample=config.sample_name,
         patches_per_epoch=config.patches_per_epoch,
-        train_slices=chosen_slices(config, splits),
+        train_slices=training_slices(config, splits),
         non_finite=config.dataset.non_finite,
         resume=resume,
         initial=None if model is None else model.weights,
@@ -123,7 +124,7 @@ def _own_folder(run: RunFolder, *, resume: bool, finetune: Path | None) -> Itera
             if run.holds_models:
                 raise CheckpointError(
                     f"{run.path} holds models but no state to resume from ({run.state.name}); begin anew with another "
-                    f"--output-dir, from the best model with --finetune {run.path}"
+                    f"--output-dir, from the best model with --finetune {shlex.quote(str(run.path))}"
                 )
             if resume:
                 start = "the beginning" if finetune is None else str(finetune)
@@ -133,16 +134,22 @@ def _own_folder(run: RunFolder, *, resume: bool, finetune: Path | None) -> Itera
 
 def _begun_from(path: Path, wanted: NetworkSpec) -> Checkpoint:
     """The model that a run begins from; what an older one could not choose is as it was."""
-    file = find_model(path, "val")
+    file = find_model(path, "val", "--finetune")
     checkpoint = Checkpoint.load(file)
     network, kind = checkpoint.network, find_network(wanted.name)
     options = {**kind.complete(wanted.options), **{name: network.options.get(name) for name in kind.unsaid}}
     if network.name != wanted.name or find_network(network.name).complete(network.options) != options:
         raise CheckpointError(
-            f"{file} holds the network {network.name} {dict(network.options)} but the config "
-            f"asks for {wanted.name} {dict(wanted.options)}; make them equal to fine-tune"
+            f"{file} holds the network {_named(network)} but the config asks for {_named(wanted)}; make them equal to "
+            "fine-tune"
         )
     return checkpoint
+
+
+def _named(network: NetworkSpec) -> str:
+    """With its options, as a config has them."""
+    options = find_network(network.name).complete(network.options)
+    return f"{network.name} ({', '.join(f'{name} {value}' for name, value in options.items())})"
 
 
 def _stored_fingerprint(run: RunFolder, resume: bool) -> Mapping[str, Any]:

@@ -142,6 +142,11 @@ def load_state(job: TrainJob, folder: RunFolder) -> TrainState:
             f"the run in {folder.path} began from {began}, not from the one that --finetune names; continue it with "
             "--resume alone, or begin another one with another --output-dir"
         )
+    if state.progress.get("symmetric") is True and job.settings.symmetric is False:
+        raise CheckpointError(
+            f"the run in {folder.path} has weights that treat directions alike, and train.symmetric is false; resume "
+            "it without that, or start a new run with another --output-dir (--finetune begins from a model)"
+        )
     changed = [name for name in now if now[name] != then.get(name)]
     if changed:
         name = changed[0]

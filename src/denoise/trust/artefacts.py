@@ -46,8 +46,8 @@ def angles(facts: SplitFacts) -> Finding:
         "10.1098/rspa.1970.0119).",
         Severity.RESERVATION if failed else Severity.FINE,
         f"Each split seems to have {about} angles for each column of the image, fewer than 1.1: streaks differ "
-        "between the splits and are removed like noise, and with them fine detail far from the rotation axis. Use "
-        "fewer splits, or measure more angles."
+        "between the splits and are removed like noise, and with them fine detail far from the rotation axis. Measure "
+        "more angles; of more than two splits use fewer."
         if failed
         else "Directions are covered evenly; streaks do not limit the detail.",
     )

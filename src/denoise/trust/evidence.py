@@ -28,6 +28,10 @@ Run = Callable[[Volume, range], Float32Array]
 PROBE_STEP = 0.1
 
 
+#: Voxels along rows and columns that the estimates need.
+FEWEST = 16
+
+
 @dataclass(frozen=True)
 class Frame:
     """Where the held-out part lies: the numbers of its slices, and its first row and column in them."""

@@ -46,7 +46,10 @@ class Finding:
     @property
     def limit(self) -> str:
         """The threshold in words; nothing where there is none."""
-        return limit_text(f"{self.threshold:g}", self.is_minimum) if self.threshold is not None else ""
+        if self.threshold is None:
+            return ""
+        excused = self.severity is Severity.FINE and is_beyond(self.value, self.threshold, self.is_minimum)
+        return limit_text(f"{self.threshold:g}", self.is_minimum, excused)
 
     def as_plain(self) -> dict[str, str | float | None]:
         """For JSON; numbers that are none become null."""
@@ -108,9 +111,21 @@ class Verdict:
         }
 
 
-def limit_text(threshold: str, is_minimum: bool) -> str:
-    """A threshold with what it is."""
-    return f"at least {threshold}" if is_minimum else f"at most {threshold}"
+def is_beyond(value: float | None, threshold: float, is_minimum: bool) -> bool:
+    """Whether a number is on the wrong side of its threshold."""
+    return value is not None and (value < threshold if is_minimum else value > threshold)
+
+
+def limit_text(threshold: str, is_minimum: bool, excused: bool) -> str:
+    """A threshold with what it is.
+
+    Parameters
+    ----------
+    excused
+        The number is beyond it, and that proves nothing.
+    """
+    limit = f"at least {threshold}" if is_minimum else f"at most {threshold}"
+    return f"{limit}, but this may be chance" if excused else limit
 
 
 def finite(value: float | None) -> float | None:
