@@ -18,12 +18,13 @@ import torch
 
 from cases import open_case
 from denoise.arithmetic import resolve_precision
-from denoise.checkpoint import RunFolder, TrainState
+from denoise.checkpoint import TrainState
 from denoise.config.recipes import RECIPES
 from denoise.config.train_section import TrainSection
 from denoise.launch import World
 from denoise.modes import mode_of
 from denoise.networks.spec import NetworkSpec
+from denoise.run_folder import RunFolder
 from denoise.training.data import resident_bytes
 from denoise.training.footprint import Footprint
 from denoise.training.job import TrainJob

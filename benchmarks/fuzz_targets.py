@@ -17,11 +17,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from denoise.checkpoint import Checkpoint, RunFolder, TrainState
+from denoise.checkpoint import Checkpoint, TrainState
 from denoise.config import load_config
 from denoise.config.reading import render
 from denoise.errors import CheckpointError, DenoiseError
 from denoise.projections.scan import Scan
+from denoise.run_folder import RunFolder
 from denoise.tiles import Region
 from denoise.training.observers import read_history
 from denoise.training.state import Progress, restore_optimizer

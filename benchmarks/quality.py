@@ -35,8 +35,8 @@ import torch
 from baselines import CLASSICAL
 from cases import CASES, CaseData, chosen_cases, open_case
 from denoise.api import denoise_volume, load_checkpoint, train
-from denoise.checkpoint import find_model
 from denoise.quality import psnr, ssim
+from denoise.run_folder import find_model
 from denoise.training.job import Plan, Record
 from denoise.training.validation import Preview
 from quality_clock import Clock, calibrated_as

@@ -32,7 +32,6 @@ from scipy.ndimage import gaussian_filter, median_filter
 
 import cases
 from denoise.api import load_checkpoint, train
-from denoise.checkpoint import RunFolder
 from denoise.config import InferSection
 from denoise.config.recipes import RECIPES
 from denoise.inference.engine import denoise_slices
@@ -40,6 +39,7 @@ from denoise.inference.models import make_denoiser
 from denoise.modes import mode_of
 from denoise.patches.holdout import HoldOut
 from denoise.resolution import Rings
+from denoise.run_folder import RunFolder
 from denoise.tiles import Region, Triple
 from denoise.training.observers import read_history
 from denoise.trust.confidence import calibrated

@@ -23,11 +23,11 @@ from numpy.typing import NDArray
 
 import cases
 from denoise.api import load_checkpoint, train
-from denoise.checkpoint import RunFolder
 from denoise.commands.report import runner
 from denoise.config import InferSection
 from denoise.inference.models import make_denoiser
 from denoise.projections.reconstruct import reconstruct_rows, split_indices
+from denoise.run_folder import RunFolder
 from denoise.tiles import Region
 from denoise.trust.errors import error_sums
 from denoise.trust.evidence import Evidence, collect

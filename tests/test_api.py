@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 import denoise
 from denoise.api import as_volume, denoise_into, denoise_volume, load_checkpoint, train
-from denoise.checkpoint import Checkpoint, RunFolder
+from denoise.checkpoint import Checkpoint
 from denoise.config import InferSection
 from denoise.errors import CheckpointError, ConfigError, VolumeError
 from denoise.inference.engine import denoise_slices
@@ -22,6 +22,7 @@ from denoise.launch import Compute
 from denoise.networks.catalogue import build_network
 from denoise.networks.spec import NetworkSpec
 from denoise.normalization import Normalization
+from denoise.run_folder import RunFolder
 from denoise.tiles import Region
 from denoise.training import observers
 from denoise.training.observers import read_history

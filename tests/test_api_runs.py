@@ -13,10 +13,11 @@ import torch
 from numpy.typing import NDArray
 
 from denoise.api import load_checkpoint, train
-from denoise.checkpoint import RunFolder, TrainState
+from denoise.checkpoint import TrainState
 from denoise.cluster import Spread
 from denoise.errors import CheckpointError, ConfigError, DeviceError, Interrupted, OutputError
 from denoise.launch import Compute
+from denoise.run_folder import RunFolder
 from denoise.training import observers
 from denoise.training.job import Plan, Record
 from denoise.training.validation import Preview

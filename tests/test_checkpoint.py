@@ -22,12 +22,13 @@ import torch
 
 from denoise import archive
 from denoise.archive import software_versions
-from denoise.checkpoint import CRITERIA, Checkpoint, RunFolder, TrainState, find_model
+from denoise.checkpoint import Checkpoint, TrainState
 from denoise.errors import CheckpointError, OutputError
 from denoise.files import explained
 from denoise.networks.catalogue import build_network, find_network
 from denoise.networks.spec import NetworkSpec
 from denoise.normalization import Normalization
+from denoise.run_folder import CRITERIA, RunFolder, find_model
 from denoise.seen import Seen
 from denoise.tiles import Region
 from denoise.volumes import ArrayVolume, SplitSet

@@ -22,7 +22,8 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from denoise.checkpoint import RunFolder, TrainState
+from denoise.checkpoint import TrainState
+from denoise.run_folder import RunFolder
 
 if TYPE_CHECKING:
     from tiny_dataset import Dataset, Outcome, Tools

@@ -14,11 +14,12 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from denoise.checkpoint import Checkpoint, find_model
+from denoise.checkpoint import Checkpoint
 from denoise.config import InferSection, RunConfig
 from denoise.inference.engine import denoise_slices
 from denoise.inference.models import input_views, make_denoiser
 from denoise.launch import Compute
+from denoise.run_folder import find_model
 from denoise.training.job import Observer
 from denoise.training.start import run_training
 from denoise.volumes import ArrayVolume, SplitSet, Volume, VolumeSink, open_volume, slice_range

@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from denoise.checkpoint import Checkpoint, RunFolder, TrainState
+from denoise.checkpoint import Checkpoint, TrainState
 from denoise.config import load_config
 from denoise.locking import only_run
+from denoise.run_folder import RunFolder
 
 if TYPE_CHECKING:
     from tiny_dataset import Dataset, Outcome, Tools

@@ -12,10 +12,11 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from denoise.checkpoint import CRITERIA, Checkpoint, RunFolder, TrainState
+from denoise.checkpoint import Checkpoint, TrainState
 from denoise.config.train_section import TrainSection
 from denoise.launch import World
 from denoise.networks.spec import NetworkSpec
+from denoise.run_folder import CRITERIA, RunFolder
 from denoise.tiles import Triple
 from denoise.training.job import Observer, Plan, Record, TrainJob
 from denoise.training.loop import run_worker

@@ -15,12 +15,13 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from denoise.checkpoint import RunFolder, TrainState
+from denoise.checkpoint import TrainState
 from denoise.errors import DeviceError, Interrupted, VolumeError, WorkerError
 from denoise.launch import World, launch
 from denoise.modes import mode_of
 from denoise.networks.catalogue import build_network
 from denoise.networks.spec import NetworkSpec
+from denoise.run_folder import RunFolder
 from denoise.training.cache import CachedBlocks
 from denoise.training.data import ResidentBlocks
 from denoise.training.footprint import Footprint

@@ -13,11 +13,12 @@ import numpy as np
 import pytest
 import torch
 
-from denoise.checkpoint import Checkpoint, RunFolder, TrainState
+from denoise.checkpoint import Checkpoint, TrainState
 from denoise.errors import Interrupted
 from denoise.launch import World
 from denoise.networks.spec import NetworkSpec
 from denoise.patches.sampler import FEWEST_PATCHES
+from denoise.run_folder import RunFolder
 from denoise.tiles import Triple
 from denoise.training import course, loop, opening
 from denoise.training.job import TrainJob

@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 import torch
 
-from denoise.checkpoint import CRITERIA, Checkpoint, RunFolder, TrainState
+from denoise.checkpoint import Checkpoint, TrainState
 from denoise.errors import DenoiseError, DeviceError, VolumeError
 from denoise.launch import World
 from denoise.networks.residual import ResidualUNet
 from denoise.networks.spec import NetworkSpec
+from denoise.run_folder import CRITERIA, RunFolder
 from denoise.training.job import TrainJob
 from denoise.training.loop import TrainingRun
 from denoise.training.observers import read_history

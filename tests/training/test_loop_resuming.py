@@ -9,10 +9,11 @@ from typing import Any
 import pytest
 import torch
 
-from denoise.checkpoint import Checkpoint, RunFolder, TrainState
+from denoise.checkpoint import Checkpoint, TrainState
 from denoise.config.recipes import Adam
 from denoise.errors import CheckpointError, Interrupted
 from denoise.networks.spec import NetworkSpec
+from denoise.run_folder import RunFolder
 from denoise.training.job import TrainJob
 
 Train = Callable[..., Any]

@@ -14,8 +14,8 @@ import pytest
 import torch
 from rich.console import Console
 
-from denoise.checkpoint import RunFolder
 from denoise.errors import ConfigError, OutputError
+from denoise.run_folder import RunFolder
 from denoise.training import observers
 from denoise.training.job import Plan, Record, TrainJob
 from denoise.training.observers import (

@@ -10,11 +10,12 @@ from typing import Any
 import pytest
 import torch
 
-from denoise.checkpoint import Checkpoint, RunFolder, TrainState
+from denoise.checkpoint import Checkpoint, TrainState
 from denoise.cluster import Spread
 from denoise.errors import Interrupted
 from denoise.launch import World, launch
 from denoise.networks.catalogue import build_network
+from denoise.run_folder import RunFolder
 from denoise.training.job import Plan, Record, TrainJob
 from denoise.training.loop import run_worker
 from denoise.training.observers import read_history

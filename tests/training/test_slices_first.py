@@ -11,9 +11,10 @@ from typing import Any
 import pytest
 import torch
 
-from denoise.checkpoint import RunFolder, TrainState
+from denoise.checkpoint import TrainState
 from denoise.errors import Interrupted
 from denoise.networks.spec import NetworkSpec
+from denoise.run_folder import RunFolder
 from denoise.training.job import TrainJob
 from denoise.training.loop import TrainingRun
 

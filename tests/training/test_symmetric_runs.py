@@ -9,11 +9,12 @@ from typing import Any
 import pytest
 import torch
 
-from denoise.checkpoint import Checkpoint, RunFolder, TrainState, Weights
+from denoise.checkpoint import Checkpoint, TrainState, Weights
 from denoise.errors import CheckpointError
 from denoise.networks.catalogue import build_network
 from denoise.networks.spec import NetworkSpec
 from denoise.networks.symmetric import SymmetricWeights
+from denoise.run_folder import RunFolder
 from denoise.training import part
 from denoise.training.job import TrainJob
 

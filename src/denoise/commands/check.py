@@ -15,7 +15,6 @@ import numpy as np
 import torch
 
 from denoise.arithmetic import resolve_precision
-from denoise.checkpoint import CRITERIA, RunFolder
 from denoise.commands.calibration import inference_cost, training_cost
 from denoise.commands.display import say, say_verdict
 from denoise.commands.inputs import InferenceInputs, open_inference_inputs, open_splits
@@ -32,6 +31,7 @@ from denoise.networks.catalogue import build_network, find_network
 from denoise.networks.spec import NetworkSpec
 from denoise.patches.sampler import VolumeSampler
 from denoise.readable import duration, gigabytes
+from denoise.run_folder import CRITERIA, RunFolder
 from denoise.tiles import TileGrid
 from denoise.training.footprint import Footprint
 from denoise.training.memory_plan import MemoryPlan, plan_memory

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from denoise.arithmetic import give_back_unused
-from denoise.checkpoint import Checkpoint, RunFolder
+from denoise.checkpoint import Checkpoint
 from denoise.commands.display import say, slices_bar
 from denoise.commands.inputs import open_splits
 from denoise.commands.report import held_out_region, runner
@@ -29,6 +29,7 @@ from denoise.inference.run import Progress, besides_slabs, fill_share
 from denoise.inference.slabs import SlabPlan, plan_slabs
 from denoise.launch import Compute, World, launch
 from denoise.memory import denoising_bytes, give_back_freed, process_bytes, share_of
+from denoise.run_folder import RunFolder
 from denoise.tiles import Region, TileGrid
 from denoise.trust.confidence import Confidence, calibrated
 from denoise.trust.evidence import Evidence, collect, field_of_view

@@ -21,7 +21,7 @@ import torch
 
 from denoise.api import load_checkpoint
 from denoise.archive import software_versions
-from denoise.checkpoint import CRITERIA, Checkpoint, RunFolder, find_model
+from denoise.checkpoint import Checkpoint
 from denoise.commands.display import say, say_device
 from denoise.commands.inputs import given_normalization, made_by, open_splits, require_not_an_input, scan_angles
 from denoise.config import RunConfig, load_config, render
@@ -35,6 +35,7 @@ from denoise.modes import MODES, mode_of
 from denoise.patches.holdout import HoldOut
 from denoise.report.images import CROP, Trial, centred, data_uri, pictures_of, window_of
 from denoise.report.page import render_page
+from denoise.run_folder import CRITERIA, RunFolder, find_model
 from denoise.seen import unseen_by_all
 from denoise.tiles import Region, TileGrid
 from denoise.training.observers import read_history

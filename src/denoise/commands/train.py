@@ -6,7 +6,6 @@ import logging
 import os
 from pathlib import Path
 
-from denoise.checkpoint import CRITERIA, RunFolder
 from denoise.cluster import was_restarted
 from denoise.commands.display import say, say_device
 from denoise.commands.inputs import open_inference_inputs, open_splits, require_not_an_input
@@ -16,6 +15,7 @@ from denoise.files import require_free
 from denoise.launch import Compute
 from denoise.memory import available_bytes, give_back_freed, large_arrays_given_back
 from denoise.readable import gigabytes
+from denoise.run_folder import CRITERIA, RunFolder
 from denoise.training.part import training_slices
 from denoise.training.start import Shares, run_training
 from denoise.trust.before import check_splits

@@ -18,7 +18,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from denoise.archive import first_line
 from denoise.arithmetic import exact_float32, fast_layout, resolve_precision, summing_device
-from denoise.checkpoint import Checkpoint, RunFolder, TrainState
+from denoise.checkpoint import Checkpoint, TrainState
 from denoise.config import render
 from denoise.errors import CheckpointError, DeviceError, Interrupted
 from denoise.files import write_text
@@ -29,6 +29,7 @@ from denoise.networks.catalogue import build_network
 from denoise.networks.residual import mixing_weights
 from denoise.networks.symmetric import SymmetricWeights
 from denoise.patches.sampler import BlockPlace
+from denoise.run_folder import RunFolder
 from denoise.training.averaging import AveragedWeights
 from denoise.training.course import Course
 from denoise.training.gradients import Gradients

@@ -13,10 +13,10 @@ import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from denoise.checkpoint import RunFolder
 from denoise.errors import CheckpointError, ConfigError, damage_reason
 from denoise.files import explained, whole_file, write_text
 from denoise.readable import duration
+from denoise.run_folder import RunFolder
 from denoise.training.job import Observer, Plan, Record, TrainJob
 from denoise.training.validation import Preview
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from denoise.checkpoint import Checkpoint, RunFolder, TrainState, digest, find_model
+from denoise.checkpoint import Checkpoint, TrainState, digest
 from denoise.cluster import was_restarted
 from denoise.config import RunConfig, render
 from denoise.errors import CheckpointError, OutputError
@@ -22,6 +22,7 @@ from denoise.launch import Compute, launch
 from denoise.locking import only_run
 from denoise.networks.catalogue import find_network
 from denoise.networks.spec import NetworkSpec
+from denoise.run_folder import RunFolder, find_model
 from denoise.training.job import Observer, TrainJob
 from denoise.training.loop import run_worker
 from denoise.training.objective import Objective

@@ -12,9 +12,10 @@ from typing import Any
 import torch
 
 from denoise.archive import shown
-from denoise.checkpoint import Checkpoint, RunFolder, TrainState, Weights, parsed_seen
+from denoise.checkpoint import Checkpoint, TrainState, Weights, parsed_seen
 from denoise.errors import CheckpointError
 from denoise.launch import World
+from denoise.run_folder import RunFolder
 from denoise.seen import Seen
 from denoise.training.job import TrainJob
 from denoise.training.part import TrainingPart

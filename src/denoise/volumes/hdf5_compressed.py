@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from denoise import files
 from denoise.volumes.compression import BLOSC, GZIP_LEVEL, ZSTD_LEVEL, least_bytes
 from denoise.volumes.hdf5_file import describe_dataset, system_errors
-from denoise.volumes.sink import VolumeHeader
+from denoise.volumes.slab_writer import VolumeHeader
 from denoise.volumes.slice_pool import SlicePool
 
 # 1 MiB of float32: that is what HDF5 keeps of a dataset in its cache by default.

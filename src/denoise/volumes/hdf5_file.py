@@ -24,7 +24,7 @@ from denoise.errors import DAMAGE, OutputError, VolumeError, damage_reason
 from denoise.tiles import Region, Triple
 from denoise.volumes.limits import require_small_pieces, require_volume_shape
 from denoise.volumes.raw_voxels import RawVoxels, take_room
-from denoise.volumes.sink import VolumeHeader
+from denoise.volumes.slab_writer import VolumeHeader
 from denoise.volumes.volume import (
     Float32Array,
     VoxelSize,

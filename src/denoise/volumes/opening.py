@@ -18,7 +18,8 @@ from denoise import files
 from denoise.errors import OutputError, VolumeError, damage_reason, printable
 from denoise.tiles import Triple
 from denoise.volumes.compression import BLOSC, COMPRESSIONS, GZIP, NONE
-from denoise.volumes.sink import SlabWriter, VolumeHeader, WholeVolumeSink
+from denoise.volumes.sink import WholeVolumeSink
+from denoise.volumes.slab_writer import SlabWriter, VolumeHeader
 from denoise.volumes.unfinished import Unfinished
 from denoise.volumes.volume import STORED_TYPES, StoredVolume, Volume, VolumeSink, VoxelSize
 

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from denoise.volumes.sink import VolumeHeader
+from denoise.volumes.slab_writer import VolumeHeader
 
 
 @dataclass

@@ -19,7 +19,7 @@ from denoise.errors import VolumeError
 from denoise.tiles import Region, Triple
 from denoise.volumes.limits import require_volume_shape
 from denoise.volumes.raw_voxels import RawVoxels, take_room
-from denoise.volumes.sink import VolumeHeader
+from denoise.volumes.slab_writer import VolumeHeader
 from denoise.volumes.tiff_metadata import slice_numbers, stack_tags, stacked_axes, voxel_size_um
 from denoise.volumes.tiff_page import (
     Rectangle,

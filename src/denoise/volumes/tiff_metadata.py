@@ -16,7 +16,7 @@ import tifffile
 
 from denoise.tiles import Triple
 from denoise.volumes.compression import GZIP_LEVEL
-from denoise.volumes.sink import VolumeHeader
+from denoise.volumes.slab_writer import VolumeHeader
 from denoise.volumes.units import in_micrometres
 from denoise.volumes.volume import VoxelSize, stored_numbers
 

@@ -21,7 +21,7 @@ from denoise.errors import VolumeError
 from denoise.tiles import Region, Triple
 from denoise.volumes.compression import least_bytes
 from denoise.volumes.limits import require_volume_shape
-from denoise.volumes.sink import VolumeHeader
+from denoise.volumes.slab_writer import VolumeHeader
 from denoise.volumes.slice_pool import SlicePool
 from denoise.volumes.tiff_metadata import slice_tags, voxel_size_um
 from denoise.volumes.tiff_page import Rectangle, image_format, in_threads, opened, page_offsets, read_rectangle

@@ -22,7 +22,7 @@ from denoise import files
 from denoise.volumes import pyramid
 from denoise.volumes.compression import BLOSC, GZIP, GZIP_LEVEL, ZSTD_LEVEL, least_bytes
 from denoise.volumes.pyramid import Level
-from denoise.volumes.sink import VolumeHeader
+from denoise.volumes.slab_writer import VolumeHeader
 from denoise.volumes.volume import VoxelSize
 from denoise.volumes.zarr_store import OUR_ATTRIBUTES
 
