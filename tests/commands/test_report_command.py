@@ -6,10 +6,13 @@ import html
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
+
+from denoise.checkpoint import Checkpoint
 
 if TYPE_CHECKING:
     from tiny_dataset import Dataset, Outcome, Tools
@@ -141,6 +144,22 @@ def test_a_copy_of_the_scan_is_the_same_scan_and_only_what_was_held_out_is_judge
         content = json.loads((finished.folder / "r" / "report.json").read_text())
         assert content["held_out"]["shape_zyx"] == [1, 48, 48]
         shutil.rmtree(finished.folder / "even", ignore_errors=True)
+
+
+@pytest.mark.parametrize(("has_record", "whose"), [(True, "the config beside the model"), (False, "this config")])
+def test_a_model_that_does_not_say_what_it_has_seen_is_judged_as_a_config_says_and_that_is_said(
+    finished: Dataset, denoise: Callable[..., Outcome], has_record: bool, whose: str
+) -> None:
+    file = finished.run / "best_val_model.pth"
+    replace(Checkpoint.load(file), seen=()).save(file)
+    if not has_record:
+        (finished.run / "config.yaml").unlink()
+    said = denoise("report", "--config", finished.config, "--output", finished.folder / "r")
+    assert said.code == 0, said.err
+    content = json.loads((finished.folder / "r" / "report.json").read_text())
+    assert content["held_out"]["slices"] == [5, 5]
+    assert f"if {whose} was its own; the model does not say what it was trained on" in content["held_out"]["why"]
+    assert "the model does not say" in said.out
 
 
 def test_slices_that_were_trained_on_are_not_judged_in_another_reconstruction_of_them(
