@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -39,6 +40,10 @@ def test_uncertainties_are_written_beside_the_result_and_a_range_equals_the_whol
     again = denoise("volume", "--config", finished.config, "--output", out, "--confidence", "--resume")
     assert again.code == 0, again.err
     assert "nothing is left to do" in again.log
+    shutil.rmtree(finished.folder / "odd")  # what is denoised is the same; what it is compared with is not
+    tools.write(finished.folder / "odd", tools.images()[1] + 0.01)
+    changed = denoise("volume", "--config", finished.config, "--output", out, "--confidence", "--resume")
+    assert "out_uncertainty.h5 is whole, but" in changed.error
 
 
 def test_what_cannot_be_done_is_said_before_anything_is_denoised(

@@ -25,6 +25,7 @@ from denoise.commands.inputs import (
     given_normalization,
     made_by,
     open_inference_inputs,
+    open_splits,
     require_not_an_input,
 )
 from denoise.config import RunConfig
@@ -103,7 +104,8 @@ def _denoise_with_uncertainty(
     beside = uncertainty_path(output)
     uncertainty = None
     made_from = _made_from(checkpoint, inputs, z_range)
-    if not _is_done(choice, beside, made_from):
+    compared = {**made_from, "splits": contents_hash(open_splits(config).volumes, z_range)[:16]}
+    if not _is_done(choice, beside, compared):
         denoiser = _denoiser(config, compute, checkpoint, inputs.grid)
         sink = _sink(
             beside,
@@ -115,10 +117,10 @@ def _denoise_with_uncertainty(
                 {
                     "software": "ct-denoise",
                     "holds": "uncertainty (one standard deviation)",
-                    "made_from": _marked(made_from),
+                    "made_from": _marked(compared),
                 }
             ),
-            facts={**_facts(denoiser, inputs), **made_from, "holds": "uncertainty"},
+            facts={**_facts(denoiser, inputs), **compared, "holds": "uncertainty"},
         )
         model = choice.model or config.output_dir
         uncertainty = Uncertainty.of(
