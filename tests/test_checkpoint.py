@@ -164,7 +164,7 @@ def test_what_a_model_was_trained_on_travels_with_it_and_damage_is_named(tmp_pat
     ] * 2
     assert found[0].unseen(splits) == seen.unseen(splits)
     content = torch.load(path, weights_only=True)
-    for damaged in ([7], [None], ["x"], [{**seen.as_plain(), "rows": [0, 99, 1]}], "x"):
+    for damaged in ([7], [None], ["x"], [{**seen.as_plain(), "rows": [0, 99, 1]}], [seen.as_plain()] * 257, "x"):
         torch.save({**content, "seen": damaged}, path)
         with pytest.raises(CheckpointError, match=r"model\.pth: seen is"):
             Checkpoint.load(path)

@@ -29,6 +29,8 @@ Weights: TypeAlias = dict[str, torch.Tensor]
 
 _FORMAT = "ct-denoise checkpoint"
 _FORMAT_VERSION = 1
+#: That a model was trained in, one from the other: a report looks at what each has seen.
+_MOST_RUNS = 256
 
 
 @dataclass(frozen=True)
@@ -187,6 +189,8 @@ def parsed_seen(stored: list[Any], path: Path) -> tuple[Seen, ...]:
         It is damaged; names the file.
     """
     try:
+        if len(stored) > _MOST_RUNS:
+            raise ValueError("too many runs")
         return tuple(Seen.of_plain(run) for run in stored)
     except (ValueError, AttributeError, TypeError) as error:
         raise CheckpointError(f"{path}: seen is damaged ({error}); the file is damaged or was changed") from error

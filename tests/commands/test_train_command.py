@@ -218,6 +218,25 @@ def test_finetuning_starts_from_the_model(finished: Dataset, denoise: Callable[.
     assert first_loss("--finetune", finished.run) < from_nothing
 
 
+def test_a_model_remembers_what_all_its_runs_have_seen_once_each(
+    finished: Dataset, denoise: Callable[..., Outcome], tools: Tools
+) -> None:
+    def seen(run: str) -> list[str]:
+        return [part.contents.sha256 for part in Checkpoint.load(finished.folder / run / "best_val_model.pth").seen]
+
+    (first,) = seen(finished.run.name)
+    arguments = ("train", "--config", finished.config, "--output-dir")
+    assert denoise(*arguments, finished.folder / "again", "--finetune", finished.run).code == 0
+    assert seen("again") == [first]
+    shutil.rmtree(finished.folder / "odd")
+    tools.write(finished.folder / "odd", tools.images(seed=3)[1])
+    assert denoise(*arguments, finished.folder / "other", "--finetune", finished.folder / "again").code == 0
+    assert seen("other")[0] == first
+    assert len(set(seen("other"))) == 2
+    assert denoise(*arguments, finished.folder / "other", "--resume").code == 0
+    assert len(seen("other")) == 2
+
+
 def test_the_learning_rate_of_a_config_that_names_no_network_is_said(
     dataset: Dataset, denoise: Callable[..., Outcome], tmp_path: Path
 ) -> None:

@@ -173,7 +173,9 @@ def seen_so_far(job: TrainJob, part: TrainingPart, state: TrainState | None, fol
     """
     now = part.seen()
     if state is None:
-        return (*job.seen_before, now)
+        again = (now.contents.sha256, now.slices, now.held_out, now.rows)
+        before = (s for s in job.seen_before if (s.contents.sha256, s.slices, s.held_out, s.rows) != again)
+        return (*before, now)
     seen = parsed_seen(state.fingerprint.get(SEEN) or [], folder.state)
     if seen and seen[-1].contents.sha256 != now.contents.sha256:
         raise CheckpointError(
