@@ -8,7 +8,7 @@ import logging
 import os
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -35,6 +35,7 @@ from denoise.inference.engine import Denoiser
 from denoise.inference.models import make_denoiser
 from denoise.inference.run import InferenceJob, run_worker
 from denoise.launch import Compute, launch
+from denoise.memory import give_back_freed, large_arrays_given_back
 from denoise.modes import mode_of
 from denoise.normalization import Moments, Normalization
 from denoise.readable import counted
@@ -104,7 +105,7 @@ def _denoise_with_uncertainty(
     beside = uncertainty_path(output)
     uncertainty = None
     made_from = _made_from(checkpoint, inputs, z_range)
-    compared = {**made_from, "splits": contents_hash(open_splits(config).volumes, z_range)[:16]}
+    compared = {**made_from, "splits": _hash(open_splits(config).volumes, z_range)}
     if not _is_done(choice, beside, compared):
         denoiser = _denoiser(config, compute, checkpoint, inputs.grid)
         sink = _sink(
@@ -186,7 +187,14 @@ def _is_done(choice: Choice, output: str, made_from: Mapping[str, str]) -> bool:
 
 def _made_from(checkpoint: Checkpoint, inputs: InferenceInputs, z_range: range) -> dict[str, str]:
     """What makes a result another one, whatever the files are called."""
-    return {"model": digest(checkpoint.weights), "grey values": contents_hash(inputs.views, z_range)[:16]}
+    return {"model": digest(checkpoint.weights), "grey values": _hash(inputs.views, z_range)}
+
+
+def _hash(volumes: Sequence[Volume], z_range: range) -> str:
+    with large_arrays_given_back():  # what stayed in this process would come on top of what denoising may take
+        found = contents_hash(volumes, z_range)[:16]
+    give_back_freed()
+    return found
 
 
 def _marked(made_from: Mapping[str, str]) -> str:

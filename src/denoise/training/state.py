@@ -15,6 +15,7 @@ from denoise.archive import shown
 from denoise.checkpoint import Checkpoint, TrainState, Weights, parsed_seen
 from denoise.errors import CheckpointError
 from denoise.launch import World
+from denoise.memory import give_back_freed, large_arrays_given_back
 from denoise.run_folder import RunFolder
 from denoise.seen import Seen
 from denoise.training.job import TrainJob
@@ -171,7 +172,9 @@ def seen_so_far(job: TrainJob, part: TrainingPart, state: TrainState | None, fol
     CheckpointError
         The run that goes on was trained on other grey values.
     """
-    now = part.seen()
+    with large_arrays_given_back():  # what stayed in this process would come on top of what training may take
+        now = part.seen()
+    give_back_freed()
     if state is None:
         again = (now.contents.sha256, now.slices, now.held_out, now.rows)
         before = (s for s in job.seen_before if (s.contents.sha256, s.slices, s.held_out, s.rows) != again)
