@@ -39,7 +39,7 @@ class Contents:
     Attributes
     ----------
     sha256
-        Of the grey values that were looked at, of all volumes in their order.
+        Of the grey values that were looked at, of all volumes in whatever order.
     numbers
         The slices that were.
     rows, columns
@@ -149,8 +149,8 @@ def contents_hash(volumes: Sequence[Volume], z_range: range) -> str:
 def _hash(volumes: Sequence[Volume], positions: Sequence[int]) -> str:
     found = hashlib.sha256()
     for z in positions:
-        for volume in volumes:
-            found.update(np.ascontiguousarray(_band(volume, z), dtype="<f4").tobytes())
+        bands = (np.ascontiguousarray(_band(volume, z), dtype="<f4") for volume in volumes)
+        found.update(b"".join(sorted(hashlib.sha256(band.tobytes()).digest() for band in bands)))
     return found.hexdigest()
 
 
