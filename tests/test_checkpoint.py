@@ -29,7 +29,7 @@ from denoise.networks.catalogue import build_network, find_network
 from denoise.networks.spec import NetworkSpec
 from denoise.normalization import Normalization
 from denoise.run_folder import CRITERIA, RunFolder, find_model
-from denoise.seen import Seen
+from denoise.seen import AllSeen, Seen
 from denoise.tiles import Region
 from denoise.volumes import ArrayVolume, SplitSet
 
@@ -146,7 +146,7 @@ def test_a_saved_file_holds_tensors_and_plain_values_only(tmp_path):
             return all(type(key) is str and plain(item) for key, item in value.items())
         if isinstance(value, list):
             return all(map(plain, value))
-        return value is None or type(value) in (str, int, float, torch.Tensor)
+        return value is None or type(value) in (str, int, float, bool, torch.Tensor)
 
     content = _content(tmp_path)
     assert plain({**content, "model_state_dict": dict(content["model_state_dict"])})
@@ -157,15 +157,16 @@ def test_what_a_model_was_trained_on_travels_with_it_and_damage_is_named(tmp_pat
     splits = SplitSet(tuple(ArrayVolume(rng.normal(size=(6, 16, 16)).astype(np.float32)) for _ in range(2)))
     seen = Seen.of(splits, range(6), Region.of_slices(2, 3, splits.shape))
     path = tmp_path / "model.pth"
-    replace(_checkpoint(), seen=(seen, seen)).save(path)
-    found = Checkpoint.load(path).seen
+    replace(_checkpoint(), seen=AllSeen((seen, seen), is_all=True)).save(path)
+    assert Checkpoint.load(path).seen.is_all
+    found = Checkpoint.load(path).seen.runs
     assert [(run.slices, run.held_out, run.contents.sha256) for run in found] == [
         (range(6), range(2, 3), seen.contents.sha256)
     ] * 2
     assert found[0].unseen(splits) == seen.unseen(splits)
     content = torch.load(path, weights_only=True)
-    for damaged in ([7], [None], ["x"], [{**seen.as_plain(), "rows": [0, 99, 1]}], [seen.as_plain()] * 257, "x"):
-        torch.save({**content, "seen": damaged}, path)
+    for damaged in ([7], [None], "x", 7, [{**seen.as_plain(), "rows": [0, 99, 1]}], [seen.as_plain()] * 257):
+        torch.save({**content, "seen": {"runs": damaged, "is_all": True}}, path)
         with pytest.raises(CheckpointError, match=r"model\.pth: seen is"):
             Checkpoint.load(path)
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from denoise.errors import VolumeError
-from denoise.seen import Seen, unseen_by_all
+from denoise.seen import AllSeen, Seen
 from denoise.tiles import Region
 from denoise.volumes import ArrayVolume, SplitSet
 
@@ -79,12 +79,33 @@ def test_rows_that_were_held_out_of_every_slice() -> None:
 
 
 def test_what_all_runs_of_a_model_have_not_seen() -> None:
-    data = splits()
-    last = trained(0, 24, range(10, 13))
-    assert unseen_by_all([trained(0, 24, range(0, 12)), last], data)[0] == Region.of_slices(10, 12, data.shape)
-    assert where(unseen_by_all([trained(0, 24, range(3), of=7), last], data)[0]) == (10, 13)
+    data, last = splits(), trained(0, 24, range(10, 13))
+
+    def unseen(earlier: Seen, *, is_all: bool = True) -> tuple[Region, str]:
+        return AllSeen((), is_all).then(earlier).then(last).unseen(data)
+
+    assert unseen(trained(0, 24, range(0, 12)))[0] == Region.of_slices(10, 12, data.shape)
+    assert where(unseen(trained(0, 24, range(3), of=7))[0]) == (10, 13)
+    assert unseen(last) == last.unseen(data)
     with pytest.raises(VolumeError, match="without --finetune"):
-        unseen_by_all([trained(0, 24, range(3)), last], data)
+        unseen(trained(0, 24, range(3)))
+
+
+def test_a_model_that_began_from_one_that_does_not_say_what_it_has_seen_says_that() -> None:
+    last = trained(0, 24, range(10, 13))
+    region, why = AllSeen().then(last).unseen(splits())
+    assert where(region) == (10, 13)
+    assert why == "held out in training; on what the model that it began from was trained is not known"
+    assert AllSeen((), is_all=True).then(last).unseen(splits())[1] == "held out in training"
+
+
+def test_the_same_data_are_remembered_once() -> None:
+    one, other = trained(0, 24, range(10, 13)), trained(0, 24, range(3), of=7)
+    seen = AllSeen((), is_all=True).then(one).then(other).then(one)
+    assert [run.held_out for run in seen.runs] == [range(3), range(10, 13)]
+    again = AllSeen.of_plain(seen.as_plain())
+    assert (again.is_all, [run.key for run in again.runs]) == (True, [other.key, one.key])
+    assert AllSeen.of_plain({}) == AllSeen((), is_all=False)
 
 
 def test_what_was_seen_is_stored_as_plain_values() -> None:

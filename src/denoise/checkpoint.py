@@ -23,14 +23,12 @@ from denoise.networks.catalogue import NETWORKS, build_network, find_network
 from denoise.networks.spec import NetworkSpec
 from denoise.networks.stored import recognise, without_prefix
 from denoise.normalization import Normalization
-from denoise.seen import Seen
+from denoise.seen import UNKNOWN, AllSeen
 
 Weights: TypeAlias = dict[str, torch.Tensor]
 
 _FORMAT = "ct-denoise checkpoint"
 _FORMAT_VERSION = 1
-#: That a model was trained in, one from the other: a report looks at what each has seen.
-_MOST_RUNS = 256
 
 
 @dataclass(frozen=True)
@@ -39,8 +37,7 @@ class Checkpoint:
 
     ``weights`` are on the CPU, float32. ``normalization`` is None only for models stored by the published tools, which
     do not carry one. ``patch_size`` is the edge of the blocks that it was trained on (None: unknown);
-    ``strategy`` ("X:1" or "1:X") says what the network was given of several splits; ``seen`` (the last run last; empty:
-    unknown) what it was trained on.
+    ``strategy`` ("X:1" or "1:X") says what the network was given of several splits; ``seen`` what it was trained on.
     """
 
     network: NetworkSpec
@@ -53,7 +50,7 @@ class Checkpoint:
     step: int = 0
     scores: Mapping[str, float] = field(default_factory=dict)
     sample: str = ""
-    seen: tuple[Seen, ...] = ()
+    seen: AllSeen = UNKNOWN
     versions: Mapping[str, str] = field(default_factory=dict)
     created: str = ""
 
@@ -95,7 +92,7 @@ class Checkpoint:
             "step": self.step,
             "scores": as_plain(self.scores),
             "sample": self.sample,
-            "seen": [run.as_plain() for run in self.seen],
+            "seen": self.seen.as_plain(),
             "versions": dict(self.versions) or software_versions(),
             "created": self.created or datetime.now(UTC).isoformat(timespec="seconds"),
         }
@@ -172,7 +169,7 @@ def _parsed(content: Mapping[str, Any], weights: Weights, path: Path) -> Checkpo
         step=take("step", int),
         scores=scores,
         sample=take("sample", str),
-        seen=parsed_seen(take("seen", list, []), path),
+        seen=parsed_seen(take("seen", dict, {}), path),
         versions=versions,
         created=take("created", str),
     )
@@ -180,7 +177,7 @@ def _parsed(content: Mapping[str, Any], weights: Weights, path: Path) -> Checkpo
     return checkpoint
 
 
-def parsed_seen(stored: list[Any], path: Path) -> tuple[Seen, ...]:
+def parsed_seen(stored: Mapping[str, Any], path: Path) -> AllSeen:
     """What a model was trained on, as a file says.
 
     Raises
@@ -189,10 +186,8 @@ def parsed_seen(stored: list[Any], path: Path) -> tuple[Seen, ...]:
         It is damaged; names the file.
     """
     try:
-        if len(stored) > _MOST_RUNS:
-            raise ValueError("too many runs")
-        return tuple(Seen.of_plain(run) for run in stored)
-    except (ValueError, AttributeError, TypeError) as error:
+        return AllSeen.of_plain(stored)
+    except ValueError as error:
         raise CheckpointError(f"{path}: seen is damaged ({error}); the file is damaged or was changed") from error
 
 

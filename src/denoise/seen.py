@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Self
 
@@ -10,6 +10,9 @@ from denoise.errors import VolumeError
 from denoise.tiles import Region
 from denoise.volumes.contents import Contents
 from denoise.volumes.volume import SplitSet, describe_numbers
+
+#: That a model was trained in, one from the other: a report looks at what each has seen.
+_MOST_RUNS = 256
 
 
 @dataclass(frozen=True)
@@ -54,6 +57,11 @@ class Seen:
         z_stop, y_stop, _ = held_out.stop_zyx
         contents = Contents.of(splits.volumes, read)
         return cls(numbers[read.start : read.stop], numbers[z:z_stop], range(y, y_stop), contents)
+
+    @property
+    def key(self) -> tuple[str, range, range, range]:
+        """The same for the same data, slices and division."""
+        return self.contents.sha256, self.slices, self.held_out, self.rows
 
     def unseen(self, splits: SplitSet) -> tuple[Region, str]:
         """The part of some splits that the model has not seen, in one piece, and how that is known.
@@ -116,27 +124,72 @@ class Seen:
         return cls(slices, held_out, rows, found)
 
 
-def unseen_by_all(seen: Sequence[Seen], splits: SplitSet) -> tuple[Region, str]:
-    """As ``Seen.unseen``, of a model that was trained in several runs, the last one last.
+@dataclass(frozen=True)
+class AllSeen:
+    """What a model was trained on in all its runs.
 
-    Raises
-    ------
-    VolumeError
-        Nothing is left.
+    Attributes
+    ----------
+    runs
+        The last one last. None: nothing is known.
+    is_all
+        Whether there was nothing before them that is not known.
     """
-    region, why = seen[-1].unseen(splits)
-    for earlier in seen[:-1]:
-        other, _ = earlier.unseen(splits)
-        start = [max(a, b) for a, b in zip(region.start_zyx, other.start_zyx, strict=True)]
-        stop = [min(a, b) for a, b in zip(region.stop_zyx, other.stop_zyx, strict=True)]
-        if any(a >= b for a, b in zip(start, stop, strict=True)):
-            raise VolumeError(
-                f"what the last training of the model held out of {splits.volumes[0].name}, an earlier one was trained "
-                "on, and nothing there can be judged; train on these slices without --finetune, or judge another scan"
-            )
-        z, y, x = start
-        region = Region((z, y, x), (stop[0] - z, stop[1] - y, stop[2] - x))
-    return region, why
+
+    runs: tuple[Seen, ...] = ()
+    is_all: bool = False
+
+    def then(self, now: Seen) -> AllSeen:
+        """With one run more; of two on the same data and slices one is kept."""
+        before = (run for run in self.runs if run.key != now.key)
+        return AllSeen((*before, now), self.is_all)
+
+    def unseen(self, splits: SplitSet) -> tuple[Region, str]:
+        """As ``Seen.unseen``, by all runs.
+
+        Raises
+        ------
+        VolumeError
+            Nothing is left.
+        """
+        region, why = self.runs[-1].unseen(splits)
+        for earlier in self.runs[:-1]:
+            other, _ = earlier.unseen(splits)
+            start = [max(a, b) for a, b in zip(region.start_zyx, other.start_zyx, strict=True)]
+            stop = [min(a, b) for a, b in zip(region.stop_zyx, other.stop_zyx, strict=True)]
+            if any(a >= b for a, b in zip(start, stop, strict=True)):
+                raise VolumeError(
+                    f"what the last training of the model held out of {splits.volumes[0].name}, an earlier one was "
+                    "trained on, and nothing there can be judged; train on these slices without --finetune, or judge "
+                    "another scan"
+                )
+            z, y, x = start
+            region = Region((z, y, x), (stop[0] - z, stop[1] - y, stop[2] - x))
+        return region, why if self.is_all else f"{why}; on what the model that it began from was trained is not known"
+
+    def as_plain(self) -> dict[str, Any]:
+        """For an archive: plain values."""
+        return {"runs": [run.as_plain() for run in self.runs], "is_all": self.is_all}
+
+    @classmethod
+    def of_plain(cls, stored: Mapping[str, Any]) -> Self:
+        """As it was stored; of nothing, that nothing is known.
+
+        Raises
+        ------
+        ValueError
+            A value is of another kind, or too many.
+        """
+        runs, is_all = stored.get("runs", []), stored.get("is_all", False)
+        if not isinstance(runs, list) or not all(isinstance(run, dict) for run in runs) or type(is_all) is not bool:
+            raise ValueError("no runs")
+        if len(runs) > _MOST_RUNS:
+            raise ValueError("too many runs")
+        return cls(tuple(Seen.of_plain(run) for run in runs), is_all)
+
+
+#: Of models that do not say; of a model before its first run.
+UNKNOWN, NOTHING = AllSeen(), AllSeen((), is_all=True)
 
 
 def _runs_outside(numbers: range, seen: range) -> list[range]:

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from denoise.checkpoint import Checkpoint
+from denoise.seen import AllSeen
 
 if TYPE_CHECKING:
     from tiny_dataset import Dataset, Outcome, Tools
@@ -151,7 +152,7 @@ def test_a_model_that_does_not_say_what_it_has_seen_is_judged_as_a_config_says_a
     finished: Dataset, denoise: Callable[..., Outcome], has_record: bool, whose: str
 ) -> None:
     file = finished.run / "best_val_model.pth"
-    replace(Checkpoint.load(file), seen=()).save(file)
+    replace(Checkpoint.load(file), seen=AllSeen()).save(file)
     if not has_record:
         (finished.run / "config.yaml").unlink()
     said = denoise("report", "--config", finished.config, "--output", finished.folder / "r")

@@ -222,7 +222,9 @@ def test_a_model_remembers_what_all_its_runs_have_seen_once_each(
     finished: Dataset, denoise: Callable[..., Outcome], tools: Tools
 ) -> None:
     def seen(run: str) -> list[str]:
-        return [part.contents.sha256 for part in Checkpoint.load(finished.folder / run / "best_val_model.pth").seen]
+        return [
+            part.contents.sha256 for part in Checkpoint.load(finished.folder / run / "best_val_model.pth").seen.runs
+        ]
 
     (first,) = seen(finished.run.name)
     arguments = ("train", "--config", finished.config, "--output-dir")

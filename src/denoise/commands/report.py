@@ -36,7 +36,6 @@ from denoise.patches.holdout import HoldOut
 from denoise.report.images import CROP, Trial, centred, data_uri, pictures_of, window_of
 from denoise.report.page import render_page
 from denoise.run_folder import CRITERIA, RunFolder, find_model
-from denoise.seen import unseen_by_all
 from denoise.tiles import Region, TileGrid
 from denoise.training.observers import read_history
 from denoise.training.part import training_slices
@@ -259,8 +258,8 @@ def held_out_region(config: RunConfig, checkpoint: Checkpoint, splits: SplitSet,
     VolumeError
         Nothing that is large enough was held out.
     """
-    if checkpoint.seen:
-        region, where = unseen_by_all(checkpoint.seen, splits)
+    if checkpoint.seen.runs:
+        region, where = checkpoint.seen.unseen(splits)
     else:
         region, where = _held_out_by_config(config, checkpoint, splits, run)
     depth, rows, columns = region.shape_zyx

@@ -12,7 +12,7 @@ from denoise.config import RunConfig, TrainSection
 from denoise.config.recipes import PLAIN_ADAM, Adam
 from denoise.networks.catalogue import find_network
 from denoise.networks.spec import NetworkSpec
-from denoise.seen import Seen
+from denoise.seen import NOTHING, AllSeen
 from denoise.training.objective import Objective
 from denoise.training.schedule import Schedule
 from denoise.training.validation import Preview, Scores
@@ -44,8 +44,8 @@ class TrainJob:
     initial: Weights | None = None
     begun_from: str | None = None
     """Which model the run began from (``checkpoint.digest``); None: from none. A resumed run keeps what it was."""
-    seen_before: tuple[Seen, ...] = ()
-    """What that model was trained on."""
+    seen_before: AllSeen = NOTHING
+    """What that model was trained on; nothing, where there is none."""
     show_progress: bool = True
     config: RunConfig | None = None
     """What the folder keeps as the settings of the run."""

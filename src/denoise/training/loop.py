@@ -30,6 +30,7 @@ from denoise.networks.residual import mixing_weights
 from denoise.networks.symmetric import SymmetricWeights
 from denoise.patches.sampler import BlockPlace
 from denoise.run_folder import RunFolder
+from denoise.seen import UNKNOWN
 from denoise.training.averaging import AveragedWeights
 from denoise.training.course import Course
 from denoise.training.gradients import Gradients
@@ -106,7 +107,7 @@ class TrainingRun:
         # Training blocks never overlap by plan; overlap and taper matter at inference only.
         self.window = mode.window(job.network, job.patch_size, 0.0, "uniform")
         self.part = TrainingPart.of(job.splits, self.window, settings.validation_fraction, job.train_slices)
-        self._seen = seen_so_far(job, self.part, state, self.folder) if world.is_chief else ()
+        self._seen = seen_so_far(job, self.part, state, self.folder) if world.is_chief else UNKNOWN
         whole = mode.sampler(
             self.part.holdout, self.window, settings.seed, settings.augment, settings.z_stride, job.patches_per_epoch
         )
@@ -349,7 +350,7 @@ class TrainingRun:
             fingerprint={
                 **self.job.fingerprint(),
                 BEGUN_FROM: self._begun_from,
-                SEEN: [run.as_plain() for run in self._seen],
+                SEEN: self._seen.as_plain(),
             },
             model=on_cpu(self.network.state_dict()),
             ema=on_cpu(self.averaged.model.state_dict()) if self.averaged is not None else None,

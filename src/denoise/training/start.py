@@ -23,6 +23,7 @@ from denoise.locking import only_run
 from denoise.networks.catalogue import find_network
 from denoise.networks.spec import NetworkSpec
 from denoise.run_folder import RunFolder, find_model
+from denoise.seen import NOTHING
 from denoise.training.job import Observer, TrainJob
 from denoise.training.loop import run_worker
 from denoise.training.objective import Objective
@@ -96,7 +97,7 @@ def run_training(
         resume=resume,
         initial=None if model is None else model.weights,
         begun_from=None if model is None else digest(model.weights),
-        seen_before=() if model is None else model.seen,
+        seen_before=NOTHING if model is None else model.seen,
         show_progress=show_progress,
         config=config,
         max_memory=config.max_memory,

@@ -17,7 +17,7 @@ from denoise.errors import CheckpointError
 from denoise.launch import World
 from denoise.memory import give_back_freed, large_arrays_given_back
 from denoise.run_folder import RunFolder
-from denoise.seen import Seen
+from denoise.seen import AllSeen
 from denoise.training.job import TrainJob
 from denoise.training.part import TrainingPart
 
@@ -164,7 +164,7 @@ def load_state(job: TrainJob, folder: RunFolder) -> TrainState:
     return state
 
 
-def seen_so_far(job: TrainJob, part: TrainingPart, state: TrainState | None, folder: RunFolder) -> tuple[Seen, ...]:
+def seen_so_far(job: TrainJob, part: TrainingPart, state: TrainState | None, folder: RunFolder) -> AllSeen:
     """What the model was trained on, in all its runs, this one included.
 
     Raises
@@ -176,17 +176,16 @@ def seen_so_far(job: TrainJob, part: TrainingPart, state: TrainState | None, fol
         now = part.seen()
     give_back_freed()
     if state is None:
-        again = (now.contents.sha256, now.slices, now.held_out, now.rows)
-        before = (s for s in job.seen_before if (s.contents.sha256, s.slices, s.held_out, s.rows) != again)
-        return (*before, now)
-    seen = parsed_seen(state.fingerprint.get(SEEN) or [], folder.state)
-    if seen and seen[-1].contents.sha256 != now.contents.sha256:
+        return job.seen_before.then(now)
+    stored = state.fingerprint.get(SEEN)
+    seen = parsed_seen(stored if isinstance(stored, dict) else {}, folder.state)
+    if seen.runs and seen.runs[-1].contents.sha256 != now.contents.sha256:
         raise CheckpointError(
             f"the splits are not those that the run in {folder.path} was trained on: their grey values differ, as if "
             "they had been reconstructed anew; train on these with another --output-dir (--finetune begins from a "
             "model), or bring those back to resume"
         )
-    return seen or (now,)
+    return seen if seen.runs else seen.then(now)
 
 
 def restore_optimizer(optimizer: torch.optim.Optimizer, stored: Mapping[str, Any]) -> None:
