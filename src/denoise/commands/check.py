@@ -73,8 +73,6 @@ def check(config: RunConfig, compute: Compute, *, data: bool = False, calibrate:
     lines = [("device", ", ".join(describe_device(d) for d in devices))]
     splits = open_splits(config) if config.given_splits else None
     if splits is not None:
-        if data:
-            _require_memory_for_tests(splits, config.max_memory)
         lines += [(f"split {k}", _describe(volume)) for k, volume in enumerate(splits.volumes)]
     inputs = None
     if config.infer.input == "splits" or config.full_path is not None:
@@ -94,6 +92,8 @@ def check(config: RunConfig, compute: Compute, *, data: bool = False, calibrate:
         parts.append(_training(config, compute, splits, network))
     if inputs is not None:
         parts.append(_inference(config, compute, inputs, network, devices, weights))
+    if splits is not None and data:  # after what training needs, which is more most of the time
+        _require_memory_for_tests(splits, config.max_memory)
     lines += [line for part in parts for line in part.lines]
     if calibrate:
         lines += [line for part in parts for line in part.costs()]
