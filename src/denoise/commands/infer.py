@@ -35,7 +35,7 @@ from denoise.inference.engine import Denoiser
 from denoise.inference.models import make_denoiser
 from denoise.inference.run import InferenceJob, run_worker
 from denoise.launch import Compute, launch
-from denoise.memory import give_back_freed, large_arrays_given_back
+from denoise.memory import give_back_freed
 from denoise.modes import mode_of
 from denoise.normalization import Moments, Normalization
 from denoise.readable import counted
@@ -191,9 +191,8 @@ def _made_from(checkpoint: Checkpoint, inputs: InferenceInputs, z_range: range) 
 
 
 def _hash(volumes: Sequence[Volume], z_range: range) -> str:
-    with large_arrays_given_back():  # what stayed in this process would come on top of what denoising may take
-        found = contents_hash(volumes, z_range)[:16]
-    give_back_freed()
+    found = contents_hash(volumes, z_range)[:16]
+    give_back_freed()  # what stayed in this process would come on top of what denoising may take
     return found
 
 
