@@ -128,8 +128,8 @@ def prepare(
         _warn_of_another_mode(layout.config, mode)
     for run in layout.trainings if overwrite else ():
         _log.warning(
-            "%s was trained on the reconstruction that has been replaced; train anew with another --output-dir, or "
-            "remove it",
+            "%s was trained on the reconstruction that has been replaced; where the grey values are others now, train "
+            "anew with another --output-dir",
             run,
         )
     say(str(layout.config))
