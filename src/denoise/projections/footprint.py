@@ -22,8 +22,8 @@ _COMPILED_BYTES, _ALGOTOM_BYTES = 120_000_000, 65_000_000
 FILTERED_TOGETHER = 2**22
 # Copies of one row's sinogram while stripes are removed from it (measured).
 _STRIPE_COPIES = 30
-# What removing stripes has left in the process after some slabs (measured: 25 to 75 MB).
-_STRIPES_LEAVE = 75_000_000
+# What removing stripes has left in the process after some slabs (measured).
+_STRIPES_LEAVE = 45_000_000
 
 
 @dataclass(frozen=True)

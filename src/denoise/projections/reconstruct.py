@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from denoise.errors import ScanError
-from denoise.memory import large_arrays_given_back
+from denoise.memory import give_back_freed, large_arrays_given_back
 from denoise.projections.footprint import ROWS_TOGETHER, plan_rows
 from denoise.projections.preprocess import Repairs, line_integrals, remove_stripes
 from denoise.projections.scan import Scan
@@ -184,6 +184,8 @@ def reconstruct_scan(
             stop = min(start + depth, rows)
             if any(_overlap(run, start, stop) for sink, _ in outputs for run in sink.missing):
                 repairs += _reconstruct_slab(scan, start, stop, center, stripes, outputs)
+                if stripes:
+                    give_back_freed()
             if progress is not None:
                 progress(stop, rows)
     if repairs.sentence:
