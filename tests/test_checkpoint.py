@@ -152,6 +152,15 @@ def test_a_saved_file_holds_tensors_and_plain_values_only(tmp_path):
     assert plain({**content, "model_state_dict": dict(content["model_state_dict"])})
 
 
+@pytest.mark.parametrize("criterion", ["x/../../evil", "..", "a\0b", "best", ""])
+def test_what_becomes_a_part_of_file_names_is_one_of_three_words(tmp_path, criterion):
+    path = tmp_path / "model.pth"
+    _checkpoint().save(path)
+    torch.save({**torch.load(path, weights_only=True), "criterion": criterion}, path)
+    with pytest.raises(CheckpointError, match=r"model\.pth: criterion is .*expected val, lcl, edge"):
+        Checkpoint.load(path)
+
+
 def test_what_a_model_was_trained_on_travels_with_it_and_damage_is_named(tmp_path):
     rng = np.random.default_rng(0)
     splits = SplitSet(tuple(ArrayVolume(rng.normal(size=(6, 16, 16)).astype(np.float32)) for _ in range(2)))
@@ -163,7 +172,7 @@ def test_what_a_model_was_trained_on_travels_with_it_and_damage_is_named(tmp_pat
     assert [(run.slices, run.held_out, run.contents.sha256) for run in found] == [
         (range(6), range(2, 3), seen.contents.sha256)
     ] * 2
-    assert found[0].unseen(splits) == seen.unseen(splits)
+    assert AllSeen(found).unseen(splits) == AllSeen((seen,)).unseen(splits)
     content = torch.load(path, weights_only=True)
     for damaged in ([7], [None], "x", 7, [{**seen.as_plain(), "rows": [0, 99, 1]}], [seen.as_plain()] * 257):
         torch.save({**content, "seen": {"runs": damaged, "is_all": True}}, path)

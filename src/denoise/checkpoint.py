@@ -23,6 +23,7 @@ from denoise.networks.catalogue import NETWORKS, build_network, find_network
 from denoise.networks.spec import NetworkSpec
 from denoise.networks.stored import recognise, without_prefix
 from denoise.normalization import Normalization
+from denoise.run_folder import CRITERIA
 from denoise.seen import UNKNOWN, AllSeen
 
 Weights: TypeAlias = dict[str, torch.Tensor]
@@ -156,6 +157,11 @@ def _parsed(content: Mapping[str, Any], weights: Weights, path: Path) -> Checkpo
     strategy = take("strategy", str, "X:1")
     if strategy not in ("X:1", "1:X"):
         raise CheckpointError(f"{path}: strategy is {shown(strategy)}; expected X:1 or 1:X; the file was changed")
+    criterion = take("criterion", str)
+    if criterion not in CRITERIA:  # it becomes a part of file names
+        raise CheckpointError(
+            f"{path}: criterion is {shown(criterion)}; expected {', '.join(CRITERIA)}; it was changed"
+        )
     scores = {k: v for k, v in take("scores", dict).items() if type(k) is str and type(v) is float}
     versions = {k: v for k, v in take("versions", dict).items() if type(k) is type(v) is str}
     checkpoint = Checkpoint(
@@ -164,7 +170,7 @@ def _parsed(content: Mapping[str, Any], weights: Weights, path: Path) -> Checkpo
         normalization=_parsed_normalization(normalization, path) if normalization is not None else None,
         patch_size=patch_size,
         strategy=strategy,
-        criterion=take("criterion", str),
+        criterion=criterion,
         epoch=take("epoch", int),
         step=take("step", int),
         scores=scores,

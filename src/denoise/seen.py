@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Self
 
 from denoise.errors import VolumeError
@@ -13,6 +13,11 @@ from denoise.volumes.volume import SplitSet, describe_numbers
 
 #: That a model was trained in, one from the other: a report looks at what each has seen.
 _MOST_RUNS = 256
+#: Where no slice is there that the model remembers.
+_IN_DOUBT = "held out in training, if this is the scan that the model was trained on"
+_MAY_BE_SEEN = "whether they are of the scan that the model was trained on cannot be told: it may have seen them"
+#: Slices, as of a header that is believed.
+_LONGEST = 2**20
 
 
 @dataclass(frozen=True)
@@ -63,40 +68,33 @@ class Seen:
         """The same for the same data, slices and division."""
         return self.contents.sha256, self.slices, self.held_out, self.rows
 
-    def unseen(self, splits: SplitSet) -> tuple[Region, str]:
-        """The part of some splits that the model has not seen, in one piece, and how that is known.
-
-        Raises
-        ------
-        VolumeError
-            The model was trained on all of their slices.
-        """
-        volumes, whole = splits.volumes, Region((0, 0, 0), splits.shape)
-        numbers = volumes[0].slice_numbers
-        alike = self.contents.show_one_object(volumes)
-        if alike is False:
-            return whole, "the model was trained on another scan: no slice of this one was seen"
+    def among(self, splits: SplitSet) -> tuple[range | None, str]:
+        """The numbers that the slices of some splits have in this run, and how that is known; None: they are others."""
+        volumes, numbers = splits.volumes, splits.volumes[0].slice_numbers
         if splits.shape[1:] != (self.contents.rows, self.contents.columns):
             size = f"{self.contents.rows} x {self.contents.columns}"
-            return whole, f"the model was trained on slices of {size} voxels, taken for those of another scan"
-        if alike is None and not any(number in numbers for number in self.slices):
-            return whole, f"the model was trained on slices {describe_numbers(self.slices)}: none of these"
-        if alike is None:
-            return whole, "no slice that the model remembers is here: taken for another scan, not seen by the model"
-        held = [z for z, number in enumerate(numbers) if number in self.held_out]
-        if held:
-            z, stop = held[0], held[-1] + 1
-            y, rows = self.rows[0], len(self.rows)
-            why = "" if self.contents.are_those_of(volumes) else ", on other grey values of what looks like this object"
-            region = replace(whole, start_zyx=(z, y, 0), shape_zyx=(stop - z, rows, splits.shape[2]))
-            return region, f"held out in training{why}"
-        unseen = max(_runs_outside(numbers, self.slices), key=len)
-        if not unseen:
-            raise VolumeError(
-                f"the model was trained on all slices of {volumes[0].name}, {describe_numbers(numbers)}, and nothing "
-                f"there can be judged; reconstruct what was held out too (slices {describe_numbers(self.held_out)})"
-            )
-        return Region.of_slices(unseen.start, unseen.stop, splits.shape), "not among the slices that were trained on"
+            return None, f"the model was trained on slices of {size} voxels, taken for those of another scan"
+        if self.contents.are_those_of(volumes):
+            return numbers, "held out in training"
+        first, step = self.slices.start, self.slices.step
+        if self.contents.are_those_of(volumes, first, step):
+            again = range(first, first + splits.shape[0] * step, step)
+            return again, f"held out in training, of the same grey values as slices {describe_numbers(again)}"
+        alike = self.contents.show_one_object(volumes)
+        if alike is False:
+            return None, "the model was trained on what looks like another scan: then no slice of this one was seen"
+        if not any(number in self.slices for number in numbers):
+            known = "the model was trained on slices"
+            return None, f"{known} {describe_numbers(self.slices)}: none of these, if they are numbered alike"
+        if alike:
+            return numbers, "held out in training, on other grey values of what looks like this object"
+        return numbers, _IN_DOUBT
+
+    def rows_unseen(self, number: int, rows: int) -> range:
+        """Of a slice of the scan that was trained on."""
+        if number in self.held_out:
+            return self.rows
+        return range(0) if number in self.slices else range(rows)
 
     def as_plain(self) -> dict[str, Any]:
         """For an archive: plain values."""
@@ -121,6 +119,8 @@ class Seen:
         found = Contents.of_plain(contents)
         if rows.step != 1 or rows.stop > found.rows:
             raise ValueError("rows that are none")
+        if held_out[0] not in slices or held_out[-1] not in slices or not all(n in slices for n in found.numbers):
+            raise ValueError("no slices that were read")
         return cls(slices, held_out, rows, found)
 
 
@@ -145,27 +145,47 @@ class AllSeen:
         return AllSeen((*before, now), self.is_all)
 
     def unseen(self, splits: SplitSet) -> tuple[Region, str]:
-        """As ``Seen.unseen``, by all runs.
+        """The part of some splits that the model has not seen, in one piece, and how that is known.
+
+        Held-out slices of the last run where there are any; otherwise the largest part.
 
         Raises
         ------
         VolumeError
-            Nothing is left.
+            The model was trained on all of their slices.
         """
-        region, why = self.runs[-1].unseen(splits)
-        for earlier in self.runs[:-1]:
-            other, _ = earlier.unseen(splits)
-            start = [max(a, b) for a, b in zip(region.start_zyx, other.start_zyx, strict=True)]
-            stop = [min(a, b) for a, b in zip(region.stop_zyx, other.stop_zyx, strict=True)]
-            if any(a >= b for a, b in zip(start, stop, strict=True)):
-                raise VolumeError(
-                    f"what the last training of the model held out of {splits.volumes[0].name}, an earlier one was "
-                    "trained on, and nothing there can be judged; train on these slices without --finetune, or judge "
-                    "another scan"
-                )
-            z, y, x = start
-            region = Region((z, y, x), (stop[0] - z, stop[1] - y, stop[2] - x))
-        return region, why if self.is_all else f"{why}; on what the model that it began from was trained is not known"
+        depth, height, width = splits.shape
+        found = [run.among(splits) for run in self.runs]
+        known = [(run, numbers) for run, (numbers, _) in zip(self.runs, found, strict=True) if numbers is not None]
+        why = found[-1][1]
+        pieces: list[tuple[range, range]] = []
+        for z in range(depth):
+            rows = range(height)
+            for run, numbers in known:
+                more = run.rows_unseen(numbers[z], height)
+                rows = range(max(rows.start, more.start), min(rows.stop, more.stop))
+            if not rows:
+                continue
+            if pieces and pieces[-1][0].stop == z and pieces[-1][1] == rows:
+                pieces[-1] = (range(pieces[-1][0].start, z + 1), rows)
+            else:
+                pieces.append((range(z, z + 1), rows))
+        if not pieces and all(why == _IN_DOUBT for numbers, why in found if numbers is not None):
+            return Region((0, 0, 0), splits.shape), _MAY_BE_SEEN
+        if not pieces:
+            there = describe_numbers(splits.volumes[0].slice_numbers)
+            raise VolumeError(
+                f"the model was trained on all slices of {splits.volumes[0].name}, {there}, and "
+                "nothing there can be judged; reconstruct what was held out too (slices "
+                f"{describe_numbers(self.runs[-1].held_out)})"
+            )
+        last = found[-1][0]
+        held = [p for p in pieces if last is not None and any(last[z] in self.runs[-1].held_out for z in p[0])]
+        slices, left = max(held or pieces, key=lambda piece: len(piece[0]) * len(piece[1]))
+        if not held and last is not None:
+            why = "not among the slices that were trained on"
+        region = Region((slices.start, left.start, 0), (len(slices), len(left), width))
+        return region, why if self.is_all else f"{why}; on what it was trained before that is not known"
 
     def as_plain(self) -> dict[str, Any]:
         """For an archive: plain values."""
@@ -192,13 +212,6 @@ class AllSeen:
 UNKNOWN, NOTHING = AllSeen(), AllSeen((), is_all=True)
 
 
-def _runs_outside(numbers: range, seen: range) -> list[range]:
-    """Positions before and after the slices that were seen; empty ranges where there are none."""
-    low = sum(number < seen[0] for number in numbers)
-    high = sum(number <= seen[-1] for number in numbers)
-    return [range(0, low), range(high, len(numbers))]
-
-
 def _triple(numbers: range) -> list[int]:
     return [numbers.start, numbers.stop, numbers.step]
 
@@ -207,6 +220,6 @@ def _range(stored: object) -> range:
     if not isinstance(stored, list) or len(stored) != 3 or not all(type(n) is int and 0 <= n < 2**63 for n in stored):
         raise ValueError("no range of numbers")
     start, stop, step = stored
-    if step < 1 or stop <= start:
-        raise ValueError("an empty range")
+    if step < 1 or not 0 < (stop - start) <= step * _LONGEST:
+        raise ValueError("an empty or endless range")
     return range(start, stop, step)

@@ -59,6 +59,16 @@ def test_what_cannot_be_done_is_said_before_anything_is_denoised(
     assert not (finished.folder / "out.h5").exists()
 
 
+def test_splits_that_are_none_of_the_volume_are_named(
+    finished: Dataset, denoise: Callable[..., Outcome], tools: Tools
+) -> None:
+    for name, values in zip(("a", "b"), tools.images(), strict=False):
+        tools.write(finished.folder / name, values[:8])
+    config = finished.configured("[even, odd]", "[a, b]")
+    error = denoise("volume", "--config", config, "--model", finished.run, "--confidence").error
+    assert "has shape (12, 48, 48) but split 0 has (8, 48, 48)" in error
+
+
 def test_memory_that_would_not_be_enough_is_refused_before_anything_is_denoised(
     finished: Dataset, denoise: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 import shutil
 import subprocess
@@ -360,6 +361,12 @@ def test_what_was_made_from_other_grey_values_is_neither_continued_nor_taken_for
     assert denoise(*command).code == 2
     anew(full + 0.5)
     assert "was begun with grey values = " in denoise(*command, "--resume").error
+    facts = finished.folder / ".other.unfinished" / "run.json"
+    earlier = {name: fact for name, fact in json.loads(facts.read_text()).items() if name != "grey values"}
+    facts.write_text(json.dumps(earlier))
+    assert denoise(*command, "--resume").code == 0, "versions before this one did not say"
+    error = denoise(*command, "--resume", "--start-slice", 3).error
+    assert "is whole and has slices 0..11, this run has 3..11" in error
 
 
 def test_splits_can_be_denoised_instead_of_the_full_reconstruction_which_may_then_be_missing(

@@ -340,8 +340,12 @@ def test_a_finished_reconstruction_is_not_taken_for_one_made_in_another_way(
         assert named in denoise("prepare", scan, *changed, "--resume", *options).error
     assert tools.fingerprint(scan.parent) == before
     assert denoise("prepare", scan, *CENTER, "--resume").code == 0
-    found = denoise("prepare", scan, "--resume")
-    assert (found.code, "nothing is left to do" in found.log) == (0, True)
+    copied = shutil.copytree(
+        scan.parent, scan.parent.with_name(f"{scan.parent.name}_copied"), copy_function=shutil.copyfile
+    )
+    for there in (scan, Path(copied) / scan.name):
+        found = denoise("prepare", there, "--resume")
+        assert (found.code, "nothing is left to do" in found.log) == (0, True)
 
 
 def test_the_centre_of_what_is_there_is_that_of_what_is_missing(

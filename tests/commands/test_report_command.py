@@ -190,6 +190,21 @@ def test_a_full_reconstruction_that_is_not_the_mean_of_the_splits_is_a_reservati
     assert "not for it" in denoise("report", "--config", finished.config).out
 
 
+def test_splits_with_nan_that_training_fills_are_judged(
+    finished: Dataset, denoise: Callable[..., Outcome], tools: Tools
+) -> None:
+    for name, values in zip(("even", "odd"), tools.images(), strict=False):
+        values[:, :8] = np.nan
+        shutil.rmtree(finished.folder / name)
+        tools.write(finished.folder / name, values)
+    config = finished.configured("  sample: foam\n", "  sample: foam\n  non_finite: fill\n")
+    run = finished.folder / "run"
+    assert denoise("train", "--config", config, "--output-dir", run).code == 0
+    said = denoise("report", "--config", config, "--model", run, "--output", finished.folder / "r")
+    assert said.code == 0, said.err
+    assert json.loads((finished.folder / "r" / "report.json").read_text())["held_out"]["slices"] == [5, 5]
+
+
 def test_splits_can_be_what_is_delivered(finished: Dataset, denoise: Callable[..., Outcome]) -> None:
     config = finished.configured("infer: {", "infer: {input: splits, ")
     assert denoise("report", "--config", config, "--output", finished.folder / "r").code == 0

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
 
 from denoise.projections.phantom import FoamPhantom
 from denoise.projections.reconstruct import reconstruct_rows, split_indices
+from denoise.tiles import Region
 from denoise.volumes import ArrayVolume, Volume
 from denoise.volumes.contents import Contents, contents_hash
 from denoise.volumes.volume import Float32Array
@@ -52,6 +53,37 @@ def test_another_reconstruction_of_a_scan_shows_the_same_object(
     other = reconstructed(scan, **settings)
     assert contents.show_one_object(other) is True
     assert not contents.are_those_of(other)
+
+
+def test_a_bad_slice_and_inverted_contrast_do_not_make_another_object(
+    scan: tuple[Float32Array, float], contents: Contents
+) -> None:
+    clean = [volume.read(Region((0, 0, 0), volume.shape)) for volume in reconstructed(scan, moved=0.5)]
+    for values in clean:
+        values[5, 20:40] += 100 * values.std()
+    assert contents.show_one_object([ArrayVolume(values) for values in clean]) is True
+    assert contents.show_one_object([ArrayVolume(-v.read(Region((0, 0, 0), v.shape))) for v in reconstructed(scan)])
+
+
+class Counted:
+    """A volume that is stored in layers, and counts how often it is read."""
+
+    def __init__(self, volume: ArrayVolume, layer: int) -> None:
+        self.volume, self.chunk_zyx, self.reads = volume, (layer, *volume.shape[1:]), 0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.volume, name)
+
+    def read(self, region: Region) -> Float32Array:
+        self.reads += 1
+        return self.volume.read(region)
+
+
+def test_slices_that_are_stored_together_are_decoded_together() -> None:
+    plain = ArrayVolume(np.random.default_rng(2).normal(size=(40, 16, 16)).astype(np.float32))
+    layers = Counted(plain, 20)
+    assert Contents.of([cast("Volume", layers)], range(40)).sha256 == Contents.of([plain], range(40)).sha256
+    assert layers.reads == 2
 
 
 def test_of_a_few_slices_what_they_show_counts_not_how_they_differ(scan: tuple[Float32Array, float]) -> None:

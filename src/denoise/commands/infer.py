@@ -40,7 +40,16 @@ from denoise.modes import mode_of
 from denoise.normalization import Moments, Normalization
 from denoise.readable import counted
 from denoise.tiles import Region
-from denoise.volumes import Volume, VolumeSink, create_sink, is_whole, slice_range, stored_description
+from denoise.volumes import (
+    Volume,
+    VolumeSink,
+    create_sink,
+    is_whole,
+    open_volume,
+    require_same_grid,
+    slice_range,
+    stored_description,
+)
 from denoise.volumes.contents import contents_hash
 from denoise.volumes.volume import describe_numbers
 
@@ -82,10 +91,12 @@ def denoise_volume(
     output = choice.output or str(config.dataset.folder / name)
     if choice.confidence:
         _denoise_with_uncertainty(config, compute, choice, checkpoint, inputs, z_range, output)
-    elif _is_done(choice, output, _made_from(checkpoint, inputs, z_range)):
+        return output
+    made_from = _made_from(checkpoint, inputs, z_range)
+    if _is_done(choice, output, inputs.grid, z_range, made_from):
         say(output)
     else:
-        _denoise(config, compute, choice, checkpoint, inputs, z_range, output)
+        _denoise(config, compute, choice, checkpoint, inputs, z_range, output, made_from)
     return output
 
 
@@ -104,9 +115,11 @@ def _denoise_with_uncertainty(
     require_uncertainty(config, output, overwrite=choice.overwrite or choice.resume)
     beside = uncertainty_path(output)
     uncertainty = None
+    splits = open_splits(config)
+    require_same_grid(splits.volumes[0], inputs.grid, "split 0", "the volume that is denoised")
     made_from = _made_from(checkpoint, inputs, z_range)
-    compared = {**made_from, "splits": _hash(open_splits(config).volumes, z_range)}
-    if not _is_done(choice, beside, compared):
+    compared = {**made_from, "splits": _hash(splits.volumes, z_range)}
+    if not _is_done(choice, beside, inputs.grid, z_range, compared):
         denoiser = _denoiser(config, compute, checkpoint, inputs.grid)
         sink = _sink(
             beside,
@@ -127,10 +140,10 @@ def _denoise_with_uncertainty(
         uncertainty = Uncertainty.of(
             config, compute, checkpoint, denoiser, model=model, grid=inputs.grid, z_range=z_range, sink=sink
         )
-    if _is_done(choice, output, made_from):
+    if _is_done(choice, output, inputs.grid, z_range, made_from):
         say(output)
     else:
-        _denoise(config, compute, choice, checkpoint, inputs, z_range, output)
+        _denoise(config, compute, choice, checkpoint, inputs, z_range, output, made_from)
     if uncertainty is None:
         say(beside)
     else:
@@ -165,7 +178,7 @@ def _sink(
     )
 
 
-def _is_done(choice: Choice, output: str, made_from: Mapping[str, str]) -> bool:
+def _is_done(choice: Choice, output: str, grid: Volume, z_range: range, made_from: Mapping[str, str]) -> bool:
     """Whether ``--resume`` finds a whole result, of this model and of these grey values.
 
     Raises
@@ -175,6 +188,12 @@ def _is_done(choice: Choice, output: str, made_from: Mapping[str, str]) -> bool:
     """
     if not choice.resume or choice.overwrite or not is_whole(output):
         return False
+    found, numbers = open_volume(output).slice_numbers, grid.slice_numbers[z_range.start : z_range.stop]
+    if found != numbers:
+        raise OutputError(
+            f"{output} is whole and has slices {describe_numbers(found)}, this run has {describe_numbers(numbers)}; "
+            "choose another --output, or replace it with --overwrite"
+        )
     said = _MARK.search(stored_description(output))
     if said and said[0] != _marked(made_from):
         raise OutputError(
@@ -187,7 +206,8 @@ def _is_done(choice: Choice, output: str, made_from: Mapping[str, str]) -> bool:
 
 def _made_from(checkpoint: Checkpoint, inputs: InferenceInputs, z_range: range) -> dict[str, str]:
     """What makes a result another one, whatever the files are called."""
-    return {"model": digest(checkpoint.weights), "grey values": _hash(inputs.views, z_range)}
+    volumes = [open_volume(path) for path in inputs.paths]
+    return {"model": digest(checkpoint.weights), "grey values": _hash(volumes, z_range)}
 
 
 def _hash(volumes: Sequence[Volume], z_range: range) -> str:
@@ -213,7 +233,9 @@ def denoise_slice(config: RunConfig, compute: Compute, choice: Choice, *, number
     z = numbers.index(number)
     name = f"{config.sample_name}_{_made_by(config, checkpoint, choice)}_{number:05d}.tif"
     output = choice.output or str(config.dataset.folder / f"{config.sample_name}_denoised_slices" / name)
-    return _denoise(config, compute, choice, checkpoint, inputs, range(z, z + 1), output)
+    z_range = range(z, z + 1)
+    made_from = _made_from(checkpoint, inputs, z_range)
+    return _denoise(config, compute, choice, checkpoint, inputs, z_range, output, made_from)
 
 
 def _model(config: RunConfig, choice: Choice) -> Checkpoint:
@@ -241,6 +263,7 @@ def _denoise(
     inputs: InferenceInputs,
     z_range: range,
     output: str,
+    made_from: Mapping[str, str],
 ) -> str:
     require_not_an_input(output, config)
     grid = inputs.grid
@@ -250,7 +273,6 @@ def _denoise(
     _warn_of_another_scale(denoiser.normalization, grid, z_range)
     output_type = _output_type(choice.dtype, grid.dtype)
     _require_range(choice.dtype, output_type, denoiser.normalization)
-    made_from = _made_from(checkpoint, inputs, z_range)
     sink = _sink(
         output,
         compute,

@@ -15,6 +15,8 @@ from denoise.projections.scan import Scan
 from denoise.volumes import describe_numbers, open_volume, stored_description
 
 _MADE_FROM = "denoise prepare "
+#: Facts that change where the scan is copied.
+_OF_THE_FILE = ("scan", "scan of")
 
 
 @dataclass(frozen=True)
@@ -103,7 +105,7 @@ def require_same_origin(path: Path, scan: Scan, asked: Mapping[str, Any]) -> Non
     Parameters
     ----------
     asked
-        As ``made_from`` gives it. The scan may have been moved since.
+        As ``made_from`` gives it. The scan may have been moved or copied since.
 
     Raises
     ------
@@ -120,7 +122,7 @@ def require_same_origin(path: Path, scan: Scan, asked: Mapping[str, Any]) -> Non
         )
     said = _stored_facts(path)
     for name, value in asked.items():
-        if name != "scan" and said.get(name, value) != value:
+        if name not in _OF_THE_FILE and said.get(name, value) != value:
             raise OutputError(
                 f"{path} is whole and was made with {name} = {said[name]!r}, this run has {value!r}; set it back to "
                 "resume, make all anew with --overwrite, or choose another --out"

@@ -43,7 +43,7 @@ from denoise.trust.before import check_splits, judge_full
 from denoise.trust.evidence import FEWEST, Evidence, Frame, Run, collect
 from denoise.trust.report import FORMAT, FORMAT_VERSION, Report
 from denoise.trust.seams import shifted, tile_borders
-from denoise.trust.verdict import Verdict
+from denoise.trust.verdict import Verdict, finite
 from denoise.volumes import SplitSet, Volume, mean_of, open_volume, require_same_grid
 from denoise.volumes.volume import Float32Array, describe_numbers
 
@@ -167,6 +167,7 @@ def write_report(config: RunConfig, compute: Compute, request: Request) -> Judge
     slices = f"slice{'s' if high > low else ''} {describe_numbers(numbers[low : high + 1])}"
     judgement = Judgement(judged, evidence, region, f"{slices} ({where})", path)
     folder.mkdir(parents=True, exist_ok=True)
+    content = _known(content)
     write_text(path, json.dumps(content, indent=1, allow_nan=False) + "\n")
     pictures = pictures_of(
         evidence,
@@ -183,6 +184,15 @@ def write_report(config: RunConfig, compute: Compute, request: Request) -> Judge
     trials = _trials(run, model_file, evidence, middle_slice)
     write_text(judgement.page, render_page(content, pictures, trials))
     return judgement
+
+
+def _known(value: Any) -> Any:
+    """With null for every number that is none: splits with NaN, which training fills, leave some untold."""
+    if isinstance(value, dict):
+        return {key: _known(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_known(item) for item in value]
+    return finite(value) if isinstance(value, float) else value
 
 
 def _denoiser(config: RunConfig, checkpoint: Checkpoint, splits: SplitSet, device: torch.device) -> Denoiser:

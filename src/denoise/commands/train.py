@@ -104,7 +104,8 @@ def require_own_folder(config: RunConfig) -> None:
         Names the file or folder.
     """
     run = RunFolder(config.output_dir)
-    require_not_an_input(str(run.path), config, "--output-dir", may_hold=True)
+    if not run.holds_a_run:
+        require_not_an_input(str(run.path), config, "--output-dir", may_hold=True)
     require_free(run.config, overwrite=True, option="--output-dir")
     if run.config.exists() and not run.holds_a_run and not _is_record(run.config):
         raise OutputError(

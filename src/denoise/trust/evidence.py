@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from denoise.errors import VolumeError
 from denoise.tiles import Region, Triple
 from denoise.volumes import Volume
 from denoise.volumes.combined import CombinedVolume, mean_of
@@ -150,13 +151,27 @@ def collect(
     delivers
         "full": f(mean of the splits) is the result; "splits": the mean of the outputs of all views.
     seen
-        The field of view, bool (Y, X) of whole slices; None: found in these slices.
+        The field of view, bool (Y, X) of whole slices; None: found in these slices. Places that are NaN or infinite in
+        some slice of some split do not count.
+
+    Raises
+    ------
+    VolumeError
+        There is nothing but such places.
     """
     count = len(splits)
     shape = splits[0].shape
     z_range = range(region.start_zyx[0], region.stop_zyx[0])
     whole = Region.of_slices(z_range.start, z_range.stop, shape)
     parts = tuple(volume.read(whole) for volume in splits)
+    known = np.isfinite(np.sum(parts, axis=0)).all(axis=0)
+    if not known[region.slices[1:]].any():
+        raise VolumeError(
+            f"every voxel of the held-out part of {splits[0].name} is NaN or infinite in one of its slices; "
+            "reconstruct again, or train on other slices"
+        )
+    if not known.all():
+        parts = tuple(np.where(known, part, part[:, known].mean(dtype=np.float64)).astype(np.float32) for part in parts)
     rows = (slice(None), *region.slices[1:])
 
     def denoised(volume: Volume) -> Float32Array:
@@ -190,7 +205,7 @@ def collect(
         delivered=delivered,
         probe=probe[rows].astype(np.float32),
         response=response,
-        mask=(field_of_view(parts) if seen is None else seen)[region.slices[1:]],
+        mask=(known & (field_of_view(parts) if seen is None else seen))[region.slices[1:]],
     )
 
 

@@ -27,6 +27,8 @@ from denoise.locking import only_run
 _RUN, _LOCK, _REPLACED, _NAMED = "run.json", "lock", "replaced", "named"
 #: In the description of a run: whether what it has done is to be kept for another.
 KEPT = "kept for --resume"
+#: Facts that runs of earlier versions do not state.
+_NEW = {"grey values", "splits"}
 
 
 @dataclass(frozen=True)
@@ -88,7 +90,7 @@ class Unfinished:
         """
         then = _facts(self.folder / _RUN)
         now = json.loads(json.dumps(facts))
-        for name in sorted({*then, *now}):
+        for name in sorted({*then, *now} - (_NEW - then.keys())):
             if then.get(name) != now.get(name):
                 raise OutputError(
                     f"the unfinished {self.final} was begun with {name} = {then.get(name)!r}, this run has "
