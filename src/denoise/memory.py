@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import re
+import resource
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -39,6 +41,17 @@ _PROCESS = Path("/proc/self/cgroup")
 def process_bytes() -> int:
     """What this process holds in memory now, in bytes (resident set)."""
     return int(psutil.Process().memory_info().rss)
+
+
+def peak_bytes() -> int:
+    """The most that this process held in memory so far."""
+    status = Path("/proc/self/status")
+    if status.exists():  # unlike ru_maxrss, this does not count what its parent held before it began
+        found = re.search(r"VmHWM:\s*(\d+) kB", status.read_text(encoding="ascii"))
+        if found:
+            return int(found[1]) * 1024
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
 
 
 def give_back_freed() -> None:

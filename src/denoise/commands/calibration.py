@@ -6,9 +6,6 @@ the commands run, on blocks and tiles of their size. Only the volume is smaller.
 
 from __future__ import annotations
 
-import re
-import resource
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -26,6 +23,7 @@ from denoise.inference.engine import denoise_slices
 from denoise.inference.models import make_denoiser
 from denoise.inference.slabs import plan_slabs
 from denoise.launch import Compute
+from denoise.memory import peak_bytes
 from denoise.modes import MODES
 from denoise.networks.catalogue import build_network
 from denoise.networks.spec import NetworkSpec
@@ -132,7 +130,7 @@ def _train(config: RunConfig, compute: Compute) -> TrainingCost:
         small = config.model_copy(update={"train": train, "dataset": dataset})
         alone = replace(compute, gpus=None if first.index is None else (first.index,), processes=None)
         run_training(small, SplitSet.of(splits), alone, show_progress=False, observers=(clock,))
-    return TrainingCost(clock.seconds_per_step, _peak_bytes() - 2 * len(splits) * splits[0].array.nbytes)
+    return TrainingCost(clock.seconds_per_step, peak_bytes() - 2 * len(splits) * splits[0].array.nbytes)
 
 
 def _denoise(config: RunConfig, compute: Compute, window: Window, shape: Triple) -> InferenceCost:
@@ -152,16 +150,5 @@ def _denoise(config: RunConfig, compute: Compute, window: Window, shape: Triple)
         denoise_slices([volume], denoiser, range(depth), lambda start, slab: None)
         seconds.append(time.monotonic() - begun)
     predicted = grid.redundancy * volume.array.size
-    besides = _peak_bytes() - volume.array.nbytes - plan_slabs(grid, 1).n_bytes
+    besides = peak_bytes() - volume.array.nbytes - plan_slabs(grid, 1).n_bytes
     return InferenceCost(seconds[-1] / predicted, besides)
-
-
-def _peak_bytes() -> int:
-    """The most that this process held in memory so far."""
-    status = Path("/proc/self/status")
-    if status.exists():  # unlike ru_maxrss, this does not count what its parent held before it began
-        found = re.search(r"VmHWM:\s*(\d+) kB", status.read_text(encoding="ascii"))
-        if found:
-            return int(found[1]) * 1024
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024

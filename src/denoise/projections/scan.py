@@ -17,6 +17,7 @@ from numpy.typing import ArrayLike, NDArray
 from denoise.errors import ScanError
 from denoise.files import whole_file
 from denoise.projections.dxchange import DATASETS, angles_of, numeric_dataset, opened, sample_name_of, voxel_size_of
+from denoise.volumes.hdf5_trial import require_harmless
 from denoise.volumes.limits import require_volume_shape
 from denoise.volumes.volume import Float32Array
 
@@ -80,32 +81,8 @@ class Scan:
             not fit the others; theta is not finite, in an unknown unit, or spans less than 30 degrees.
         """
         path = Path(path)
-        with opened(path) as file:
-            data, white, dark, theta = (numeric_dataset(file, name, path) for name in DATASETS)
-            if len(data.shape or ()) != 3 or 0 in data.shape or data.shape[2] < 2:
-                raise ScanError(
-                    f"exchange/data in {path} has shape {data.shape}; expected (angles, rows, columns), "
-                    "none of them 0 and at least 2 columns"
-                )
-            angles, rows, columns = (int(n) for n in data.shape)
-            require_volume_shape((rows, angles, columns), f"exchange/data in {path}, taken row by row,", ScanError)
-            for frames in (white, dark):
-                if len(frames.shape or ()) not in (2, 3) or 0 in frames.shape or frames.shape[-2:] != (rows, columns):
-                    raise ScanError(
-                        f"{frames.name.lstrip('/')} in {path} has shape {frames.shape}, but exchange/data has shape "
-                        f"{data.shape}; expected (frames, {rows}, {columns}), from the same region of the detector"
-                    )
-                require_volume_shape(
-                    (rows, frames.size // (rows * columns), columns), f"{frames.name} in {path}", ScanError
-                )
-            return cls(
-                path=path,
-                detector_shape=(angles, rows, columns),
-                rows=range(rows),
-                angles_rad=angles_of(theta, angles, path),
-                sample_name=sample_name_of(file) or path.stem,
-                voxel_size_um=voxel_size_of(file),
-            )
+        require_harmless(f"{__name__}:read_facts", path, error=ScanError)
+        return read_facts(path)
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -169,6 +146,37 @@ class Scan:
             whole_counts = np.issubdtype(file["exchange/data"].dtype, np.integer)
         data, white, dark = arrays
         return RawRows(data, white, dark, bool(whole_counts), str(self.path), start)
+
+
+def read_facts(path: str | Path) -> Scan:
+    """``Scan.open`` without a trial: what the trial tries."""
+    path = Path(path)
+    with opened(path) as file:
+        data, white, dark, theta = (numeric_dataset(file, name, path) for name in DATASETS)
+        if len(data.shape or ()) != 3 or 0 in data.shape or data.shape[2] < 2:
+            raise ScanError(
+                f"exchange/data in {path} has shape {data.shape}; expected (angles, rows, columns), "
+                "none of them 0 and at least 2 columns"
+            )
+        angles, rows, columns = (int(n) for n in data.shape)
+        require_volume_shape((rows, angles, columns), f"exchange/data in {path}, taken row by row,", ScanError)
+        for frames in (white, dark):
+            if len(frames.shape or ()) not in (2, 3) or 0 in frames.shape or frames.shape[-2:] != (rows, columns):
+                raise ScanError(
+                    f"{frames.name.lstrip('/')} in {path} has shape {frames.shape}, but exchange/data has shape "
+                    f"{data.shape}; expected (frames, {rows}, {columns}), from the same region of the detector"
+                )
+            require_volume_shape(
+                (rows, frames.size // (rows * columns), columns), f"{frames.name} in {path}", ScanError
+            )
+        return Scan(
+            path=path,
+            detector_shape=(angles, rows, columns),
+            rows=range(rows),
+            angles_rad=angles_of(theta, angles, path),
+            sample_name=sample_name_of(file) or path.stem,
+            voxel_size_um=voxel_size_of(file),
+        )
 
 
 def write_scan(

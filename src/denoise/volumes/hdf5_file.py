@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from denoise.errors import DAMAGE, OutputError, VolumeError, damage_reason
 from denoise.tiles import Region, Triple
+from denoise.volumes.hdf5_trial import require_harmless
 from denoise.volumes.limits import require_small_pieces, require_volume_shape
 from denoise.volumes.raw_voxels import RawVoxels, take_room
 from denoise.volumes.slab_writer import VolumeHeader
@@ -67,17 +68,8 @@ class Hdf5Volume:
             No HDF5 file; no such dataset, or not exactly one candidate (they are listed); a link to another file;
             not three axes; a type that volumes cannot have.
         """
-        with _opened(path) as file:
-            place = _resolve(file, dataset) if dataset.strip("/") else _only_candidate(file, path)
-            what = f"{path}::{place}"
-            found = _dataset(file, place, what)
-            shape = require_volume_shape(found.shape or (), what)
-            attributes = found.attrs
-            numbers = stored_numbers(_attribute(attributes, _FIRST), _attribute(attributes, _STEP), shape[0])
-            dtype = require_stored_type(found.dtype, what)
-            require_small_pieces(found.chunks or (), dtype, what)
-            chunks = chunk_shape(found.chunks, shape)
-            return cls(path, place, shape, dtype, _voxel_size(attributes), numbers, chunks)
+        require_harmless(f"{__name__}:read_facts", path, dataset, error=VolumeError)
+        return read_facts(path, dataset)
 
     @property
     def name(self) -> str:
@@ -105,6 +97,22 @@ class Hdf5Volume:
                 raise VolumeError(f"{self.name} has changed its shape from {self.shape} to {found.shape}; start again")
             values: NDArray[Any] = found[region.slices]
             return values.astype(self.dtype, copy=False)
+
+
+def read_facts(path: str | Path, dataset: str) -> Hdf5Volume:
+    """``Hdf5Volume.open`` without a trial: what the trial tries."""
+    path = Path(path)
+    with _opened(path) as file:
+        place = _resolve(file, dataset) if dataset.strip("/") else _only_candidate(file, path)
+        what = f"{path}::{place}"
+        found = _dataset(file, place, what)
+        shape = require_volume_shape(found.shape or (), what)
+        attributes = found.attrs
+        numbers = stored_numbers(_attribute(attributes, _FIRST), _attribute(attributes, _STEP), shape[0])
+        dtype = require_stored_type(found.dtype, what)
+        require_small_pieces(found.chunks or (), dtype, what)
+        chunks = chunk_shape(found.chunks, shape)
+        return Hdf5Volume(path, place, shape, dtype, _voxel_size(attributes), numbers, chunks)
 
 
 @dataclass
