@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
 import os
-import re
 import time
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -17,8 +13,7 @@ from typing import Any
 import numpy as np
 
 from denoise.api import load_checkpoint
-from denoise.archive import software_versions
-from denoise.checkpoint import Checkpoint, digest
+from denoise.checkpoint import Checkpoint
 from denoise.commands.display import say, say_device, slices_bar
 from denoise.commands.inputs import (
     InferenceInputs,
@@ -28,6 +23,7 @@ from denoise.commands.inputs import (
     open_splits,
     require_not_an_input,
 )
+from denoise.commands.origin import Origin, described, is_there, made_how, made_with
 from denoise.config import RunConfig
 from denoise.config.recipes import RECIPES
 from denoise.errors import CheckpointError, OutputError, VolumeError
@@ -35,7 +31,6 @@ from denoise.inference.engine import Denoiser
 from denoise.inference.models import make_denoiser
 from denoise.inference.run import InferenceJob, run_worker
 from denoise.launch import Compute, launch
-from denoise.memory import give_back_freed
 from denoise.modes import mode_of
 from denoise.normalization import Moments, Normalization
 from denoise.readable import counted
@@ -44,18 +39,13 @@ from denoise.volumes import (
     Volume,
     VolumeSink,
     create_sink,
-    is_whole,
-    open_volume,
     require_same_grid,
     slice_range,
-    stored_description,
 )
-from denoise.volumes.contents import contents_hash
 from denoise.volumes.volume import describe_numbers
 
 _log = logging.getLogger(__name__)
 
-_MARK = re.compile("sha256:[0-9a-f]{64}")
 #: Whole numbers keep an image whose standard deviation is a few of them.
 _COARSEST = 2.0
 #: More standard deviations, and larger factors between them, than scans of one kind differ by.
@@ -92,11 +82,11 @@ def denoise_volume(
     if choice.confidence:
         _denoise_with_uncertainty(config, compute, choice, checkpoint, inputs, z_range, output)
         return output
-    made_from = _made_from(checkpoint, inputs, z_range)
-    if _is_done(choice, output, inputs.grid, z_range, made_from):
+    origin = Origin.of(checkpoint, inputs, z_range)
+    if _is_done(choice, output, numbers, origin):
         say(output)
     else:
-        _denoise(config, compute, choice, checkpoint, inputs, z_range, output, made_from)
+        _denoise(config, compute, choice, checkpoint, inputs, z_range, output, origin)
     return output
 
 
@@ -117,9 +107,10 @@ def _denoise_with_uncertainty(
     uncertainty = None
     splits = open_splits(config)
     require_same_grid(splits.volumes[0], inputs.grid, "split 0", "the volume that is denoised")
-    made_from = _made_from(checkpoint, inputs, z_range)
-    compared = {**made_from, "splits": _hash(splits.volumes, z_range)}
-    if not _is_done(choice, beside, inputs.grid, z_range, compared):
+    origin = Origin.of(checkpoint, inputs, z_range)
+    compared = origin.with_splits(splits.volumes, z_range)
+    numbers = inputs.grid.slice_numbers[z_range.start : z_range.stop]
+    if not _is_done(choice, beside, numbers, compared):
         denoiser = _denoiser(config, compute, checkpoint, inputs.grid)
         sink = _sink(
             beside,
@@ -127,23 +118,17 @@ def _denoise_with_uncertainty(
             choice,
             inputs.grid,
             z_range,
-            description=json.dumps(
-                {
-                    "software": "ct-denoise",
-                    "holds": "uncertainty (one standard deviation)",
-                    "made_from": _marked(compared),
-                }
-            ),
-            facts={**_facts(denoiser, inputs), **compared, "holds": "uncertainty"},
+            description=described({"holds": "uncertainty (one standard deviation)"}, compared),
+            facts={**made_how(denoiser, inputs), **compared.parts, "holds": "uncertainty"},
         )
         model = choice.model or config.output_dir
         uncertainty = Uncertainty.of(
             config, compute, checkpoint, denoiser, model=model, grid=inputs.grid, z_range=z_range, sink=sink
         )
-    if _is_done(choice, output, inputs.grid, z_range, made_from):
+    if _is_done(choice, output, numbers, origin):
         say(output)
     else:
-        _denoise(config, compute, choice, checkpoint, inputs, z_range, output, made_from)
+        _denoise(config, compute, choice, checkpoint, inputs, z_range, output, origin)
     if uncertainty is None:
         say(beside)
     else:
@@ -178,47 +163,12 @@ def _sink(
     )
 
 
-def _is_done(choice: Choice, output: str, grid: Volume, z_range: range, made_from: Mapping[str, str]) -> bool:
-    """Whether ``--resume`` finds a whole result, of this model and of these grey values.
-
-    Raises
-    ------
-    OutputError
-        There is one, of others.
-    """
-    if not choice.resume or choice.overwrite or not is_whole(output):
+def _is_done(choice: Choice, output: str, numbers: range, origin: Origin) -> bool:
+    """Whether ``--resume`` finds a whole result."""
+    if not choice.resume or choice.overwrite or not is_there(output, numbers, origin):
         return False
-    found, numbers = open_volume(output).slice_numbers, grid.slice_numbers[z_range.start : z_range.stop]
-    if found != numbers:
-        raise OutputError(
-            f"{output} is whole and has slices {describe_numbers(found)}, this run has {describe_numbers(numbers)}; "
-            "choose another --output, or replace it with --overwrite"
-        )
-    said = _MARK.search(stored_description(output))
-    if said and said[0] != _marked(made_from):
-        raise OutputError(
-            f"{output} is whole, but another model made it, or the input has changed since; make it anew with "
-            "--overwrite, or choose another --output"
-        )
     _log.info("nothing is left to do for %s", output)
     return True
-
-
-def _made_from(checkpoint: Checkpoint, inputs: InferenceInputs, z_range: range) -> dict[str, str]:
-    """What makes a result another one, whatever the files are called."""
-    volumes = [open_volume(path) for path in inputs.paths]
-    return {"model": digest(checkpoint.weights), "grey values": _hash(volumes, z_range)}
-
-
-def _hash(volumes: Sequence[Volume], z_range: range) -> str:
-    found = contents_hash(volumes, z_range)[:16]
-    give_back_freed()  # what stayed in this process would come on top of what denoising may take
-    return found
-
-
-def _marked(made_from: Mapping[str, str]) -> str:
-    """The same in a description."""
-    return f"sha256:{hashlib.sha256(json.dumps(made_from, sort_keys=True).encode()).hexdigest()}"
 
 
 def denoise_slice(config: RunConfig, compute: Compute, choice: Choice, *, number: int) -> str:
@@ -234,8 +184,8 @@ def denoise_slice(config: RunConfig, compute: Compute, choice: Choice, *, number
     name = f"{config.sample_name}_{_made_by(config, checkpoint, choice)}_{number:05d}.tif"
     output = choice.output or str(config.dataset.folder / f"{config.sample_name}_denoised_slices" / name)
     z_range = range(z, z + 1)
-    made_from = _made_from(checkpoint, inputs, z_range)
-    return _denoise(config, compute, choice, checkpoint, inputs, z_range, output, made_from)
+    origin = Origin.of(checkpoint, inputs, z_range)
+    return _denoise(config, compute, choice, checkpoint, inputs, z_range, output, origin)
 
 
 def _model(config: RunConfig, choice: Choice) -> Checkpoint:
@@ -263,7 +213,7 @@ def _denoise(
     inputs: InferenceInputs,
     z_range: range,
     output: str,
-    made_from: Mapping[str, str],
+    origin: Origin,
 ) -> str:
     require_not_an_input(output, config)
     grid = inputs.grid
@@ -279,8 +229,8 @@ def _denoise(
         choice,
         grid,
         z_range,
-        description=_description(checkpoint, inputs, made_from),
-        facts={**_facts(denoiser, inputs), **made_from},
+        description=described(made_with(checkpoint, inputs), origin),
+        facts={**made_how(denoiser, inputs), **origin.parts},
         dtype=output_type,
     )
     begun = time.monotonic()
@@ -311,18 +261,6 @@ def _denoiser(config: RunConfig, compute: Compute, checkpoint: Checkpoint, grid:
         patch_size=config.given_patch(mode_of(checkpoint.network).name) or RECIPES[checkpoint.network.name].patch_size,
         fill_non_finite=config.dataset.non_finite == "fill",
     )
-
-
-def _facts(denoiser: Denoiser, inputs: InferenceInputs) -> dict[str, Any]:
-    """How an unfinished result must have been made, to be continued; ``_made_from`` says from what."""
-    return {
-        "inputs": list(inputs.paths),
-        "normalization": [denoiser.normalization.mean, denoiser.normalization.std],
-        "tiles": str(denoiser.window),
-        "symmetries": denoiser.turns,
-        "arithmetic": str(denoiser.dtype),
-        "NaN filled": denoiser.fill_non_finite,
-    }
 
 
 def _warn_of_another_scale(normalization: Normalization, grid: Volume, z_range: range) -> None:
@@ -370,17 +308,3 @@ def _require_range(asked: str, dtype: np.dtype[Any], normalization: Normalizatio
 
 def _output_type(name: str, stored: np.dtype[Any]) -> np.dtype[Any]:
     return stored if name == "input" else np.dtype(name)
-
-
-def _description(checkpoint: Checkpoint, inputs: InferenceInputs, made_from: Mapping[str, str]) -> str:
-    """Where the result comes from, for the file's own metadata."""
-    facts = {
-        "software": "ct-denoise",
-        "versions": software_versions(),
-        "network": checkpoint.network.name,
-        "criterion": checkpoint.criterion,
-        "epoch": checkpoint.epoch,
-        "inputs": [Path(path).name for path in inputs.paths],
-        "made_from": _marked(made_from),
-    }
-    return json.dumps(facts)
