@@ -131,7 +131,7 @@ class AllSeen:
     Attributes
     ----------
     runs
-        The last one last. None: nothing is known.
+        The last one last.
     is_all
         Whether there was nothing before them that is not known.
     """

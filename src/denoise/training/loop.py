@@ -338,7 +338,7 @@ class TrainingRun:
         raise Interrupted(
             number,
             f"stopped in epoch {progress.epoch + 1} after {progress.step} steps; the state is saved in "
-            f"{self.folder.path}, `denoise train --resume` continues from it",
+            f"{self.folder.path}, the same command with --resume continues from it",
         )
 
     def _save_state(self) -> None:

@@ -75,7 +75,8 @@ def require_harmless(opening: str, path: Path, *arguments: str, error: type[Deno
         )
     if child.returncode:
         _log.debug("no trial of %s: %s", path, child.stderr.decode("utf-8", "replace"))
-    _passed.add(key)
+    else:
+        _passed.add(key)
 
 
 def in_child(seconds: str, opening: str, *arguments: str) -> None:
