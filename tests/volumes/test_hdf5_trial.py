@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -106,6 +107,16 @@ def test_small_files_without_a_heap_need_no_trial(tmp_path: Path, monkeypatch: p
     monkeypatch.setattr(hdf5_trial, "_SEARCHED_BYTES", 100)
     assert open_volume(tmp_path / "v.h5").shape == (3, 9, 8)
     assert len(tried) == 1
+
+
+def test_within_another_program_nothing_is_started(scan: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tried = _counted(monkeypatch)
+    monkeypatch.setattr(sys, "frozen", True, raising=False)
+    assert Scan.open(scan).sample_name == "foam"
+    monkeypatch.setattr(sys, "frozen", False)
+    monkeypatch.setattr(sys, "executable", "")
+    assert Scan.open(scan).sample_name == "foam"
+    assert not tried
 
 
 @pytest.mark.parametrize("opening", ["no_such_module:open", "json:no_such_function"])

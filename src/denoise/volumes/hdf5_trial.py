@@ -55,6 +55,8 @@ def require_harmless(opening: str, path: Path, *arguments: str, error: type[Deno
     DenoiseError
         Of the type ``error``: the child needed more than 20 s of processor time or 1 GB of memory, or died.
     """
+    if not sys.executable or getattr(sys, "frozen", False):
+        return  # within a program that is no Python to start
     try:
         found = path.stat()
         key = opening, str(path), *arguments, str(found.st_size), str(found.st_mtime_ns)
