@@ -42,6 +42,7 @@ import torch
 from hypothesis import HealthCheck, Phase, given, seed, settings
 
 from denoise.errors import DenoiseError
+from denoise.volumes import hdf5_trial
 from fuzz_mutation import LineCoverage, Tree, mutated
 from fuzz_structures import STRUCTURES
 from fuzz_targets import TARGETS, Target, input_folder, refusal_problem
@@ -189,6 +190,7 @@ def _limit(crash: Path) -> None:
     signal.signal(signal.SIGALRM, _hang)
     signal.signal(signal.SIGVTALRM, _hang)
     faulthandler.register(signal.SIGPROF, file=log, chain=True)
+    hdf5_trial.SECONDS = 2  # of a process that others wait for by the clock
     null = os.open(os.devnull, os.O_WRONLY)
     os.dup2(null, 2)  # libraries in C speak there
 
