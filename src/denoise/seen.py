@@ -82,7 +82,10 @@ class Seen:
             return again, f"held out in training, of the same grey values as slices {describe_numbers(again)}"
         alike = self.contents.show_one_object(volumes)
         if alike is False:
-            return None, "the model was trained on what looks like another scan: then no slice of this one was seen"
+            return None, (
+                "the model was trained on what looks like another scan: then no slice of this one was seen, unless the "
+                "rotation centre of one of the two was far off"
+            )
         if not any(number in self.slices for number in numbers):
             known = "the model was trained on slices"
             return None, f"{known} {describe_numbers(self.slices)}: none of these, if they are numbered alike"

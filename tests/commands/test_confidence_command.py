@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from denoise.commands import confidence
-from denoise.commands.confidence import uncertainty_path
+from denoise.commands.origin import uncertainty_path
 
 if TYPE_CHECKING:
     from tiny_dataset import Dataset, Outcome, Tools

@@ -18,6 +18,7 @@ import tifffile
 
 from denoise.checkpoint import Checkpoint
 from denoise.normalization import Normalization
+from denoise.volumes import create_sink
 
 if TYPE_CHECKING:
     from tiny_dataset import Dataset, Outcome, Tools
@@ -251,14 +252,22 @@ def test_whole_numbers_that_would_lose_the_image_are_refused(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("factor", [1000, 0.001])
 def test_grey_values_of_another_scale_than_the_models_are_a_warning(
-    finished: Dataset, denoise: Callable[..., Outcome], tools: Tools
+    finished: Dataset, denoise: Callable[..., Outcome], tools: Tools, factor: float
 ) -> None:
-    assert "WARNING" not in denoise("slice", "--config", finished.config, "--slice-number", 1, "--device", "cpu").log
+    stored = Checkpoint.load(finished.run / "best_val_model.pth")
+    mean = 0.0 if factor < 1 else stored.normalization.mean  # the standard deviation alone must tell
+    normalization = Normalization(mean, stored.normalization.std)
+    dataclasses.replace(stored, normalization=normalization).save(finished.run / "best_val_model.pth")
     values = tools.read(finished.folder / "whole")
-    shutil.rmtree(finished.folder / "whole")
-    tools.write(finished.folder / "whole", values * 1000)
-    outcome = denoise("slice", "--config", finished.config, "--slice-number", 2, "--device", "cpu")
+    centred = (values - values.mean() + mean).astype(np.float32)
+    for name, stack in (("same", centred), ("scaled", (factor * centred).astype(np.float32))):
+        tools.write(finished.folder / name, stack)
+    config = finished.configured("full: whole", "full: same")
+    assert "WARNING" not in denoise("slice", "--config", config, "--slice-number", 1, "--device", "cpu").log
+    config = finished.configured("full: whole", "full: scaled")
+    outcome = denoise("slice", "--config", config, "--slice-number", 2, "--device", "cpu")
     assert outcome.code == 0, outcome.err
     assert "WARNING" in outcome.log
     assert "slice 2 of the input has grey values" in outcome.log
@@ -367,6 +376,57 @@ def test_what_was_made_from_other_grey_values_is_neither_continued_nor_taken_for
     assert denoise(*command, "--resume").code == 0, "versions before this one did not say"
     error = denoise(*command, "--resume", "--start-slice", 3).error
     assert "is whole and has slices 0..11, this run has 3..11" in error
+
+
+def test_only_a_result_of_this_run_counts_as_done(
+    finished: Dataset, denoise: Callable[..., Outcome], tools: Tools
+) -> None:
+    output = finished.folder / "out.tif"
+    command = ("volume", "--config", finished.config, "--resume", "--output")
+    *_, full = tools.images()
+    for foreign, values in (("foreign", full), ("small.tif", full[:, :10, :10])):
+        with create_sink(finished.folder / foreign, shape=values.shape) as sink:
+            sink.write(0, np.asarray(values, np.float32))
+        assert "is no result of this run" in denoise(*command, finished.folder / foreign).error
+    for more in ((), ("--confidence",)):
+        assert "in the input" in denoise(*command, finished.folder / "whole", *more).error
+    assert denoise(*command, output).code == 0
+    before = tools.fingerprint(finished.folder)
+    assert "of type float32, this run makes float64" in denoise(*command, output, "--dtype", "float64").error
+    turned = finished.configured("infer: {", "infer: {tta: 2, ")
+    error = denoise("volume", "--config", turned, "--resume", "--output", output).error
+    assert "another model or infer.tta made it" in error
+    turned.unlink()
+    assert "nothing is left to do" in denoise(*command, output).log
+    assert tools.fingerprint(finished.folder) == before
+
+
+def test_what_was_begun_goes_on_where_its_folder_was_moved_to(
+    finished: Dataset, denoise: Callable[..., Outcome], tools: Tools
+) -> None:
+    file = finished.folder / "whole" / "whole_00010.tif"
+    whole = file.read_bytes()
+    file.write_bytes(b"")
+    assert denoise("volume", "--config", finished.config, "--output", finished.folder / "out").code == 2
+    file.write_bytes(whole)
+    moved = finished.folder.with_name("moved")
+    finished.folder.rename(moved)
+    config = moved / finished.config.name
+    config.write_text(config.read_text().replace(str(finished.folder), str(moved)))
+    outcome = denoise("volume", "--config", config, "--output", moved / "out", "--resume")
+    assert outcome.code == 0, outcome.err
+    assert denoise("volume", "--config", config, "--output", moved / "anew").code == 0
+    np.testing.assert_array_equal(tools.read(moved / "out"), tools.read(moved / "anew"))
+
+
+def test_an_uncertainty_of_a_result_that_is_replaced_is_named(
+    finished: Dataset, denoise: Callable[..., Outcome]
+) -> None:
+    command = ("volume", "--config", finished.config, "--output", finished.folder / "out.tif", "--overwrite")
+    assert "uncertainty" not in denoise(*command).log
+    with create_sink(finished.folder / "out_uncertainty.tif", shape=(1, 4, 4)) as sink:
+        sink.write(0, np.zeros((1, 4, 4), np.float32))
+    assert "out_uncertainty.tif is the uncertainty of the result that is replaced" in denoise(*command).log
 
 
 def test_splits_can_be_denoised_instead_of_the_full_reconstruction_which_may_then_be_missing(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
@@ -11,11 +12,12 @@ import pytest
 import torch
 from torch import nn
 
+from denoise.errors import DeviceError
 from denoise.inference import run
 from denoise.inference.engine import Denoiser
 from denoise.inference.reader import layer_bytes
 from denoise.inference.run import InferenceJob, besides_slabs, run_worker, shares
-from denoise.inference.slabs import plan_slabs
+from denoise.inference.slabs import SlabPlan, plan_slabs
 from denoise.launch import World
 from denoise.normalization import Normalization
 from denoise.tiles import TileGrid, Window
@@ -65,3 +67,10 @@ def test_layers_get_what_the_fastest_slabs_leave_and_no_slab_is_made_smaller_for
         run_worker(World(0, 1, cpu), replace(job, max_memory=besides + fastest + extra))
         assert told["budget"] == budget
         assert (layer_bytes(volume, told["largest_layer"]) == layer) == (extra == 2 * layer)
+    least = besides + SlabPlan(TileGrid(volume.shape, window), 2, 1, 1).n_bytes
+    run_worker(World(0, 1, cpu), replace(job, max_memory=least))
+    with pytest.raises(DeviceError, match=r"is too little for slices of 80 x 80 voxels; allow at least \d") as error:
+        run_worker(World(0, 1, cpu), replace(job, max_memory=least - 1))
+    said = re.search(r"at least (\d+\.\d+) ([GM])B", str(error.value))
+    assert said is not None
+    assert least <= float(said[1]) * {"G": 1e9, "M": 1e6}[said[2]] <= least + 20e6

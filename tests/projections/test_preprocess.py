@@ -107,3 +107,8 @@ def test_a_stripe_is_removed_and_the_rest_is_kept(rng: np.random.Generator) -> N
 def test_stripe_removal_keeps_constant_sinograms_of_any_shape(shape: tuple[int, int, int], value: float) -> None:
     sinograms = np.full(shape, value, np.float32)
     np.testing.assert_allclose(remove_stripes(sinograms), sinograms, atol=1e-5)
+
+
+def test_stripes_of_a_few_columns_are_refused() -> None:
+    with pytest.raises(ScanError, match="cannot be removed from 2 detector columns"):
+        remove_stripes(np.ones((20, 1, 2), np.float32))

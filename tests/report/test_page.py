@@ -157,6 +157,8 @@ def test_numbers_of_the_headline_are_said_with_their_intervals() -> None:
     assert "as if exposed 9.7 times as long" in words
     assert "Equivalent dose: would have this squared error." in words
     assert "Slices 10 to 14, 5 × 64 × 64 voxels: held out in training." in words
+    of_rows = CONTENT | {"held_out": {**CONTENT["held_out"], "rows": [100, 163]}}
+    assert "Rows 100 to 163 of slices 10 to 14, 5 × 64 × 64 voxels" in Read(render_page(of_rows)).words
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ import pytest
 from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
 
+from denoise.errors import VolumeError
 from denoise.tiles import Region, TileGrid, Window
 from denoise.trust.after import judge
 from denoise.trust.errors import error_sums
@@ -20,6 +21,7 @@ from denoise.trust.greys import grey_shift, materials
 from denoise.trust.pictures import edge_profiles, sections
 from denoise.trust.report import Report
 from denoise.trust.seams import Seams, find_seams, shifted, tile_borders
+from denoise.trust.support import support_of
 from denoise.trust.verdict import Severity
 
 if TYPE_CHECKING:
@@ -131,6 +133,13 @@ def test_a_result_that_is_worse_than_its_input_is_not_valid(scan: Scan) -> None:
     report = Report.of(scan.evidence(lambda stack: gaussian_filter(stack, (0, 12, 12))))
     assert report.verdict.word == "not valid"
     assert report.verdict.warnings[0].name == "gain"
+
+
+def test_a_result_without_anything_in_it_is_refused_and_bands_without_it_are_not_known(scan: Scan) -> None:
+    nothing = scan.evidence(lambda stack: np.zeros_like(stack))
+    assert all(np.isnan(band.support) and band.kept == 0 for band in support_of(nothing))
+    with pytest.raises(VolumeError, match="is 0 nearly everywhere, and nothing can be judged"):
+        Report.of(nothing)
 
 
 def test_splits_whose_streaks_are_opposed_give_no_number_but_a_word(scan: Scan) -> None:

@@ -94,6 +94,7 @@ def test_splits_that_cannot_be_trained_on_are_not_valid(pair: tuple[Float32Array
     noise = one - other
     for name, splits in {
         "noise_independent": (one, one * np.float32(1.00001)),
+        "same_scale": (one, 3 * other),
         "registered": (one, np.roll(other, 3, axis=2)),
         "empty": (np.zeros_like(one), np.zeros_like(one)),
     }.items():

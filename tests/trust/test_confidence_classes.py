@@ -21,6 +21,12 @@ def test_an_error_that_every_slice_says_alike_is_believed() -> None:
     np.testing.assert_allclose(_steadied(sums_of([1.0, 2.0, 3.0], alike), 1.0), alike[0])
 
 
+def test_voxels_that_all_splits_have_alike_are_told_too() -> None:
+    """Air that was clipped to 0: nothing differs, neither between splits nor between slices."""
+    alike = np.tile([0.1, 3.0], (SLICES, 1))
+    np.testing.assert_allclose(_steadied(sums_of([0.0, 2.0], alike), 1.0), alike[0])
+
+
 def test_an_error_that_is_all_noise_is_taken_to_follow_the_disagreement() -> None:
     noise = np.where(np.arange(SLICES) % 2, 1000.0, -1000.0)[:, None] + np.zeros((SLICES, 3))
     np.testing.assert_allclose(_steadied(sums_of([1.0, 2.0, 3.0], noise), 2.0), [2.0, 8.0, 18.0], rtol=1e-2)

@@ -52,7 +52,9 @@ def test_a_scan_in_whose_heap_the_library_goes_round_in_circles_is_refused(
 ) -> None:
     monkeypatch.setattr(hdf5_trial, "SECONDS", 2)
     _with_zeros_in_the_heap(scan)
-    with pytest.raises(ScanError, match=r"scan\.h5 is damaged: .* does not come to an end within 2 s .* copy the file"):
+    with pytest.raises(
+        ScanError, match=r"scan\.h5 seems damaged: .* does not come to an end within 2 s .* copy the file"
+    ):
         Scan.open(scan)
 
 
@@ -65,7 +67,7 @@ def test_a_volume_whose_virtual_dataset_is_damaged_is_refused(tmp_path: Path, mo
         layout[:] = h5py.VirtualSource(file["part"])
         file.create_virtual_dataset("whole", layout)
     _with_zeros_in_the_heap(path)
-    with pytest.raises(VolumeError, match=r"v\.h5 is damaged: .* does not come to an end"):
+    with pytest.raises(VolumeError, match=r"v\.h5 seems damaged: .* does not come to an end"):
         open_volume(path)
 
 
@@ -83,7 +85,7 @@ def test_a_text_that_asks_for_gigabytes_is_refused(scan: Path) -> None:
 def test_a_crash_of_the_library_is_a_sentence(scan: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "crashing.py").write_text("import os\n\n\ndef at(path: str) -> None:\n    os.abort()\n")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    with pytest.raises(VolumeError, match=r"scan\.h5 is damaged: the HDF5 library crashes"):
+    with pytest.raises(VolumeError, match=r"scan\.h5 seems damaged: the HDF5 library crashes"):
         require_harmless("crashing:at", scan, error=VolumeError)
 
 
@@ -117,6 +119,11 @@ def test_within_another_program_nothing_is_started(scan: Path, monkeypatch: pyte
     monkeypatch.setattr(sys, "executable", "")
     assert Scan.open(scan).sample_name == "foam"
     assert not tried
+
+
+def test_where_no_child_can_be_started_files_are_read_all_the_same(scan: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "executable", str(scan.with_name("python-that-was-moved")))
+    assert Scan.open(scan).sample_name == "foam"
 
 
 @pytest.mark.parametrize("opening", ["no_such_module:open", "json:no_such_function"])

@@ -123,6 +123,14 @@ def test_a_tiff_file_over_4_gb_is_a_bigtiff(tmp_path, monkeypatch):
     np.testing.assert_array_equal(_whole(open_volume(tmp_path / "out.tif")), _numbered())
 
 
+def test_headers_of_many_small_slices_count_too(tmp_path, monkeypatch):
+    monkeypatch.setattr("denoise.volumes.tiff_file._LARGEST_CLASSIC", 1100)
+    with create_sink(tmp_path / "out.tif", shape=(250, 1, 1)) as sink:
+        sink.write(0, np.ones((250, 1, 1), np.float32))
+    with tifffile.TiffFile(tmp_path / "out.tif") as tif:
+        assert tif.is_bigtiff
+
+
 def test_slices_of_a_folder_are_named_by_their_numbers_and_imagej_finds_the_voxel_size(tmp_path):
     _write(tmp_path / "run_0.65um", _numbered(), voxel_size_um=(2.0, 0.65, 0.7), slice_numbers=range(99998, 100004))
     names = _names(tmp_path / "run_0.65um")

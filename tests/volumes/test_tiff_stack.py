@@ -95,6 +95,7 @@ def test_slices_are_ordered_naturally(tmp_path):
         (["RECON_8.TIF", "recon_9.tiff", "Recon_10.Tiff"], range(8, 11)),
         (["r_2.tif", "r_4.tif", "r_6.tif"], range(2, 8, 2)),
         (["scan2_0.65um_7.tif"], range(7, 8)),
+        (["10²0.tif", "10²1.tif", "³_2.tif"], range(3)),
         (["a.tif", "b.tif", "c.tif"], range(3)),
         (["0099.tif", "0100.tif"], range(99, 101)),
     ],

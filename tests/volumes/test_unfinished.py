@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import subprocess
@@ -13,7 +14,7 @@ import pytest
 
 from denoise.errors import OutputError
 from denoise.tiles import Region
-from denoise.volumes import create_sink, is_whole, open_volume
+from denoise.volumes import create_sink, is_whole, open_volume, slice_pool
 from denoise.volumes.unfinished import Unfinished, runs_of
 
 # Every writer: a name, and how it is compressed.
@@ -99,6 +100,66 @@ def test_an_exception_keeps_what_is_done(tmp_path, name, compression):
         for run in sink.missing:
             _write(sink, (run.start, run.stop))
     np.testing.assert_array_equal(_whole(tmp_path / name), _numbered())
+
+
+@pytest.mark.parametrize(("name", "compression"), FORMATS)
+def test_what_the_disk_refused_once_is_missing(tmp_path, monkeypatch, name, compression):
+    """The system reports a failed write of its cache to whoever syncs next, and to nobody after."""
+
+    def refuses() -> None:
+        with _sink(tmp_path / name, compression=compression) as sink:
+            _write(sink, (16, 22))
+            sink.flush()
+            _write(sink, (0, 16))
+            monkeypatch.setattr(os, "fsync", once)
+            sink.flush()
+
+    def once(descriptor: int) -> None:
+        monkeypatch.setattr(os, "fsync", fsync)
+        raise OSError(errno.EIO, "Input/output error")
+
+    fsync = os.fsync
+    with pytest.raises(OSError, match="Input/output error"):
+        refuses()
+    with _sink(tmp_path / name, resume=True, compression=compression) as sink:
+        assert sink.missing == [range(16)]
+        _write(sink, (0, 16))
+    np.testing.assert_array_equal(_whole(tmp_path / name), _numbered())
+
+
+@pytest.mark.parametrize(("name", "compression"), [("out", None), ("out", "gzip"), ("out.h5", "gzip")])
+@pytest.mark.parametrize("behind", [0, 6], ids=["told while syncing", "told while storing"])
+def test_a_slice_that_could_not_be_written_is_missing(tmp_path, monkeypatch, name, compression, behind):
+    def fails() -> None:
+        with _sink(tmp_path / name, compression=compression) as sink:
+            _write(sink, (16, 22))
+            sink.flush()
+            pool = sink.writer._pool
+            write = pool._write
+
+            def full(z: int, image: np.ndarray) -> None:
+                write(z, image if z != 5 else np.zeros_like(image))
+                if z == 5:
+                    raise OSError(errno.ENOSPC, "No space left on device")
+
+            monkeypatch.setattr(pool, "_write", full)
+            if behind:
+                monkeypatch.setattr(slice_pool, "_WAITING", behind)
+            _write(sink, (0, 16))
+
+    with pytest.raises(OutputError, match="the disk is full"):
+        fails()
+    monkeypatch.undo()
+    with _sink(tmp_path / name, resume=True, compression=compression) as sink:
+        assert sink.missing == [range(16)]
+        _write(sink, (0, 16))
+    np.testing.assert_array_equal(_whole(tmp_path / name), _numbered())
+
+
+def test_another_dataset_of_the_file_is_not_what_was_begun(tmp_path):
+    _killed(tmp_path / "out.h5")
+    with pytest.raises(OutputError, match=r"was begun with dataset = '/exchange/data', this run has '/b'"):
+        _sink(f"{tmp_path / 'out.h5'}::/b", resume=True).__enter__()
 
 
 @pytest.mark.parametrize(("name", "compression"), FORMATS)

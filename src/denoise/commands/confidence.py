@@ -19,6 +19,7 @@ from denoise.arithmetic import give_back_unused
 from denoise.checkpoint import Checkpoint
 from denoise.commands.display import say, slices_bar
 from denoise.commands.inputs import open_splits
+from denoise.commands.origin import uncertainty_path
 from denoise.commands.report import held_out_region, runner
 from denoise.config import RunConfig
 from denoise.errors import ConfigError, DeviceError
@@ -264,15 +265,6 @@ def require_uncertainty(config: RunConfig, result: str, *, overwrite: bool) -> N
     if not config.given_splits:
         raise ConfigError("--confidence needs the sub-reconstructions; name them in dataset.splits")
     require_free(Path(uncertainty_path(result).partition("::")[0]), overwrite=overwrite)
-
-
-def uncertainty_path(result: str) -> str:
-    """Beside the result, named after it."""
-    place, inside, dataset = result.partition("::")
-    path = Path(place)
-    # What follows the last point of foam_volume_2.5d is no suffix: those of formats begin with a letter.
-    suffix = path.suffix if path.suffix[1:2].isalpha() else ""
-    return f"{path.with_name(f'{path.name.removesuffix(suffix)}_uncertainty{suffix}')}{inside}{dataset}"
 
 
 def run_uncertainty(world: World, job: UncertaintyJob) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from denoise.commands.inputs import (
     open_splits,
     require_not_an_input,
 )
-from denoise.commands.origin import Origin, described, is_there, made_how, made_with
+from denoise.commands.origin import Origin, described, is_there, made_how, made_with, uncertainty_path
 from denoise.config import RunConfig
 from denoise.config.recipes import RECIPES
 from denoise.errors import CheckpointError, OutputError, VolumeError
@@ -39,6 +39,7 @@ from denoise.volumes import (
     Volume,
     VolumeSink,
     create_sink,
+    is_whole,
     require_same_grid,
     slice_range,
 )
@@ -79,11 +80,12 @@ def denoise_volume(
     if len(numbers) < inputs.grid.shape[0]:
         name += f"_slices_{numbers[0]:05d}-{numbers[-1]:05d}"
     output = choice.output or str(config.dataset.folder / name)
+    require_not_an_input(output, config)
     if choice.confidence:
         _denoise_with_uncertainty(config, compute, choice, checkpoint, inputs, z_range, output)
         return output
-    origin = Origin.of(checkpoint, inputs, z_range)
-    if _is_done(choice, output, numbers, origin):
+    origin = Origin.of(checkpoint, inputs, z_range, config.infer.tta)
+    if _is_done(choice, output, inputs.grid, numbers, origin):
         say(output)
     else:
         _denoise(config, compute, choice, checkpoint, inputs, z_range, output, origin)
@@ -100,17 +102,17 @@ def _denoise_with_uncertainty(
     output: str,
 ) -> None:
     # Imported where it is used: what judges results takes 70 MB of memory.
-    from denoise.commands.confidence import Uncertainty, require_uncertainty, uncertainty_path, write_uncertainty
+    from denoise.commands.confidence import Uncertainty, require_uncertainty, write_uncertainty
 
     require_uncertainty(config, output, overwrite=choice.overwrite or choice.resume)
     beside = uncertainty_path(output)
     uncertainty = None
     splits = open_splits(config)
     require_same_grid(splits.volumes[0], inputs.grid, "split 0", "the volume that is denoised")
-    origin = Origin.of(checkpoint, inputs, z_range)
+    origin = Origin.of(checkpoint, inputs, z_range, config.infer.tta)
     compared = origin.with_splits(splits.volumes, z_range)
     numbers = inputs.grid.slice_numbers[z_range.start : z_range.stop]
-    if not _is_done(choice, beside, numbers, compared):
+    if not _is_done(replace(choice, dtype="float32"), beside, inputs.grid, numbers, compared):
         denoiser = _denoiser(config, compute, checkpoint, inputs.grid)
         sink = _sink(
             beside,
@@ -125,7 +127,7 @@ def _denoise_with_uncertainty(
         uncertainty = Uncertainty.of(
             config, compute, checkpoint, denoiser, model=model, grid=inputs.grid, z_range=z_range, sink=sink
         )
-    if _is_done(choice, output, numbers, origin):
+    if _is_done(choice, output, inputs.grid, numbers, origin):
         say(output)
     else:
         _denoise(config, compute, choice, checkpoint, inputs, z_range, output, origin)
@@ -163,9 +165,11 @@ def _sink(
     )
 
 
-def _is_done(choice: Choice, output: str, numbers: range, origin: Origin) -> bool:
+def _is_done(choice: Choice, output: str, grid: Volume, numbers: range, origin: Origin) -> bool:
     """Whether ``--resume`` finds a whole result."""
-    if not choice.resume or choice.overwrite or not is_there(output, numbers, origin):
+    if not choice.resume or choice.overwrite:
+        return False
+    if not is_there(output, numbers, (grid.shape[1], grid.shape[2]), _output_type(choice.dtype, grid.dtype), origin):
         return False
     _log.info("nothing is left to do for %s", output)
     return True
@@ -183,8 +187,9 @@ def denoise_slice(config: RunConfig, compute: Compute, choice: Choice, *, number
     z = numbers.index(number)
     name = f"{config.sample_name}_{_made_by(config, checkpoint, choice)}_{number:05d}.tif"
     output = choice.output or str(config.dataset.folder / f"{config.sample_name}_denoised_slices" / name)
+    require_not_an_input(output, config)
     z_range = range(z, z + 1)
-    origin = Origin.of(checkpoint, inputs, z_range)
+    origin = Origin.of(checkpoint, inputs, z_range, config.infer.tta)
     return _denoise(config, compute, choice, checkpoint, inputs, z_range, output, origin)
 
 
@@ -215,7 +220,6 @@ def _denoise(
     output: str,
     origin: Origin,
 ) -> str:
-    require_not_an_input(output, config)
     grid = inputs.grid
     devices = compute.devices()
     say_device(devices, compute.device == "cpu")
@@ -233,6 +237,10 @@ def _denoise(
         facts={**made_how(denoiser, inputs), **origin.parts},
         dtype=output_type,
     )
+    if choice.overwrite and not choice.confidence and is_whole(beside := uncertainty_path(output)):
+        _log.warning(
+            "%s is the uncertainty of the result that is replaced; remove it, or make both with --confidence", beside
+        )
     begun = time.monotonic()
     plane = grid.shape[1] * grid.shape[2]
     progress = partial(slices_bar, "denoising", plane * len(devices))
@@ -271,7 +279,7 @@ def _warn_of_another_scale(normalization: Normalization, grid: Volume, z_range: 
         return
     std = (found.squared_deviation / found.count) ** 0.5
     shift = abs(found.mean - normalization.mean) / normalization.std
-    if shift > _FARTHEST or std > _FARTHEST * normalization.std:
+    if shift > _FARTHEST or not normalization.std / _FARTHEST <= std <= _FARTHEST * normalization.std:
         _log.warning(
             "slice %d of the input has grey values %.4g +- %.4g, the model was trained on %.4g +- %.4g: the result is "
             "unreliable; denoise a volume of the same scale, or train on this one",

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from denoise.archive import software_versions
 from denoise.checkpoint import Checkpoint, digest
 from denoise.commands.inputs import InferenceInputs
@@ -20,6 +22,7 @@ from denoise.volumes import Volume, is_whole, open_volume, stored_description
 from denoise.volumes.contents import contents_hash
 from denoise.volumes.volume import describe_numbers
 
+_SOFTWARE = "ct-denoise"
 _MARK = re.compile("sha256:[0-9a-f]{64}")
 
 
@@ -36,10 +39,11 @@ class Origin:
     parts: Mapping[str, str]
 
     @classmethod
-    def of(cls, checkpoint: Checkpoint, inputs: InferenceInputs, z_range: range) -> Origin:
-        """Of a result for some slices."""
+    def of(cls, checkpoint: Checkpoint, inputs: InferenceInputs, z_range: range, turns: int = 1) -> Origin:
+        """Of a result for some slices, the mean over so many turned and mirrored tiles."""
         volumes = [open_volume(path) for path in inputs.paths]
-        return cls({"model": digest(checkpoint.weights), "grey values": _hash(volumes, z_range)})
+        averaged = {"tta": str(turns)} if turns > 1 else {}  # without it as in earlier versions
+        return cls({"model": digest(checkpoint.weights), "grey values": _hash(volumes, z_range), **averaged})
 
     def with_splits(self, splits: Sequence[Volume], z_range: range) -> Origin:
         """Of what is made from the splits too."""
@@ -51,34 +55,54 @@ class Origin:
         return f"sha256:{hashlib.sha256(json.dumps(dict(self.parts), sort_keys=True).encode()).hexdigest()}"
 
 
-def is_there(output: str, numbers: range, origin: Origin) -> bool:
+def is_there(output: str, numbers: range, plane: tuple[int, int], dtype: np.dtype[Any], origin: Origin) -> bool:
     """Whether there is a whole result of this origin under a name.
+
+    Parameters
+    ----------
+    numbers, plane, dtype
+        Of the result that is wanted: its slices' numbers, (Y, X) and type.
 
     Raises
     ------
     OutputError
-        There is one of other slices, or of another origin.
+        There is something else, or a result of other slices, of another type or another origin.
     """
     if not is_whole(output):
         return False
-    found = open_volume(output).slice_numbers
-    if found != numbers:
+    found = open_volume(output)
+    other = "choose another --output, or replace it with --overwrite"
+    if found.slice_numbers != numbers:
         raise OutputError(
-            f"{output} is whole and has slices {describe_numbers(found)}, this run has {describe_numbers(numbers)}; "
-            "choose another --output, or replace it with --overwrite"
+            f"{output} is whole and has slices {describe_numbers(found.slice_numbers)}, this run has "
+            f"{describe_numbers(numbers)}; {other}"
         )
-    said = _MARK.search(stored_description(output))
+    description = stored_description(output)
+    said = _MARK.search(description)
+    if found.shape[1:] != plane or not (said or _SOFTWARE in description):
+        raise OutputError(f"{output} is there already and is no result of this run; choose another --output")
+    if found.dtype != dtype:
+        raise OutputError(f"{output} is whole and of type {found.dtype}, this run makes {dtype}; {other}")
     if said and said[0] != origin.mark:
         raise OutputError(
-            f"{output} is whole, but another model made it, or the input has changed since; make it anew with "
-            "--overwrite, or choose another --output"
+            f"{output} is whole, but another model or infer.tta made it, or the input has changed since; make it anew "
+            "with --overwrite, or choose another --output"
         )
     return True
 
 
+def uncertainty_path(result: str) -> str:
+    """Beside the result, named after it."""
+    place, inside, dataset = result.partition("::")
+    path = Path(place)
+    # What follows the last point of foam_volume_2.5d is no suffix: those of formats begin with a letter.
+    suffix = path.suffix if path.suffix[1:2].isalpha() else ""
+    return f"{path.with_name(f'{path.name.removesuffix(suffix)}_uncertainty{suffix}')}{inside}{dataset}"
+
+
 def described(facts: Mapping[str, Any], origin: Origin) -> str:
     """A description for the file's own metadata."""
-    return json.dumps({"software": "ct-denoise", **facts, "made_from": origin.mark})
+    return json.dumps({"software": _SOFTWARE, **facts, "made_from": origin.mark})
 
 
 def made_with(checkpoint: Checkpoint, inputs: InferenceInputs) -> dict[str, Any]:

@@ -153,6 +153,7 @@ def write_report(config: RunConfig, compute: Compute, request: Request) -> Judge
         **judged.as_plain(),
         "held_out": {
             "slices": [numbers[low], numbers[high]],
+            "rows": None if region.shape_zyx[1] == splits.shape[1] else [first_row, region.stop_zyx[1] - 1],
             "start_zyx": list(region.start_zyx),
             "shape_zyx": list(region.shape_zyx),
             "why": where,
@@ -165,6 +166,8 @@ def write_report(config: RunConfig, compute: Compute, request: Request) -> Judge
         },
     }
     slices = f"slice{'s' if high > low else ''} {describe_numbers(numbers[low : high + 1])}"
+    if region.shape_zyx[1] < splits.shape[1]:
+        slices = f"rows {first_row}..{region.stop_zyx[1] - 1} of {slices}"
     judgement = Judgement(judged, evidence, region, f"{slices} ({where})", path)
     folder.mkdir(parents=True, exist_ok=True)
     content = _known(content)

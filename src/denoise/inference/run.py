@@ -11,11 +11,13 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 
+from denoise.errors import DeviceError
 from denoise.inference.engine import Denoiser, denoise_slices
 from denoise.inference.reader import LARGEST_LAYER_BYTES, layer_bytes
-from denoise.inference.slabs import plan_slabs
+from denoise.inference.slabs import SlabPlan, plan_slabs
 from denoise.launch import World
 from denoise.memory import available_bytes, process_bytes, share_of
+from denoise.readable import gigabytes
 from denoise.tiles import TileGrid
 from denoise.volumes import VolumeSink
 from denoise.volumes.slice_pool import waiting_bytes
@@ -102,11 +104,20 @@ def run_worker(world: World, job: InferenceJob) -> None:
         As ``denoise_slices`` and ``VolumeSink`` say.
     """
     denoiser = replace(job.denoiser, device=world.device)
+    grid = TileGrid(job.inputs[0].shape, denoiser.window)
     allowed = None
     if job.max_memory is not None:
         besides = besides_slabs(job.inputs, denoiser, job.sink, largest_layer=0)
         allowed = share_of(job.max_memory, world.local_size) - besides
-    shares = MemoryShares.of(job.inputs, TileGrid(job.inputs[0].shape, denoiser.window), allowed, world.local_size)
+        least = SlabPlan(grid, len(job.inputs), 1, 1).n_bytes
+        if allowed < least:
+            needed = job.max_memory + world.local_size * (least - allowed)
+            raise DeviceError(
+                f"--max-memory {gigabytes(job.max_memory)} is too little for slices of {grid.shape_zyx[1]} x "
+                f"{grid.shape_zyx[2]} voxels; allow at least {gigabytes(needed + 9_999_999)}, or use a smaller "
+                "infer.tile_size"
+            )
+    shares = MemoryShares.of(job.inputs, grid, allowed, world.local_size)
 
     def fill(piece: range, advance: Callable[[int], None]) -> None:
         denoise_slices(

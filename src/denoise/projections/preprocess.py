@@ -20,6 +20,7 @@ from denoise.volumes.volume import Float32Array
 # it holds floats the size of a count is unknown, and 1e-4 is the dynamic range of a 14-bit detector: a line integral
 # of 9.2 instead of infinity.
 _LEAST_COUNT = 0.5
+_FEWEST_COLUMNS = 5
 _LEAST_TRANSMISSION = 1e-4
 
 
@@ -122,10 +123,20 @@ def remove_stripes(sinograms: Float32Array) -> Float32Array:
     Returns
     -------
     float32 array of the same shape.
+
+    Raises
+    ------
+    ScanError
+        Fewer than 5 columns: a stripe has no neighbours there.
     """
     from algotom.prep.removal import remove_all_stripe
 
     columns = sinograms.shape[2]
+    if columns < _FEWEST_COLUMNS:
+        raise ScanError(
+            f"stripes cannot be removed from {columns} detector columns, there must be {_FEWEST_COLUMNS} at least; "
+            "leave --remove-stripes out"
+        )
     large = int(np.clip(51 * columns / 2560, 11, 51)) | 1
     small = int(np.clip(21 * columns / 2560, 5, 21)) | 1
     result = np.empty_like(sinograms)

@@ -227,6 +227,9 @@ def _held_out(content: Plain) -> str:
     which = "Slices"
     if slices:
         which = f"Slices {' to '.join(map(str, slices))}" if len(set(slices)) > 1 else f"Slice {slices[0]}"
+    rows = stored.get("rows")
+    if rows:  # not all of them
+        which = f"Rows {' to '.join(map(str, rows))} of {which[0].lower()}{which[1:]}"
     size = f", {' × '.join(map(str, shape))} voxels" if shape else ""
     return f"{which}{size}: {text(stored.get('why'))}." if stored.get("why") else f"{which}{size}."
 

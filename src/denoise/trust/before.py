@@ -24,6 +24,8 @@ SHIFT = 0.1
 UNEQUAL = 1.25
 #: Ratio of contrasts, and difference of means in units of the contrast.
 SCALE, OFFSET = 0.02, 0.02
+#: From where on nothing can be learnt from one of the other: 1.5 times the contrast, or a shift by half of it.
+_ANOTHER_SCALE = 0.5
 #: Standard deviations of the noise: a tenth is a hundredth of its power.
 NOT_THE_MEAN = 0.1
 _STANDS_OUT = 5.0
@@ -122,8 +124,8 @@ def _finite(facts: SplitFacts) -> Finding:
         0.0,
         "Training stops at NaN and infinite voxels unless dataset.non_finite is fill.",
         Severity.RESERVATION if bad > 0 else Severity.FINE,
-        f"{100 * bad:.3g} % of the voxels are NaN or infinite; reconstruct without them, or set dataset.non_finite: "
-        "fill."
+        f"{100 * bad:.3g} % of the voxels are NaN or infinite; reconstruct without them, or have them replaced by the "
+        "mean (dataset.non_finite: fill), which teaches the network nothing there."
         if bad > 0
         else "All grey values that were looked at are finite.",
     )
@@ -192,8 +194,15 @@ def _registered(facts: SplitFacts) -> Finding:
 
 
 def _same_scale(facts: SplitFacts) -> Finding:
-    value = max(abs(facts.contrast_ratio - 1), abs(facts.offset))
-    failed = value > max(SCALE, OFFSET) and value > _STANDS_OUT * facts.scale_error
+    scale, offset = abs(facts.contrast_ratio - 1), abs(facts.offset)
+    value = max(scale, offset)
+    scaled = scale > SCALE and scale > _STANDS_OUT * facts.scale_error
+    moved = offset > OFFSET and offset > _STANDS_OUT * facts.offset_error
+    failed = scaled or moved
+    grave = (scaled and scale > _ANOTHER_SCALE) or (moved and offset > _ANOTHER_SCALE)
+    sentence = f"Grey values of the splits differ by {100 * value:.1f} % of the contrast"
+    if grave:
+        sentence = "The splits have grey values of different scales"
     return Finding(
         "same_scale",
         "Have the splits the same grey values?",
@@ -202,9 +211,8 @@ def _same_scale(facts: SplitFacts) -> Finding:
         SCALE,
         "The larger of: the ratio of their contrasts minus 1, the difference of their means over the contrast. The "
         "network is trained to turn one split into the other and would learn the change.",
-        Severity.RESERVATION if failed else Severity.FINE,
-        f"Grey values of the splits differ by {100 * value:.1f} % of the contrast: reconstruct them with the same "
-        "scale (and with weights for their own number of angles)."
+        Severity.INVALID if grave else Severity.RESERVATION if failed else Severity.FINE,
+        f"{sentence}: reconstruct them with the same scale (and with weights for their own number of angles)."
         if failed
         else "The splits have the same grey values.",
     )

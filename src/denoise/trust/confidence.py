@@ -136,7 +136,9 @@ def _steadied(sums: Float64Array, ratio: float) -> Float64Array:
     mean, expected = error / voxels, ratio * squared / voxels
     by_chance = np.square(sums[:, 3] - mean * sums[:, 0]).sum(axis=0) / np.square(voxels)
     trust = np.square(_UNLIKE * expected)
-    return np.asarray((mean * trust + expected * by_chance) / (trust + by_chance))
+    total = trust + by_chance
+    steadied: Float64Array = np.divide(mean * trust + expected * by_chance, total, out=mean.copy(), where=total > 0)
+    return steadied
 
 
 def _rising(values: Float64Array, weights: Float64Array) -> Float64Array:

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from denoise.errors import VolumeError
 from denoise.resolution import first_below
 from denoise.trust.errors import ErrorSums, bootstrap
 from denoise.trust.evidence import Evidence
@@ -94,9 +95,19 @@ def scores_of(evidence: Evidence, errors: ErrorSums, rings: RingSums, streaks: S
     streaks
         What the errors are corrected for (``denoise.trust.streaks``); its uncertainty widens the intervals. None:
         nothing, as splits with enough angles have none.
+
+    Raises
+    ------
+    VolumeError
+        The result is the same everywhere.
     """
     low, high = np.percentile(evidence.delivered[:, evidence.mask], RANGE_PERCENTILES)
     data_range = float(high - low)
+    if not data_range > 0:
+        raise VolumeError(
+            f"what the model makes of the held-out part is {low:.4g} nearly everywhere, and nothing can be judged; "
+            "look at the slices, and train again if they are not as empty"
+        )
 
     cases = [errors]
     if streaks is not None:

@@ -111,11 +111,12 @@ class RingSums:
     def _curve_of(self, slices: NDArray[np.int64]) -> Float64Array:
         drawn = self.of(slices)
         signal = np.maximum(drawn.signal.sum(0), 1e-300)
-        return np.asarray(drawn.delivered_signal.sum(0) / np.sqrt(np.maximum(drawn.delivered.sum(0), 1e-300) * signal))
+        norm = np.sqrt(np.maximum(drawn.delivered.sum(0), 1e-300)) * np.sqrt(signal)
+        return np.asarray(drawn.delivered_signal.sum(0) / norm)
 
     def _correlation(self, cross: Float64Array, power: Float64Array) -> Float64Array:
         signal = np.clip(self.signal.sum(0), 1e-300, None)
-        norm = np.sqrt(np.maximum(power.sum(0), 1e-300) * signal)
+        norm = np.sqrt(np.maximum(power.sum(0), 1e-300)) * np.sqrt(signal)
         return np.where(self.known, cross.sum(0) / norm, np.nan)
 
 

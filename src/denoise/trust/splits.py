@@ -51,6 +51,7 @@ class SplitFacts:
     contrast_ratio: float
     offset: float
     scale_error: float
+    offset_error: float
     noise_ratio: float
     spokes: float
     rings: float
@@ -181,7 +182,8 @@ class _Sums:
             shift_error=float(np.std(self.shifts) / np.sqrt(slices)),
             contrast_ratio=float(np.sqrt(strong.max() / strong.min())),
             offset=float(np.ptp(np.mean(list(self.means.values()), axis=0)) / known),
-            scale_error=float(max(np.std(ratios), np.std(offsets)) / np.sqrt(slices)),
+            scale_error=float(np.std(ratios) / np.sqrt(slices)),
+            offset_error=float(np.std(offsets) / np.sqrt(slices)),
             noise_ratio=float(noisy.max() / max(noisy.min(), 1e-300)),
             spokes=spoke_scatter(self.mode_power / slices, slices),
             rings=float(rings / np.sqrt(max(noise / self.count, 1e-300))),

@@ -123,7 +123,7 @@ def _band(evidence: Evidence, band: tuple[float, float]) -> BandSupport:
         spread = local(np.square(factor) * strength, width / np.sqrt(2))
         return np.asarray(np.sqrt(np.maximum(alike * spread, _TINY) / count))
 
-    totals = [float((v * inside).sum(dtype=np.float64)) for v in (result, cross, signal, strength_of_view)]
+    totals = np.array([(v * inside).sum(dtype=np.float64) for v in (result, cross, signal, strength_of_view)])
     error = totals[0] - 2 * totals[1] + totals[2]
     excess = local(result - cross)
     unsupported = excess / deviation(np.sqrt(result))
@@ -136,14 +136,17 @@ def _band(evidence: Evidence, band: tuple[float, float]) -> BandSupport:
     by_chance = np.sqrt(
         float((result * strength * inside).sum(dtype=np.float64)) * _modes_alike(evidence.shape[1:], band) / count
     )
+    with np.errstate(divide="ignore", invalid="ignore"):  # NaN where a band of the outputs, or of the scan, is empty
+        support, kept = totals[1] / totals[0], totals[1] / totals[2]
+        linear, deviations = totals[2] / (totals[2] + totals[3]), (totals[0] - totals[1]) / np.float64(by_chance)
     return BandSupport(
         *band,
-        support=totals[1] / totals[0],
-        kept=totals[1] / totals[2],
-        linear=totals[2] / (totals[2] + totals[3]),
-        avoidable=(1 - totals[1] / totals[0]) ** 2 * totals[0],
-        error=error,
-        deviations=(totals[0] - totals[1]) / by_chance,
+        support=float(support),
+        kept=float(kept),
+        linear=float(linear),
+        avoidable=float((1 - support) ** 2 * totals[0]),
+        error=float(error),
+        deviations=float(deviations),
         invented=_worst(np.where(inside, unsupported, 0)),
         removed=_worst(np.where(inside, missing, 0)),
     )

@@ -64,16 +64,20 @@ def require_harmless(opening: str, path: Path, *arguments: str, error: type[Deno
             return
     except OSError:
         return  # it is not there, or may not be read: opening it says so
-    child = subprocess.run(
-        [sys.executable, "-P", "-c", _CHILD, str(SECONDS), opening, str(path), *arguments],
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        check=False,
-    )
+    try:
+        child = subprocess.run(
+            [sys.executable, "-P", "-c", _CHILD, str(SECONDS), opening, str(path), *arguments],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            check=False,
+        )
+    except OSError as reason:  # no Python where it was, no more processes: no reason not to read the file
+        _log.debug("no trial of %s: %s", path, reason)
+        return
     if child.returncode == _TOO_LARGE or (child.returncode < 0 and -child.returncode not in _STOPPED_BY):
         raise error(
-            f"{path} is damaged: the HDF5 library {_in_words(child.returncode)} when it looks for what the file holds; "
-            "copy the file again, or what is whole of it with h5copy"
+            f"{path} seems damaged: the HDF5 library {_in_words(child.returncode)} when it looks for what the file "
+            "holds; copy the file again, or what is whole of it with h5copy"
         )
     if child.returncode:
         _log.debug("no trial of %s: %s", path, child.stderr.decode("utf-8", "replace"))
@@ -86,7 +90,8 @@ def in_child(seconds: str, opening: str, *arguments: str) -> None:
     import resource
 
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    resource.setrlimit(resource.RLIMIT_CPU, (int(seconds), int(seconds) + 5))
+    _, most = resource.getrlimit(resource.RLIMIT_CPU)
+    resource.setrlimit(resource.RLIMIT_CPU, (int(seconds) if most < 0 else min(int(seconds), most), most))
     module, name = opening.split(":")
     with suppress(DenoiseError):
         getattr(import_module(module), name)(*arguments)
@@ -104,4 +109,6 @@ def _may_have_heap(path: Path, size: int) -> bool:
 def _in_words(code: int) -> str:
     if code == _TOO_LARGE:
         return f"takes more than {_BYTES >> 30} GB of memory"
+    if -code == signal.SIGKILL:
+        return "is ended by the system, for lack of memory as a rule,"
     return f"does not come to an end within {SECONDS} s" if -code == signal.SIGXCPU else "crashes"

@@ -158,10 +158,11 @@ class WholeVolumeSink:
         self._synced_at = time.monotonic()
         if not self._unsynced or self._journal is None:
             return
+        # What could not be synced once is never journaled: the system tells of a failure only once.
+        unsynced, self._unsynced = self._unsynced, []
         with files.explained(self.unfinished.final):
-            self.writer.sync(self._unsynced)
-            self._journal.append(self._unsynced)
-        self._unsynced = []
+            self.writer.sync(unsynced)
+            self._journal.append(unsynced)
         if os.getpid() != self._owner:
             self._encoder.report(self.path)
             self._encoder = GreyValueEncoder(self.header.dtype)
@@ -215,6 +216,7 @@ class WholeVolumeSink:
             "compression": header.compression,
             "slices together": self.slices_together,
             KEPT: self.resumable,
+            "dataset": getattr(self.writer, "dataset", ""),
             **self.facts,
         }
 

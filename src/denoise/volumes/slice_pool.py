@@ -34,13 +34,18 @@ class SlicePool:
         most = max(1, min(_WAITING, _WAITING_BYTES // max(slab[0].nbytes, 1))) if len(slab) else 1
         for k, image in enumerate(slab):
             while len(self._pending) >= most:
-                self._pending.popleft().result()
+                self._wait_for_first()
             self._pending.append(self._threads.submit(self._write, z_start + k, image.copy()))
 
     def wait(self) -> None:
-        """Until all are written; raises the first error."""
+        """Until all are written; raises the first error, to everyone who asks."""
         while self._pending:
-            self._pending.popleft().result()
+            self._wait_for_first()
+
+    def _wait_for_first(self) -> None:
+        # It stays where it failed, or a signal came meanwhile: whoever waits next must not take it for written.
+        self._pending[0].result()
+        self._pending.popleft()
 
     def close(self) -> None:
         """Drop what waits, and stop."""

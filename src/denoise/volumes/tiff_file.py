@@ -35,6 +35,8 @@ from denoise.volumes.volume import Float32Array, VoxelSize, require_inside
 
 # Below this, offsets fit the 32 bits of classic TIFF, which every program opens; page headers need the margin.
 _LARGEST_CLASSIC = 2**32 - 2**25
+#: Of a page, rounded up.
+_HEADER_BYTES = 256
 
 
 @dataclass(frozen=True)
@@ -177,7 +179,7 @@ class TiffFileWriter:
     def create(self) -> None:
         """Make the file with all its headers, and room for the voxels."""
         header = self.header
-        big = header.n_bytes > _LARGEST_CLASSIC
+        big = header.n_bytes + header.shape[0] * _HEADER_BYTES > _LARGEST_CLASSIC
         with tifffile.TiffWriter(self.partial, bigtiff=big, byteorder="<") as tif:
             tif.write(None, shape=header.shape, dtype=header.dtype, **stack_tags(header, self.title))
         take_room(self.partial)

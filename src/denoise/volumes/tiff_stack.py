@@ -154,6 +154,7 @@ class TiffStackWriter:
         for start, stop in runs:
             for z in range(start, stop):
                 files.sync(self._slice_path(z))
+        files.sync(self.partial)
 
     def finish(self) -> None:
         """Stop the pool."""
@@ -202,7 +203,7 @@ def _tiff_names(folder: Path) -> tuple[str, ...]:
 def _natural_key(name: str) -> tuple[list[tuple[int, int, str]], str]:
     """Orders runs of digits by value, everything else without regard to case; the name itself settles ties."""
     parts = re.split("([0-9]+)", name)
-    return [(1, int(p), "") if p.isdigit() else (0, 0, p.lower()) for p in parts], name
+    return [(1, int(p), "") if p.isascii() and p.isdigit() else (0, 0, p.lower()) for p in parts], name
 
 
 def _numbers(folder: Path, names: tuple[str, ...]) -> range:

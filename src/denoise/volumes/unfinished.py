@@ -28,7 +28,9 @@ _RUN, _LOCK, _REPLACED, _NAMED = "run.json", "lock", "replaced", "named"
 #: In the description of a run: whether what it has done is to be kept for another.
 KEPT = "kept for --resume"
 #: Facts that runs of earlier versions do not state.
-_NEW = {"grey values", "splits"}
+_NEW = {"grey values", "splits", "tta", "dataset"}
+#: Where the input is known by its grey values, its files may have moved.
+_KNOWN_BY, _PLACES = "grey values", "inputs"
 
 
 @dataclass(frozen=True)
@@ -90,7 +92,8 @@ class Unfinished:
         """
         then = _facts(self.folder / _RUN)
         now = json.loads(json.dumps(facts))
-        for name in sorted({*then, *now} - (_NEW - then.keys())):
+        untold = _NEW - then.keys() | ({_PLACES} if _KNOWN_BY in then and _KNOWN_BY in now else set())
+        for name in sorted({*then, *now} - untold):
             if then.get(name) != now.get(name):
                 raise OutputError(
                     f"the unfinished {self.final} was begun with {name} = {then.get(name)!r}, this run has "
