@@ -33,7 +33,7 @@ class Origin:
     Attributes
     ----------
     parts
-        A digest of each.
+        A digest of each, and what else makes another result of them.
     """
 
     parts: Mapping[str, str]

@@ -20,8 +20,9 @@ from denoise.volumes.volume import Float32Array
 # it holds floats the size of a count is unknown, and 1e-4 is the dynamic range of a 14-bit detector: a line integral
 # of 9.2 instead of infinity.
 _LEAST_COUNT = 0.5
-_FEWEST_COLUMNS = 5
 _LEAST_TRANSMISSION = 1e-4
+#: Narrower than any detector; with two columns the smoothing fits a line through one point.
+_FEWEST_COLUMNS = 5
 
 
 @dataclass(frozen=True)
