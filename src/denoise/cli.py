@@ -325,6 +325,8 @@ def _set_up() -> None:
     logging.captureWarnings(capture=True)
     # It reports damaged files on its own, besides the error that we raise for them.
     logging.getLogger("tifffile").setLevel(logging.CRITICAL)
+    # It sets this itself when its import is over; where Ctrl-C ends that, it would print the statistics of a cache.
+    logging.getLogger("torch").setLevel(logging.WARNING)
     os.environ["PYTHONNOUSERSITE"] = "1"
     # Where a partner was lost, torch prints pages of addresses in its libraries before we say which one it was.
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
