@@ -299,3 +299,16 @@ def test_one_machine_needs_no_interface_and_one_of_several_takes_that_of_its_add
 def test_a_first_machine_whose_name_is_its_loopback_takes_the_interface_towards_another() -> None:
     loopback, other = "127.0.1.1", own_address("localhost")
     assert interface_between([loopback, other], 0) == "lo", "the way to the other, who is here in this test"
+
+
+def test_a_port_that_a_former_store_had_is_shared_again(monkeypatch: pytest.MonkeyPatch, port: int) -> None:
+    """As torch's launcher shares it; torch 2.13 does not where it has chosen the port itself."""
+    monkeypatch.setattr(meeting, "_free_port", lambda: port)
+    for _ in range(2):
+        ours = meeting._listening(0)
+        theirs = TCPStore(
+            "localhost", ours.port, None, True, timedelta(seconds=5), wait_for_workers=False, multi_tenant=True
+        )
+        theirs.set("said", "here")
+        assert ours.get("said") == b"here"
+        del ours, theirs

@@ -207,10 +207,11 @@ class Meeting:
 
 
 def _listening(port: int) -> TCPStore:
+    """A store that torch's launcher in this process shares; at port 0 at any that is free."""
     try:
         return TCPStore(
             "localhost",
-            port,
+            port or _free_port(),
             None,
             True,
             timedelta(seconds=PATIENCE_SECONDS),
@@ -221,6 +222,12 @@ def _listening(port: int) -> TCPStore:
         raise ClusterError(
             f"port {port} of this machine ({socket.gethostname()}) is taken or may not be used; choose another one"
         ) from error
+
+
+def _free_port() -> int:
+    """Chosen here: torch forgets to share a store whose port it has chosen, if a former one had the same (2.13)."""
+    with socket.create_server(("localhost", 0)) as server:
+        return int(server.getsockname()[1])
 
 
 def _connected(address: str, port: int) -> TCPStore:
