@@ -25,7 +25,7 @@ _HOST_SHARE = 0.6
 #: splits of 3 MB: a process of `denoise train` took 438 MB at most (2.5D) and 421 MB (3D), of which some 30 MB are its
 #: steps; of two processes each 421 MB, and the launcher with its helper 275 MB. Testing the splits first leaves 15 MB
 #: more, and the first picture of a run 10. The figures for other devices are guesses: there the libraries are larger.
-_PROCESS_BYTES = {"cpu": 455_000_000, "mps": 1_000_000_000, "cuda": 3_000_000_000}
+_PROCESS_BYTES = {"cpu": 465_000_000, "mps": 1_000_000_000, "cuda": 3_000_000_000}
 _LAUNCHER_BYTES = 300_000_000
 #: Of a denoising process without slabs, batches and weights (of ours: 1 MB). Measured likewise, on 64 slices of 512^2:
 #: 380 MB (2.5D) and 527 MB (3D), of which slabs and slices being written were 70 and 151 MB, a batch 13 and 79.
