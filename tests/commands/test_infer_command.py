@@ -307,14 +307,19 @@ def test_a_run_that_failed_is_taken_up_where_it_ended_once_the_cause_is_mended(
     assert (again.out.strip(), "nothing is left to do" in again.log) == (str(output), True)
 
 
-def test_a_run_is_not_taken_up_with_another_model(
-    finished: Dataset, denoise: Callable[..., Outcome], tools: Tools
-) -> None:
+def leave_unfinished(finished: Dataset, denoise: Callable[..., Outcome]) -> None:
+    """A volume "out" that ended at a slice which could not be read; now it can."""
     file = finished.folder / "whole" / "whole_00010.tif"
     whole = file.read_bytes()
     file.write_bytes(b"")
     assert denoise("volume", "--config", finished.config, "--output", finished.folder / "out").code == 2
     file.write_bytes(whole)
+
+
+def test_a_run_is_not_taken_up_with_another_model(
+    finished: Dataset, denoise: Callable[..., Outcome], tools: Tools
+) -> None:
+    leave_unfinished(finished, denoise)
     config = finished.configured("overlap: 0.25", "overlap: 0.5")
     error = denoise("volume", "--config", config, "--output", finished.folder / "out", "--resume").error
     assert "was begun with tiles = " in error
@@ -404,11 +409,7 @@ def test_only_a_result_of_this_run_counts_as_done(
 def test_what_was_begun_goes_on_where_its_folder_was_moved_to(
     finished: Dataset, denoise: Callable[..., Outcome], tools: Tools
 ) -> None:
-    file = finished.folder / "whole" / "whole_00010.tif"
-    whole = file.read_bytes()
-    file.write_bytes(b"")
-    assert denoise("volume", "--config", finished.config, "--output", finished.folder / "out").code == 2
-    file.write_bytes(whole)
+    leave_unfinished(finished, denoise)
     moved = finished.folder.with_name("moved")
     finished.folder.rename(moved)
     config = moved / finished.config.name

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import logging
 import mmap
+import resource
 import signal
 import subprocess
 import sys
@@ -87,8 +88,6 @@ def require_harmless(opening: str, path: Path, *arguments: str, error: type[Deno
 
 def in_child(seconds: str, opening: str, *arguments: str) -> None:
     """What the child does, within so many seconds of processor time."""
-    import resource
-
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     _, most = resource.getrlimit(resource.RLIMIT_CPU)
     resource.setrlimit(resource.RLIMIT_CPU, (int(seconds) if most < 0 else min(int(seconds), most), most))
