@@ -20,9 +20,10 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter1d
 
+from denoise.projections.angles import SplitAngles
 from denoise.projections.phantom import FoamPhantom
 from denoise.projections.preprocess import remove_stripes
-from denoise.projections.reconstruct import reconstruct_rows, split_indices
+from denoise.projections.reconstruct import reconstruct_rows
 from phantoms import anatomy, fibres, inside
 
 Float32Array = NDArray[np.float32]
@@ -176,7 +177,7 @@ def simulate(
 
     save("truth", clean, angles, False)
     for k in splits:
-        for i, chosen in enumerate(split_indices(angles.size, k)):
+        for i, chosen in enumerate(SplitAngles.of(angles, k).indices):
             save(f"k{k}_{i}", noisy[chosen], angles[chosen], case.stripes_removed)
     save("full", noisy, angles, case.stripes_removed)
 

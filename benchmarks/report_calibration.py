@@ -2,6 +2,7 @@
 
     python benchmarks/report_calibration.py --folder scratch [--objects foam,... --doses 400,... --modes 2.5d,...]
     python benchmarks/report_calibration.py --folder scratch --unseen ...          # the same models, other scans
+    python benchmarks/report_calibration.py --folder scratch --unseen --judged 256 ...     # four times as long ones
     python benchmarks/report_calibration.py --folder scratch --splits 4 ...        # X:1, as many angles in each split
     python benchmarks/report_calibration.py --folder scratch --size 384 --slices 128 ...   # eight times the voxels
     python benchmarks/report_calibration.py --folder scratch --report docs/report.md
@@ -19,7 +20,7 @@ import argparse
 import json
 import shutil
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import product
 from pathlib import Path
@@ -165,18 +166,26 @@ class Setting:
     unseen: bool = False
     splits: int = 2
     shape: Triple = SHAPE
+    judged_slices: int = 0
 
     @classmethod
     def of(cls, row: Mapping[str, Any]) -> Setting:
         """Of a stored row."""
         shape: Triple = tuple(row.get("shape", SHAPE))
-        return cls(row["object"], row["dose"], row["mode"], row["unseen"], row["splits"], shape)
+        judged = row.get("judged_slices", 0)
+        return cls(row["object"], row["dose"], row["mode"], row["unseen"], row["splits"], shape, judged)
 
     @property
     def key(self) -> dict[str, Any]:
         """In a row."""
         key = {"object": self.name, "dose": self.dose, "mode": self.mode, "unseen": self.unseen, "splits": self.splits}
-        return key if self.shape == SHAPE else {**key, "shape": self.shape}
+        key = key if self.shape == SHAPE else {**key, "shape": self.shape}
+        return {**key, "judged_slices": self.judged_slices} if self.judged_slices else key
+
+    @property
+    def second(self) -> Setting:
+        """Of the scan that is judged where it is not the one trained on."""
+        return replace(self, shape=(self.judged_slices or self.shape[0], *self.shape[1:]), judged_slices=0)
 
     @property
     def suffix(self) -> str:
@@ -250,7 +259,7 @@ def runner(run: RunFolder, shape: Triple) -> tuple[Run, Region]:
 def judged(root: Path, setting: Setting) -> Iterator[dict[str, Any]]:
     """A row for every denoiser of one scan in one mode: on what training held out, or on a scan of its own."""
     own = open_scan(root, setting, second=False)
-    scan = open_scan(root, setting, second=True) if setting.unseen else own
+    scan = open_scan(root, setting.second, second=True) if setting.unseen else own
     shape, mode = setting.shape, setting.mode
     volumes = [ArrayVolume(split, name=f"split {k}") for k, split in enumerate(scan.splits)]
     runs = {
@@ -260,7 +269,7 @@ def judged(root: Path, setting: Setting) -> Iterator[dict[str, Any]]:
     runners = {kind: runner(run, shape) for kind, run in runs.items()}
     for kind, denoiser in DENOISERS.items():
         plain, held_out = runners[denoiser.model]
-        region = Region((0, 0, 0), shape) if setting.unseen else held_out
+        region = Region((0, 0, 0), setting.second.shape) if setting.unseen else held_out
 
         def damaged(volume: Volume, z: range, plain: Run = plain, denoiser: Denoiser = denoiser) -> Float32Array:
             return denoiser.damage(plain(volume, z), z, scan).astype(np.float32)
@@ -326,6 +335,7 @@ def main() -> None:
     parser.add_argument("--unseen", action="store_true", help="judge on scans of other objects")
     parser.add_argument("--size", type=int, default=SHAPE[2], help="edge of the slices, voxels")
     parser.add_argument("--slices", type=int, default=SHAPE[0])
+    parser.add_argument("--judged", type=int, default=0, help="slices of the other scans of --unseen")
     options = parser.parse_args()
     rows_file = options.folder / "report_calibration.jsonl"
     rows = [json.loads(line) for line in rows_file.read_text().splitlines()] if rows_file.exists() else []
@@ -338,7 +348,7 @@ def main() -> None:
     shape = (options.slices, options.size, options.size)
     doses, modes, names = map(int, options.doses.split(",")), options.modes.split(","), options.objects.split(",")
     for dose, mode, name in product(doses, modes, names):
-        setting = Setting(name, dose, mode, options.unseen, options.splits, shape)
+        setting = Setting(name, dose, mode, options.unseen, options.splits, shape, options.judged)
         if setting not in there:
             new = list(judged(options.folder, setting))
             with rows_file.open("a") as file:

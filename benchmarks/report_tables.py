@@ -21,11 +21,14 @@ def write_tables(rows: Sequence[Row], path: Path) -> None:
     before, rest = text.split(BEGIN)
     _, after = rest.split(END)
     rows = sorted(({**r, "flags": _flags(r)} for r in rows), key=lambda r: (r["mode"], r["object"], r["dose"]))
-    usual = [r for r in rows if Setting.of(r).shape == SHAPE]
+    usual = [r for r in rows if Setting.of(r).shape == SHAPE and not Setting.of(r).judged_slices]
     held_out, unseen = ([r for r in usual if r["splits"] == 2 and r["unseen"] == which] for which in (False, True))
     parts = [_summary(held_out), _denoisers(held_out), _scans(held_out)]
     if unseen:
         parts += ["### Scans of other objects", _summary(unseen), _denoisers(unseen)]
+    for judged in sorted({Setting.of(r).judged_slices for r in rows} - {0}):
+        long = [r for r in rows if Setting.of(r).judged_slices == judged]
+        parts += [f"### Scans of other objects, {judged} slices", _summary(long), _denoisers(long), _scans(long)]
     for shape in sorted({Setting.of(r).shape for r in rows} - {SHAPE}):
         large = [r for r in rows if Setting.of(r).shape == shape]
         parts += [f"### Scans of {' x '.join(map(str, shape))}", _summary(large), _denoisers(large), _scans(large)]

@@ -119,7 +119,9 @@ def require_whole(folder: Path) -> int:
             for line in path.read_text().splitlines():
                 json.loads(line)
         elif path.name.endswith("_angles.txt"):
-            assert all(math.isfinite(float(line)) for line in path.read_text().splitlines()), f"{path} is damaged"
+            assert all(math.isfinite(float(line.split()[0])) for line in path.read_text().splitlines()), (
+                f"{path} is damaged"
+            )
         elif path.suffix == ".png":
             assert path.read_bytes().endswith(b"IEND\xaeB`\x82"), f"{path} is cut short"
         else:

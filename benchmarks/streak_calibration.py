@@ -26,7 +26,8 @@ from denoise.api import load_checkpoint, train
 from denoise.commands.report import runner
 from denoise.config import InferSection
 from denoise.inference.models import make_denoiser
-from denoise.projections.reconstruct import reconstruct_rows, split_indices
+from denoise.projections.angles import SplitAngles
+from denoise.projections.reconstruct import reconstruct_rows
 from denoise.run_folder import RunFolder
 from denoise.tiles import Region
 from denoise.trust.errors import error_sums
@@ -87,7 +88,7 @@ def true_streaks(name: str, ratio: float) -> Float32Array:
     clean = phantom.project(angles)
     one, other = (
         reconstruct_rows(np.ascontiguousarray(clean[part]), angles[part], phantom.center)
-        for part in split_indices(angles.size, 2)
+        for part in SplitAngles.of(angles, 2).indices
     )
     return np.asarray(0.5 * (one - other), np.float32)
 
@@ -124,7 +125,7 @@ def judged(root: Path, name: str, dose: int, ratio: float) -> str:
         noise, error = power(evidence.full - truth[chosen]), power(evidence.delivered - truth[chosen])
         true, hidden = 10 * np.log10(noise / error), power(streaks[chosen])
         errors, rings = error_sums(evidence), ring_sums(evidence)
-        facts = measure_streaks(evidence, rings, angles_of(ratio))
+        facts = measure_streaks(evidence, rings, SplitAngles.of(angles_of(ratio), 2))
         before, after = scores_of(evidence, errors, rings).gain, scores_of(evidence, errors, rings, facts).gain
         plain.append(np.clip(before.value - true, -_MOST_DB, _MOST_DB))
         corrected.append(np.clip(after.value - true, -_MOST_DB, _MOST_DB))

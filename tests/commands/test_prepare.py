@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from denoise.config import load_config
+from denoise.projections.angles import SplitAngles
 from denoise.projections.phantom import simulate_foam_scan
 from denoise.projections.scan import Scan
 
@@ -51,7 +52,9 @@ def test_a_scan_becomes_a_full_volume_splits_and_a_config_that_trains(
     assert sorted(p.name for p in out.iterdir()) == [
         "foam_angles.txt", "foam_config.yaml", "foam_full", "foam_split0", "foam_split1",
     ]  # fmt: skip
-    np.testing.assert_allclose(np.loadtxt(out / "foam_angles.txt"), np.rad2deg(Scan.open(scan).angles_rad), atol=1e-6)
+    angles, split_of = np.loadtxt(out / "foam_angles.txt").T
+    np.testing.assert_allclose(angles, np.rad2deg(Scan.open(scan).angles_rad), atol=1e-6)
+    assert split_of.tolist() == [0, 1] * 30
     assert outcome.out.strip() == str(out / "foam_config.yaml")
     full, *splits = (tools.read(out / f"foam_{name}") for name in ("full", "split0", "split1"))
     assert full.shape == (ROWS, SIZE, SIZE)
@@ -250,6 +253,28 @@ def test_a_scan_that_fails_keeps_the_results_that_it_was_to_replace(
 
 class Died(BaseException):
     pass
+
+
+def test_splits_of_a_full_turn_are_not_mixed_with_those_that_were_divided_in_turn(
+    scan: Path, denoise: Callable[..., Outcome], tools: Tools, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with h5py.File(scan, "r+") as file:
+        file["exchange/theta"][:] = np.arange(60) * 6.0
+    with monkeypatch.context() as before:  # as versions before 2026-11-28 did
+        before.setattr(SplitAngles, "of", SplitAngles.in_turn)
+        assert denoise("prepare", scan, *CENTER).code == 0
+    out = scan.with_name("raw_rec")
+    shutil.rmtree(out / "foam_split1")
+    kept = tools.fingerprint(out)
+    assert (
+        "projections dealt = 'in turn', this run has 'by direction'"
+        in denoise("prepare", scan, *CENTER, "--resume").error
+    )
+    assert tools.fingerprint(out) == kept
+    assert denoise("prepare", scan, *CENTER, "--overwrite").code == 0
+    angles, split_of = np.loadtxt(out / "foam_angles.txt").T
+    for k in (0, 1):
+        assert len(np.unique(angles[split_of == k] % 180)) == 30
 
 
 @pytest.mark.parametrize("calls", [1, 4, 8, 11])

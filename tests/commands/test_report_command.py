@@ -182,6 +182,27 @@ def test_slices_that_were_trained_on_are_not_judged_in_another_reconstruction_of
     assert "trained on all slices" in denoise(*asked).error
 
 
+@pytest.mark.parametrize(
+    ("lines", "named"),
+    [
+        (["0 0", "1", "2 0", "3 1"], "all alike"),
+        (["0 0", "1 1", "2 0", "3 2"], "numbered 0 to 1"),
+        (["0 0", "1 1", "2 0", "3 0"], "at least two for each"),
+        (["0 -1", "1 1", "2 0", "3 0", "4 1"], "numbered 0 to 1"),
+        (["0 0 0", "1 1 1", "2 0 0", "3 1 1"], "may hold the number of its split"),
+        (["0", "north"], "one angle in degrees"),
+        (["0 0", "1 99999999999999999999", "2 0", "3 1"], "numbered 0 to 1"),
+    ],
+)
+def test_angles_that_make_no_sense_are_refused(
+    finished: Dataset, denoise: Callable[..., Outcome], lines: list[str], named: str
+) -> None:
+    (finished.folder / "foam_angles.txt").write_text("\n".join(lines))
+    said = denoise("report", "--config", finished.config)
+    assert "foam_angles.txt" in said.error
+    assert named in said.error
+
+
 def test_a_full_reconstruction_that_is_not_the_mean_of_the_splits_is_a_reservation(
     finished: Dataset, denoise: Callable[..., Outcome], tools: Tools
 ) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from denoise.projections.angles import SplitAngles
 from denoise.projections.phantom import FoamPhantom
 from denoise.projections.projector import project_slices
 from denoise.projections.reconstruct import reconstruct_rows
@@ -43,7 +44,7 @@ def test_streaks_are_those_of_the_splits_of_a_noise_free_scan(count: int) -> Non
         reconstruct_rows(np.ascontiguousarray(clean[k::count]), angles[k::count], phantom.center) for k in range(count)
     ]
     mean = np.mean(splits, axis=0)
-    found = streaks_of_splits(mean, angles, count)
+    found = streaks_of_splits(mean, SplitAngles.in_turn(angles, count))
     np.testing.assert_allclose(sum(found), 0, atol=1e-6)
     for one, split in zip(found, splits, strict=True):
         assert np.square(one - (split - mean)).mean() < 0.2 * np.square(split - mean).mean()

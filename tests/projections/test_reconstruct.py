@@ -12,14 +12,13 @@ import numpy as np
 import pytest
 
 from denoise.errors import ScanError
+from denoise.projections.angles import SplitAngles
 from denoise.projections.axis import center_doubt, find_center
 from denoise.projections.phantom import FoamPhantom, simulate_foam_scan
 from denoise.projections.reconstruct import (
     angles_warning,
-    angular_weights,
     reconstruct_rows,
     reconstruct_scan,
-    split_indices,
 )
 from denoise.projections.scan import Scan, write_scan
 
@@ -79,6 +78,8 @@ _GOLDEN = np.pi * (3 - np.sqrt(5)) / 2 * np.arange(233)
         pytest.param(np.linspace(0, 2 * np.pi, 361, endpoint=False), id="odd full turn"),
         pytest.param(np.linspace(np.pi / 2, -np.pi / 2, 180), id="backwards"),
         pytest.param(_GOLDEN, id="golden angle"),
+        pytest.param(np.deg2rad(137.508) * np.arange(720), id="golden angle that every third repeats"),
+        pytest.param(np.deg2rad([*np.arange(0, 90, 0.25), *np.arange(90, 180, 1)]), id="finer in one half"),
         pytest.param(np.delete(np.linspace(0, np.pi, 180, endpoint=False), [40, 41, 90]), id="projections lost"),
     ],
 )
@@ -87,9 +88,10 @@ def test_grey_values_are_the_attenuation_and_equal_in_full_and_splits(angles: np
     full = _mean_inside(reconstruct_rows(sinograms, angles, 63.5)[0])
     assert full == pytest.approx(ATTENUATION, rel=0.01)
     for n_splits in (2, 3):
-        for part in split_indices(len(angles), n_splits):
-            split = _mean_inside(reconstruct_rows(sinograms[part], angles[part], 63.5)[0])
-            assert split == pytest.approx(full, rel=0.005)
+        dealt = SplitAngles.of(angles, n_splits)
+        for part in dealt.indices:
+            slices = reconstruct_rows(sinograms[part], angles[part], 63.5, dealt.half_circle)
+            assert _mean_inside(slices[0]) == pytest.approx(full, rel=0.005)
 
 
 @pytest.mark.parametrize(("center", "columns"), [(55.25, 128), (70.0, 128), (63.0, 127)])
@@ -103,46 +105,12 @@ def test_a_shifted_axis_shifts_nothing_in_the_slice(center: float, columns: int)
     assert _mean_inside(image, 3.0, -2.0) == pytest.approx(ATTENUATION, rel=0.01)
 
 
-@pytest.mark.parametrize(
-    ("degrees", "weights"),
-    [
-        ([0, 45, 90, 135], [45, 45, 45, 45]),
-        ([0, 90, 180], [45, 90, 45]),
-        ([0, 180, 360, 90], [30, 30, 30, 90]),
-        ([10, 20, 60, 100, 140], [30, 25, 40, 40, 45]),
-        ([7, 7], [90, 90]),
-        ([0, 5, 10, 15, 20, 25, 30], [5] * 7),
-    ],
-)
-def test_each_projection_stands_for_half_the_gaps_to_its_neighbours(degrees: list[int], weights: list[int]) -> None:
-    np.testing.assert_allclose(np.rad2deg(angular_weights(np.deg2rad(degrees))), weights, atol=1e-3)
-
-
-def test_jitter_of_measured_angles_leaves_the_sum_at_a_half_turn(rng: np.random.Generator) -> None:
-    angles = np.linspace(0, 2 * np.pi, 720, endpoint=False) + rng.normal(0, 1e-5, 720)
-    assert angular_weights(angles).sum() == pytest.approx(np.pi, rel=1e-5)
-
-
 @pytest.mark.parametrize("shape", [(2, 1, 2), (3, 17, 2), (5, 33, 3), (4, 1, 1000)])
 def test_the_smallest_and_odd_shapes_are_reconstructed(shape: tuple[int, int, int]) -> None:
     angles, rows, columns = shape
     slices = reconstruct_rows(np.ones(shape, np.float32), np.linspace(0, 3, angles), 0.5 * (columns - 1))
     assert slices.shape == (rows, columns, columns)
     assert np.isfinite(slices).all()
-
-
-@pytest.mark.parametrize(("n_angles", "n_splits"), [(7, 2), (8, 2), (9, 4), (4, 2), (5, 1)])
-def test_every_projection_belongs_to_exactly_one_split(n_angles: int, n_splits: int) -> None:
-    parts = split_indices(n_angles, n_splits)
-    assert len(parts) == n_splits
-    assert sorted(np.concatenate(parts).tolist()) == list(range(n_angles))
-    assert all((np.diff(part) == n_splits).all() for part in parts)
-
-
-@pytest.mark.parametrize(("n_angles", "n_splits"), [(3, 2), (7, 4), (10, 0), (1, 1)])
-def test_splits_without_two_projections_are_refused(n_angles: int, n_splits: int) -> None:
-    with pytest.raises(ScanError, match=f"{n_angles} projections cannot be divided into {n_splits} splits"):
-        split_indices(n_angles, n_splits)
 
 
 def _scan(path: Path, angles_deg: np.ndarray, center: float = 63.5, rows: int = 1, columns: int = 128) -> Scan:

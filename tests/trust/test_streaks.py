@@ -9,8 +9,9 @@ import pytest
 from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
 
+from denoise.projections.angles import SplitAngles
 from denoise.projections.phantom import FoamPhantom
-from denoise.projections.reconstruct import reconstruct_rows, split_indices
+from denoise.projections.reconstruct import reconstruct_rows
 from denoise.tiles import Region
 from denoise.trust.errors import error_sums
 from denoise.trust.evidence import Evidence, Run, collect
@@ -27,21 +28,21 @@ SIZE, SLICES = 96, 12
 NOISE = 0.03
 
 
-def angles_of(count: int) -> NDArray[np.float64]:
-    return np.arange(count) * (np.pi / count)
+def angles_of(count: int) -> SplitAngles:
+    return SplitAngles.in_turn(np.arange(count) * (np.pi / count), 2)
 
 
 def scanned(count: int, noise: float = NOISE) -> tuple[Float32Array, list[Float32Array]]:
     """The truth, and the splits of a scan with so many angles."""
     phantom = FoamPhantom.create(size=SIZE, slices=SLICES, seed=4, n_pores=120)
     angles = angles_of(count)
-    clean = phantom.project(angles)
+    clean = phantom.project(angles.angles_rad)
     noisy = clean + np.float32(noise) * np.random.default_rng(count).standard_normal(clean.shape).astype(np.float32)
     splits = [
-        reconstruct_rows(np.ascontiguousarray(noisy[part]), angles[part], phantom.center)
-        for part in split_indices(count, 2)
+        reconstruct_rows(np.ascontiguousarray(noisy[part]), angles.angles_rad[part], phantom.center)
+        for part in angles.indices
     ]
-    return reconstruct_rows(clean, angles, phantom.center), splits
+    return reconstruct_rows(clean, angles.angles_rad, phantom.center), splits
 
 
 def smoothed(volume: Volume, z_range: range) -> Float32Array:
@@ -151,7 +152,7 @@ def test_streaks_that_are_not_found_are_not_corrected_and_widen_the_interval() -
 def test_with_very_few_angles_streaks_cannot_be_told_and_the_gain_is_a_bound() -> None:
     truth, splits = scanned(30)
     evidence = evidence_of(splits, denoiser=blurred)
-    report = Report.of(evidence, angles_rad=angles_of(30))
+    report = Report.of(evidence, angles=angles_of(30))
     assert report.streaks is not None
     assert report.streaks.fits
     assert not report.streaks.can_be_told
@@ -164,8 +165,8 @@ def test_with_very_few_angles_streaks_cannot_be_told_and_the_gain_is_a_bound() -
 
 def test_angles_that_are_not_those_of_the_splits_are_noticed_and_nothing_is_corrected() -> None:
     evidence = evidence_of(scanned(72, 0.01)[1])
-    wrong = np.roll(angles_of(72), 1)  # even for odd
-    report = Report.of(evidence, angles_rad=wrong)
+    wrong = SplitAngles.in_turn(np.roll(angles_of(72).angles_rad, 1), 2)  # even for odd
+    report = Report.of(evidence, angles=wrong)
     assert report.streaks is not None
     assert not report.streaks.fits
     assert report.scores.error_is_bound
@@ -190,7 +191,14 @@ def test_without_angles_a_result_of_few_angles_is_a_bound_that_holds() -> None:
 
 def test_nothing_is_said_of_streaks_where_there_are_enough_angles() -> None:
     evidence = evidence_of(scanned(300)[1])
-    report = Report.of(evidence, angles_rad=angles_of(300))
+    report = Report.of(evidence, angles=angles_of(300))
     assert report.streaks is None
     assert not report.scores.error_is_bound
     assert "streaks" not in {f.name for f in report.verdict.findings}
+
+
+def test_what_counts_are_directions_and_not_projections() -> None:
+    evidence = evidence_of(scanned(72)[1])
+    twice = SplitAngles.in_turn(np.tile(angles_of(72).angles_rad, 5), 2)
+    assert len(twice.angles_rad) > 3 * SIZE
+    assert Report.of(evidence, angles=twice).streaks is not None

@@ -8,8 +8,9 @@ from typing import Any, cast
 import numpy as np
 import pytest
 
+from denoise.projections.angles import SplitAngles
 from denoise.projections.phantom import FoamPhantom
-from denoise.projections.reconstruct import reconstruct_rows, split_indices
+from denoise.projections.reconstruct import reconstruct_rows
 from denoise.tiles import Region
 from denoise.volumes import ArrayVolume, Volume
 from denoise.volumes.contents import Contents, contents_hash
@@ -29,10 +30,12 @@ def scanned(seed: int, noise: int) -> tuple[Float32Array, float]:
 def reconstructed(scan: tuple[Float32Array, float], moved: float = 0.0, k: int = 2, first: int = 0) -> list[Volume]:
     sinograms, center = scan
     angles = np.arange(ANGLES) * np.pi / ANGLES
-    parts = [np.ascontiguousarray(sinograms[chosen, first:]) for chosen in split_indices(ANGLES, k)]
     return [
-        ArrayVolume(reconstruct_rows(part, angles[chosen], center + moved), first_slice=first)
-        for part, chosen in zip(parts, split_indices(ANGLES, k), strict=True)
+        ArrayVolume(
+            reconstruct_rows(np.ascontiguousarray(sinograms[chosen, first:]), angles[chosen], center + moved),
+            first_slice=first,
+        )
+        for chosen in SplitAngles.of(angles, k).indices
     ]
 
 

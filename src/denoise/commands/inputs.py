@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from denoise.checkpoint import Checkpoint
 from denoise.config import RunConfig
@@ -14,6 +13,8 @@ from denoise.errors import ConfigError, OutputError
 from denoise.inference.models import input_views
 from denoise.modes import mode_of
 from denoise.normalization import Normalization
+from denoise.projections.angles import SplitAngles
+from denoise.readable import counted
 from denoise.volumes import SplitSet, Volume, open_volume
 
 
@@ -54,27 +55,36 @@ def open_inference_inputs(config: RunConfig, strategy: str) -> InferenceInputs:
     return InferenceInputs((open_volume(config.full_path),), (config.full_path,))
 
 
-def scan_angles(config: RunConfig) -> NDArray[np.float64] | None:
-    """Angles (projections,) of the scan in radians, from ``SAMPLE_angles.txt`` beside the splits; None without it.
+def scan_angles(config: RunConfig) -> SplitAngles | None:
+    """Angles of the scan, from ``SAMPLE_angles.txt`` beside the splits; None without it.
+
+    Each line is a projection: its angle in degrees, and the number of its split. Where no line has the second, the
+    projections are taken to be divided in turn.
 
     Raises
     ------
     ConfigError
-        The file cannot be read, or holds something else than a number on each line, in degrees.
+        The file cannot be read, or holds something else.
     """
-    path = config.dataset.folder / f"{config.sample_name}_angles.txt"
+    path, count = config.dataset.folder / f"{config.sample_name}_angles.txt", len(config.split_paths)
     if not path.is_file():
         return None
+    expected = f"{path} must hold one angle in degrees on each line, and may hold the number of its split after it"
     try:
-        angles = np.array([float(line) for line in path.read_text(encoding="utf-8").split()])
+        lines = [line.split() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+        angles = np.deg2rad([float(line[0]) for line in lines])
+        split_of = [int(number) for line in lines for number in line[1:]]
     except (OSError, ValueError) as error:
-        raise ConfigError(f"{path} must hold one angle in degrees on each line ({error}); mend or remove it") from None
-    if not np.isfinite(angles).all() or angles.size < 2 * len(config.split_paths):
+        raise ConfigError(f"{expected} ({error}); mend or remove it") from None
+    if not np.isfinite(angles).all() or len({len(line) for line in lines}) > 1 or len(split_of) not in (0, len(lines)):
+        raise ConfigError(f"{expected}, all finite and all alike; mend or remove it")
+    of_each = [split_of.count(k) for k in range(count)] if split_of else [len(lines) // count]
+    if min(of_each) < 2 or sum(of_each) < len(split_of):
         raise ConfigError(
-            f"{path} holds {angles.size} angles; expected at least two finite ones for each of "
-            f"{len(config.split_paths)} splits: mend or remove it"
+            f"{path} holds {counted(len(lines), 'angle')}; expected at least two for each of {count} splits, which are "
+            f"numbered 0 to {count - 1}: mend or remove it"
         )
-    return np.asarray(np.deg2rad(angles), np.float64)
+    return SplitAngles(angles, np.array(split_of)) if split_of else SplitAngles.in_turn(angles, count)
 
 
 def made_by(checkpoint: Checkpoint, model: Path, criterion: str) -> str:

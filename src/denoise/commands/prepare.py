@@ -19,9 +19,10 @@ from denoise.config.recipes import RECIPES
 from denoise.errors import ConfigError
 from denoise.files import require_free, write_text
 from denoise.memory import available_bytes, give_back_freed, large_arrays_given_back
+from denoise.projections.angles import SplitAngles
 from denoise.projections.axis import center_doubt, find_center
 from denoise.projections.footprint import RowPlan, plan_rows
-from denoise.projections.reconstruct import angles_warning, reconstruct_scan, split_indices
+from denoise.projections.reconstruct import angles_warning, reconstruct_scan
 from denoise.projections.scan import Scan
 from denoise.readable import counted, gigabytes
 from denoise.tiles import Triple
@@ -70,7 +71,8 @@ def prepare(
     """
     scan = Scan.open(scan_path).only_rows(*rows)
     layout = Layout(out or _default_folder(scan), scan.sample_name, splits)
-    asked = made_from(scan, splits, stripes=remove_stripes, center=center)
+    dealt = SplitAngles.of(scan.angles_rad, splits)
+    asked = made_from(scan, dealt, stripes=remove_stripes, center=center)
     whole = [name for name in layout.volumes if resume and not overwrite and is_whole(layout.folder / name)]
     for name in whole:
         require_same_origin(layout.folder / name, scan, asked)
@@ -91,7 +93,6 @@ def prepare(
     if mode is not None:
         settings = {**settings, "train": {**settings["train"], "mode": mode.lower()}}
     text = _config_text(layout, settings)
-    split_indices(scan.shape[0], splits)  # refuses too many splits
     if warning := angles_warning(scan, splits):
         _log.warning("%s", warning)
     plan = plan_rows(scan, splits, stripes=remove_stripes, max_memory=max_memory)
@@ -100,7 +101,7 @@ def prepare(
         return layout.config
     if center is None and whole:
         center = stored_center(layout.folder / whole[0], columns)
-    facts = made_from(scan, splits, stripes=remove_stripes, center=_center(scan, center))
+    facts = made_from(scan, dealt, stripes=remove_stripes, center=_center(scan, center))
     with _nothing_left_on_failure(layout.folder), ExitStack() as stack:
         sinks = [
             WholeAlready(str(layout.folder / name))
@@ -120,7 +121,8 @@ def prepare(
             rows_per_slab=plan.rows,
             progress=lambda done, total: progress(done),
         )
-    write_text(layout.angles, "".join(f"{angle:.9g}\n" for angle in np.rad2deg(scan.angles_rad)))
+    lines = zip(np.rad2deg(dealt.angles_rad), dealt.split_of, strict=True)
+    write_text(layout.angles, "".join(f"{angle:.9g} {number}\n" for angle, number in lines))
     if overwrite or not written:  # otherwise it stays as the user may have changed it
         _keep_changed(layout.config, text)
         write_text(layout.config, text)

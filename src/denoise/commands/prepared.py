@@ -11,10 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from denoise.errors import OutputError
+from denoise.projections.angles import SplitAngles
 from denoise.projections.scan import Scan
 from denoise.volumes import describe_numbers, open_volume, stored_description
 
 _MADE_FROM = "denoise prepare "
+#: Stated where projections are not divided in turn, as they always were until 2026-11-28.
+_DEALT = "projections dealt"
 #: Facts that change where the scan is copied.
 _OF_THE_FILE = ("scan", "scan of")
 
@@ -33,7 +36,7 @@ class Layout:
         return f"{self.sample}_full"
 
     def split(self, k: int) -> str:
-        """The reconstruction from angles k, k + K, k + 2K, ..."""
+        """The reconstruction from the projections of split k."""
         return f"{self.sample}_split{k}"
 
     @property
@@ -43,7 +46,7 @@ class Layout:
 
     @property
     def angles(self) -> Path:
-        """The angles of all projections, in degrees, one a line."""
+        """The angles of all projections, in degrees, one a line, and which split each belongs to."""
         return self.folder / f"{self.sample}_angles.txt"
 
     @property
@@ -66,12 +69,13 @@ class Layout:
         }
 
 
-def made_from(scan: Scan, splits: int, *, stripes: bool, center: float | None) -> dict[str, Any]:
+def made_from(scan: Scan, dealt: SplitAngles, *, stripes: bool, center: float | None) -> dict[str, Any]:
     """What makes a reconstruction another one; without a centre where it is not known yet."""
     return {
         "scan": str(scan.path.resolve()),
         "scan of": scan.path.stat().st_mtime_ns,
-        "splits": splits,
+        "splits": dealt.count,
+        **({} if dealt.is_in_turn else {_DEALT: "by direction"}),
         **({} if center is None else {"centre": float(center)}),
         "stripes removed": stripes,
         **({} if scan.is_whole else {"rows": [scan.rows[0], scan.rows[-1] + 1]}),
@@ -122,8 +126,9 @@ def require_same_origin(path: Path, scan: Scan, asked: Mapping[str, Any]) -> Non
         )
     said = _stored_facts(path)
     for name, value in asked.items():
-        if name not in _OF_THE_FILE and said.get(name, value) != value:
+        before = said.get(name, "in turn" if name == _DEALT else value)
+        if name not in _OF_THE_FILE and before != value:
             raise OutputError(
-                f"{path} is whole and was made with {name} = {said[name]!r}, this run has {value!r}; set it back to "
+                f"{path} is whole and was made with {name} = {before!r}, this run has {value!r}; set it back to "
                 "resume, make all anew with --overwrite, or choose another --out"
             )

@@ -142,7 +142,7 @@ def write_report(config: RunConfig, compute: Compute, request: Request) -> Judge
         borders=shifted(tile_borders(TileGrid(splits.shape, denoiser.window)), first_row, first_column),
         history=read_history(run.history),
         inputs=_inputs(config, splits, evidence, region),
-        angles_rad=angles,
+        angles=angles,
         voxel_size_um=None if size is None else size[2],
     )
     low, high = region.start_zyx[0], region.stop_zyx[0] - 1

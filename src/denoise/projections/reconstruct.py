@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from denoise.errors import ScanError
 from denoise.memory import give_back_freed, large_arrays_given_back
+from denoise.projections.angles import HalfCircle, SplitAngles
 from denoise.projections.footprint import ROWS_TOGETHER, plan_rows
 from denoise.projections.preprocess import Repairs, line_integrals, remove_stripes
 from denoise.projections.scan import Scan
@@ -42,57 +43,19 @@ class ReconstructionFacts:
     repairs: Repairs
 
 
-def split_indices(n_angles: int, n_splits: int) -> list[NDArray[np.int64]]:
-    """Which projections belong to which split: k, k + K, k + 2K, ... for split k of K.
-
-    Raises
-    ------
-    ScanError
-        A split would have fewer than two projections.
-    """
-    if n_splits < 1 or n_angles < 2 * n_splits:
-        raise ScanError(
-            f"{n_angles} projections cannot be divided into {n_splits} splits; expected at least 2 for each of at "
-            "least 1 split: choose another --splits, or measure more"
-        )
-    return [np.arange(k, n_angles, n_splits) for k in range(n_splits)]
-
-
-def angular_weights(angles_rad: NDArray[np.float64]) -> NDArray[np.float64]:
-    """How much of the half circle each projection stands for, in radians.
-
-    Parallel projections at a and a + pi hold the same rays, so angles are taken modulo pi; each stands for the half of
-    the gaps to its two neighbours (on the circle, Voronoi), and projections at the same angle share. The sum is pi, so
-    grey values do not depend on the number of angles, and of 0 and 180 degrees none counts twice.
-
-    Gaps more than three times as wide as the ordinary one (their 0.9 quantile) are missing wedges: nothing was measured
-    there, and giving their whole width to the two projections at their edge would draw streaks along these. Such a gap
-    counts as an ordinary one, and the sum is then smaller than pi.
-    """
-    # 1e-7 of the half circle is 0.06 arc seconds, finer than any rotation stage; it joins 0 with 180 after rounding.
-    steps = np.rint(angles_rad / np.pi * 1e7).astype(np.int64) % 10_000_000
-    distinct, index, multiplicity = np.unique(steps, return_inverse=True, return_counts=True)
-    if distinct.size == 1:
-        return np.full(angles_rad.size, np.pi / angles_rad.size)
-    gaps = np.diff(distinct, append=distinct[0] + 10_000_000) * (np.pi / 1e7)  # after each distinct angle
-    ordinary = np.quantile(gaps, 0.9, method="lower")
-    gaps = np.where(gaps > 3 * ordinary, ordinary, gaps)
-    weights = 0.5 * (gaps + np.roll(gaps, 1)) / multiplicity
-    return np.asarray(weights[index], dtype=np.float64)
-
-
 def angles_warning(scan: Scan, n_splits: int) -> str | None:
     """What to tell the user before reconstructing with too few angles or a missing wedge; None where all is well."""
-    n_angles, _, columns = scan.shape
+    columns = scan.shape[2]
+    dealt = SplitAngles.of(scan.angles_rad, n_splits)
     sentences = []
-    fewest = n_angles // n_splits
+    fewest = dealt.fewest_directions
     needed = round(_ANGLES_PER_COLUMN * columns)
     if fewest < needed:
         sentences.append(
             f"each of {n_splits} splits has {fewest} angles for {columns} detector columns; below about {needed} a "
             "reconstruction has streaks of its own, which differ between the splits and limit what can be learned"
         )
-    missing = 180.0 - float(np.rad2deg(angular_weights(scan.angles_rad).sum()))
+    missing = 180.0 - float(np.rad2deg(dealt.half_circle.length))
     if missing > 1.0:
         sentences.append(
             f"the angles leave a wedge of about {missing:.0f} of 180 degrees unmeasured; edges along it are blurred "
@@ -101,7 +64,9 @@ def angles_warning(scan: Scan, n_splits: int) -> str | None:
     return "; ".join(sentences) or None
 
 
-def reconstruct_rows(sinograms: Float32Array, angles_rad: NDArray[np.float64], center: float) -> Float32Array:
+def reconstruct_rows(
+    sinograms: Float32Array, angles_rad: NDArray[np.float64], center: float, half_circle: HalfCircle | None = None
+) -> Float32Array:
     """Filtered back-projection with an unsmoothed ramp filter.
 
     Parameters
@@ -109,9 +74,11 @@ def reconstruct_rows(sinograms: Float32Array, angles_rad: NDArray[np.float64], c
     sinograms
         Line integrals, (angles, rows, columns).
     angles_rad
-        (angles,), radians, in any order and over any range; weighted by ``angular_weights``.
+        (angles,), radians, in any order and over any range; weighted by ``HalfCircle.weights``.
     center
         Detector column of the rotation axis, counted from 0; it comes to lie at the slices' centre.
+    half_circle
+        Of the whole scan, where these are the projections of a split; None: these are all.
 
     Returns
     -------
@@ -121,7 +88,7 @@ def reconstruct_rows(sinograms: Float32Array, angles_rad: NDArray[np.float64], c
 
     _, rows, columns = sinograms.shape
     angles = np.ascontiguousarray(angles_rad, dtype=np.float64)
-    weights = angular_weights(angles)
+    weights = (half_circle or HalfCircle.of(angles)).weights(angles)
     slices = np.empty((rows, columns, columns), dtype=np.float32)
     for start in range(0, rows, ROWS_TOGETHER):
         filtered = filter_projections(sinograms[:, start : start + ROWS_TOGETHER], weights)
@@ -141,7 +108,7 @@ def reconstruct_scan(
     max_memory: int | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> ReconstructionFacts:
-    """Reconstruct a scan from all of its angles and from each k::K of them.
+    """Reconstruct a scan from all of its angles, and from each of K parts of them (``SplitAngles.of``).
 
     Rows are read and corrected once. Stripe removal mixes the noise of the angles that it sees, so it works on each
     split by itself: the noise of the splits stays independent.
@@ -171,19 +138,19 @@ def reconstruct_scan(
         Not even one detector row at a time fits into ``max_memory``.
     """
     n_angles, rows, columns = scan.shape
-    parts = split_indices(n_angles, n_splits)
+    dealt = SplitAngles.of(scan.angles_rad, n_splits)
     if not 0 <= center <= columns - 1:
         raise ScanError(f"center {center:g} is not on the detector of {scan.path}; it has columns 0..{columns - 1}")
     assert len(splits) == n_splits, f"{len(splits)} sinks for {n_splits} splits"
     depth = min(rows_per_slab or plan_rows(scan, n_splits, stripes=stripes, max_memory=max_memory).rows, rows)
-    outputs = [(full, np.arange(n_angles)), *zip(splits, parts, strict=True)]
-    repairs = Repairs()
+    outputs = [(full, np.arange(n_angles)), *zip(splits, dealt.indices, strict=True)]
+    repairs, circle = Repairs(), dealt.half_circle
     # Otherwise what threads have freed stays in their heaps, more with every slab: 200 MB beyond a limit of 734.
     with large_arrays_given_back() if stripes else nullcontext():
         for start in range(0, rows, depth):
             stop = min(start + depth, rows)
             if any(_overlap(run, start, stop) for sink, _ in outputs for run in sink.missing):
-                repairs += _reconstruct_slab(scan, start, stop, center, stripes, outputs)
+                repairs += _reconstruct_slab(scan, circle, start, stop, center, stripes, outputs)
                 if stripes:
                     give_back_freed()
             if progress is not None:
@@ -195,6 +162,7 @@ def reconstruct_scan(
 
 def _reconstruct_slab(
     scan: Scan,
+    circle: HalfCircle,
     start: int,
     stop: int,
     center: float,
@@ -205,7 +173,7 @@ def _reconstruct_slab(
     values, repairs = line_integrals(scan.read_rows(start, stop))
     for sink, part in outputs:
         if runs := [run for run in (_overlap(run, start, stop) for run in sink.missing) if run]:
-            slices = reconstruct_rows(_cleaned(values[part], stripes), scan.angles_rad[part], center)
+            slices = reconstruct_rows(_cleaned(values[part], stripes), scan.angles_rad[part], center, circle)
             for run in runs:
                 sink.write(run.start, slices[run.start - start : run.stop - start])
     return repairs

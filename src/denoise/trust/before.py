@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from denoise.trust.artefacts import angles, counts, drift, field_of_view, rings, saturated
-from denoise.trust.splits import SplitFacts, measure
+from denoise.trust.splits import SMALLEST, SplitFacts, measure
 from denoise.trust.verdict import Finding, Severity, Verdict
 from denoise.volumes import Volume
 from denoise.volumes.volume import Float32Array
@@ -48,6 +48,8 @@ def check_splits(volumes: Sequence[Volume], z_range: range | None = None) -> Ver
     VolumeError
         A slice cannot be read.
     """
+    if min(volumes[0].shape[1:]) < SMALLEST:
+        return Verdict.of([_too_small()])
     facts = measure(volumes, z_range or range(volumes[0].shape[0]))
     return Verdict.of([_nothing()]) if facts is None else judge_splits(facts)
 
@@ -114,6 +116,19 @@ def _nothing() -> Finding:
     )
 
 
+def _too_small() -> Finding:
+    return Finding(
+        "too_small",
+        "Are the slices large enough to be tested?",
+        None,
+        "voxels",
+        SMALLEST,
+        "The tests look at frequencies and directions, which smaller slices do not have.",
+        Severity.NOTE,
+        f"Slices with fewer than {SMALLEST} rows or columns are not tested.",
+    )
+
+
 def _finite(facts: SplitFacts) -> Finding:
     bad = facts.non_finite
     return Finding(
@@ -140,7 +155,7 @@ def _independent(facts: SplitFacts) -> Finding:
         "keeps: at 0.05, a twentieth of the noise power."
     )
     question = "Is the noise of the splits independent?"
-    if facts.correlation > _SAME:
+    if min(facts.correlation, facts.fine_correlation) > _SAME:
         sentence = (
             "The splits are the same image: there is no noise to tell from signal. Reconstruct them from different "
         )
@@ -154,8 +169,8 @@ def _independent(facts: SplitFacts) -> Finding:
         severity = Severity.INVALID
     elif certain and value > DEPENDENT and facts.is_flat:
         sentence = (
-            f"The splits share noise (correlation {value:.2f} at the finest frequencies, and no less at the very "
-            "finest, as detail would have): projections that are in both, a filter over the angles, or interpolated "
+            f"The splits share noise (correlation {value:.2f} at the finest frequencies, and against what they do not "
+            "share no less at the very finest, as detail would have): projections that are in both, a filter over the angles, or interpolated "
             "projections. That part of the noise will stay in the result and count as signal."
         )
         severity = Severity.INVALID if value > 10 * DEPENDENT else Severity.RESERVATION
@@ -173,9 +188,12 @@ def _independent(facts: SplitFacts) -> Finding:
 
 
 def _registered(facts: SplitFacts) -> Finding:
-    value = facts.shift
-    failed = value > SHIFT and value > _STANDS_OUT * facts.shift_error
-    grave = failed and value > 10 * SHIFT
+    value = facts.shift if facts.shift_is_seen else None
+    failed = value is not None and value > max(SHIFT, _STANDS_OUT * facts.shift_error)
+    grave = failed and facts.shift > 10 * SHIFT
+    well = "The splits lie on top of each other."
+    if value is None:
+        well = "The splits have too little in common for a shift to be seen."
     return Finding(
         "registered",
         "Do the splits show the object in the same place?",
@@ -186,10 +204,10 @@ def _registered(facts: SplitFacts) -> Finding:
         "tenth of a voxel blurs the finest detail by 5 %; the network learns to blur by as much as the splits are "
         "apart.",
         Severity.INVALID if grave else Severity.RESERVATION if failed else Severity.FINE,
-        f"The splits are shifted by {value:.2f} voxels against each other: reconstruct them with one rotation centre "
-        "and one geometry; detail of that size will be lost."
+        f"The splits are shifted by {facts.shift:.2f} voxels against each other: reconstruct them with one rotation "
+        "centre and one geometry; detail of that size will be lost."
         if failed
-        else "The splits lie on top of each other.",
+        else well,
     )
 
 

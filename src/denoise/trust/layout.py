@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from itertools import permutations
 
 import numpy as np
@@ -14,14 +15,30 @@ Float64Array = NDArray[np.float64]
 _SPOKES_AT = (0.40, 0.48)
 #: Modes on a ring among which the noise is taken to be alike.
 _NEIGHBOURS = 41
+#: Of the power that the splits share: less is no noise.
+_LEAST_NOISE = 1e-6
 #: Width of the median that a radial profile is compared with, and radii nearer the middle than this are left out,
 #: voxels.
 _SMOOTH, _INNERMOST = 9, 12
 _RIM = 0.01
 
 
-def shift_between(cross_spectrum: NDArray[np.complex128], width: int) -> tuple[float, float]:
-    """How far one image lies from another in (y, x), voxels, from the sum of their cross-spectra.
+@dataclass(frozen=True)
+class Shift:
+    """How far one image lies from another in the plane, voxels; and the cross-correlation there."""
+
+    y: float
+    x: float
+    peak: float
+
+    @property
+    def length(self) -> float:
+        """Voxels."""
+        return float(np.hypot(self.y, self.x))
+
+
+def shift_between(cross_spectrum: NDArray[np.complex128], width: int) -> Shift:
+    """From the sum of the cross-spectra of slices.
 
     The nearest whole shift is the peak of the cross-correlation; the rest is the slope of the phase, by least squares
     weighted with the cross-power (as in Foroosh, Zerubia & Berthod 2002, IEEE TIP 11:188, doi 10.1109/83.988953).
@@ -40,25 +57,27 @@ def shift_between(cross_spectrum: NDArray[np.complex128], width: int) -> tuple[f
     vector = np.einsum("iyx,yx->i", slope, -np.where(used, turned.imag, 0))
     rest = np.linalg.lstsq(matrix, vector, rcond=None)[0]
     found = whole + rest
-    return float(found[0]), float(found[1])
+    return Shift(float(found[0]), float(found[1]), float(correlation.max()))
 
 
-def spoke_scatter(power: Float64Array, count: int) -> float:
-    """How unevenly power is spread along a ring of fine frequencies, beyond what ``count`` slices leave to chance.
+def spoke_scatter(noise: Float64Array, signal: Float64Array, count: int) -> float:
+    """How unevenly noise is spread along a ring of fine frequencies, beyond what ``count`` slices leave to chance.
 
     Parameters
     ----------
-    power
-        |F|^2 of a half-plane transform (Y, X//2+1), mean over slices.
+    noise, signal
+        Re F G* of half-plane transforms (Y, X//2+1), mean over slices; F of a split, G of what it has more than
+        another, and of that other one.
     count
         Slices: their noise is independent, the directions of the projections are the same.
 
     Returns
     -------
-    Relative standard deviation from the mean of neighbouring directions. A mode of noise has |F|^2 with a relative
-    variance of 1.
+    Relative standard deviation from the mean of neighbouring directions. Of a mode with noise of the power N in both
+    splits and signal of the power S, ``noise`` has a variance of N^2 (3/2 + S/N): directions in which an object has
+    sharp edges count less.
     """
-    height, half = power.shape
+    height, half = noise.shape
     y, x = np.fft.fftfreq(height)[:, None], (np.arange(half) / max(2 * (half - 1), 1))[None, :]
     radius, angle = np.hypot(y, x), np.arctan2(y, x + 0 * y)
     ring = (radius > _SPOKES_AT[0]) & (radius < _SPOKES_AT[1])
@@ -68,13 +87,17 @@ def spoke_scatter(power: Float64Array, count: int) -> float:
     bins = 3 * int(np.pi * 0.44 * height)
     place = ((angle[ring] / np.pi + 0.5) * (bins - 1)).astype(int)
     number = np.bincount(place, minlength=bins)
-    profile = np.bincount(place, weights=power[ring], minlength=bins)[number > 0] / number[number > 0]
+    profile, shared = (
+        np.bincount(place, weights=power[ring], minlength=bins)[number > 0] / number[number > 0]
+        for power in (noise, signal)
+    )
     number = number[number > 0]
     padded = np.pad(profile, _NEIGHBOURS // 2, mode="wrap")
-    around = np.convolve(padded, np.full(_NEIGHBOURS, 1 / _NEIGHBOURS), mode="valid")
-    relative = profile / np.maximum(around, 1e-300) - 1
-    excess = float(np.mean(np.square(relative)) - np.mean(1 / number) / count)
-    return float(np.sqrt(max(excess, 0.0)))
+    least = max(_LEAST_NOISE * float(shared.mean()), 1e-300)  # of two copies of an image only rounding differs
+    around = np.maximum(np.convolve(padded, np.full(_NEIGHBOURS, 1 / _NEIGHBOURS), mode="valid"), least)
+    chance = 1.5 + np.maximum(shared, 0) / around
+    excess = np.average(np.square(profile / around - 1) - chance / (number * count), weights=chance**-2)
+    return float(np.sqrt(max(float(excess), 0.0)))
 
 
 class RingProfiles:
@@ -102,7 +125,9 @@ class RingProfiles:
         1/2 + asin(r) / pi (Sheppard 1899), and the few radii where an edge of the object is round do not count more
         than others.
         """
-        last = max(self._size - 4, _INNERMOST + 1)
+        last = self._size - 4
+        if last <= _INNERMOST:
+            return 0.0, 0.0
         agreement: list[float] = []
         chance: list[float] = []
         spreads: list[float] = []

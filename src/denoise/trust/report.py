@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from denoise.projections.angles import SplitAngles
 from denoise.trust.after import judge
 from denoise.trust.errors import ErrorSums, error_sums
 from denoise.trust.evidence import Evidence, Frame
@@ -61,7 +62,7 @@ class Report:
         borders: tuple[NDArray[np.int64], NDArray[np.int64]] | None = None,
         history: Sequence[dict[str, Any]] = (),
         inputs: Verdict | None = None,
-        angles_rad: Float64Array | None = None,
+        angles: SplitAngles | None = None,
         voxel_size_um: float | None = None,
     ) -> Report:
         """Judge a model by its evidence.
@@ -76,14 +77,14 @@ class Report:
             Records of the training run, as ``history.jsonl`` holds them.
         inputs
             What was found on the splits (``denoise.trust.before``): the estimates rest on it.
-        angles_rad
-            (angles,) of the whole scan, where the slices are square, whole, and turned about their middle. With fewer
-            than 1.5 for each column in a split, the errors are corrected for its streaks. None: not known.
+        angles
+            Of the whole scan, where the slices are square, whole, and turned about their middle. With fewer than 1.5
+            directions for each column in a split, the errors are corrected for its streaks. None: not known.
         voxel_size_um
             In the plane, micrometres.
         """
         errors, rings = error_sums(evidence), ring_sums(evidence)
-        scores, streaks, disturbed = _scored(evidence, errors, rings, inputs, angles_rad)
+        scores, streaks, disturbed = _scored(evidence, errors, rings, inputs, angles)
         frame = frame or Frame(range(evidence.shape[0]), 0, 0)
         bands = tuple(band.within(frame) for band in support_of(evidence))
         greys = grey_shift(evidence, errors)
@@ -183,14 +184,14 @@ def _plain(values: Float64Array) -> list[float | None]:
 
 
 def _scored(
-    evidence: Evidence, errors: ErrorSums, rings: RingSums, inputs: Verdict | None, angles_rad: Float64Array | None
+    evidence: Evidence, errors: ErrorSums, rings: RingSums, inputs: Verdict | None, angles: SplitAngles | None
 ) -> tuple[Scores, StreakFacts | None, tuple[Finding, ...]]:
     """The headline, corrected for streaks where that is needed and possible, or as bounds; and what is to be said."""
     columns = evidence.shape[2]
-    if angles_rad is not None and angles_rad.size >= ENOUGH_ANGLES * len(evidence.splits) * columns:
+    if angles is not None and angles.fewest_directions >= ENOUGH_ANGLES * columns:
         return scores_of(evidence, errors, rings), None, ()
-    if angles_rad is not None and evidence.shape[1] == columns and len(evidence.splits) == 2:
-        streaks = measure_streaks(evidence, rings, angles_rad)
+    if angles is not None and evidence.shape[1] == columns and len(evidence.splits) == 2:
+        streaks = measure_streaks(evidence, rings, angles)
         scores = scores_of(evidence, errors, rings, streaks if streaks.can_be_told else None)
         return (scores if streaks.can_be_told else scores.as_bounds()), streaks, (judge_streaks(streaks),)
     few = inputs is not None and any(

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from denoise.resolution import Rings
 from denoise.tiles import Region
 from denoise.trust.evidence import field_of_view
-from denoise.trust.layout import RingProfiles, rim, shift_between, spoke_scatter
+from denoise.trust.layout import RingProfiles, Shift, rim, shift_between, spoke_scatter
 from denoise.volumes import SplitSet, Volume
 
 Float64Array = NDArray[np.float64]
@@ -28,9 +28,14 @@ _MOST_VOXELS = 24_000_000
 """Of one split: 6 slices of 2048 x 2048."""
 _FINE = (0.375, 0.5)
 _COARSER, _FINEST = (0.3, 0.4), (0.44, 0.5)
-#: Power falls with the third power of frequency or faster, detail by more than half from one to the other; shared noise
-#: does not.
-_FLAT = 0.6
+#: The power of detail falls with the third power of frequency or faster and that of noise rises: detail over noise fell
+#: to 0.24 to 0.31 from one to the other (foams, layers and blocks, 400 to 40,000 photons). Noise that is shared, over
+#: noise that is not, stays what it is.
+_FLAT = 0.45
+#: Standard deviations by which a peak among all places must stand out: the highest of noise has 4 to 6.
+_PEAK = 7.0
+#: Edge of the smallest slices that can be tested, voxels.
+SMALLEST = 8
 _COHERENT = 0.9
 
 
@@ -48,6 +53,7 @@ class SplitFacts:
     is_flat: bool
     shift: float
     shift_error: float
+    shift_is_seen: bool
     contrast_ratio: float
     offset: float
     scale_error: float
@@ -110,7 +116,7 @@ class _Sums:
         self.means: dict[int, Float64Array] = {}  # (K,)
         self.cross_spectrum = np.zeros((count - 1, height, width // 2 + 1), np.complex128)
         self.shifts: list[float] = []
-        self.mode_power = np.zeros((height, width // 2 + 1))
+        self.mode_noise, self.mode_signal = np.zeros((2, height, width // 2 + 1))
         self.profiles = RingProfiles(height, width)
         self.rim_covariance: list[float] = []
 
@@ -135,14 +141,16 @@ class _Sums:
         total = sum(spectra[1:], spectra[0])
         pairs = self.count * (self.count - 1)
         self.cross.append((self.rings.sums(total, total).numpy() - self.power[-1].sum(axis=0)) / pairs)
-        plain = [f.numpy().reshape(self.mode_power.shape) for f in spectra]
+        plain = [f.numpy().reshape(self.mode_noise.shape) for f in spectra]
         cross = np.array([plain[0] * f.conj() for f in plain[1:]])
         self.cross_spectrum += cross
-        self.shifts.append(max(np.hypot(*shift_between(c, centred.shape[2])) for c in cross))
-        self.mode_power += np.square(np.abs(plain[0]))
+        self.shifts.append(max(shift_between(c, centred.shape[2]).length for c in cross))
+        self.mode_signal += cross[0].real
+        self.mode_noise += np.square(np.abs(plain[0])) - cross[0].real
         self.profiles.add(centred[0], centred[1])
         edge = rim(self.mask)
-        self.rim_covariance.append(float(np.cov(centred[0][edge], centred[1][edge])[0, 1]))
+        if np.count_nonzero(edge) > 1:
+            self.rim_covariance.append(float(np.cov(centred[0][edge], centred[1][edge])[0, 1]))
 
     def facts(self) -> SplitFacts | None:
         """What all slices say together; None where all are constant."""
@@ -166,7 +174,8 @@ class _Sums:
         ratios = [float(np.sqrt(p.max() / max(p.min(), 1e-300))) for p in per_slice]
         offsets = [float(np.ptp(m) / known) for m in self.means.values()]
         noisy = power[:, _between(frequencies, (0.25, 0.5))].sum(axis=1)
-        shift = max(np.hypot(*shift_between(c, self.mask.shape[1])) for c in self.cross_spectrum)
+        shift = max((shift_between(c, self.mask.shape[1]) for c in self.cross_spectrum), key=lambda s: s.length)
+        chance = _Chance.of(self.rings, mean_power / slices, cross / slices, slices)
         rings, certainty = self.profiles.strength()
         return SplitFacts(
             slices=self.looked_at,
@@ -178,23 +187,87 @@ class _Sums:
             # The field of view and noise that differs from place to place leave fewer independent modes: by a half.
             fine_correlation_error=float(1.5 / np.sqrt(2 * modes[fine].sum() * slices * self.count / 2)),
             is_flat=_is_flat(frequencies, cross, mean_power),
-            shift=float(shift),
-            shift_error=float(np.std(self.shifts) / np.sqrt(slices)),
+            shift=shift.length,
+            shift_error=max(_error_of_mean(self.shifts), chance.shift_error),
+            shift_is_seen=chance.is_seen(shift),
             contrast_ratio=float(np.sqrt(strong.max() / strong.min())),
             offset=float(np.ptp(np.mean(list(self.means.values()), axis=0)) / known),
-            scale_error=float(np.std(ratios) / np.sqrt(slices)),
-            offset_error=float(np.std(offsets) / np.sqrt(slices)),
+            scale_error=max(_error_of_mean(ratios), chance.scale_error(coherent)),
+            offset_error=max(_error_of_mean(offsets), chance.mean_error(int(self.mask.sum())) / known),
             noise_ratio=float(noisy.max() / max(noisy.min(), 1e-300)),
-            spokes=spoke_scatter(self.mode_power / slices, slices),
+            spokes=spoke_scatter(self.mode_noise / slices, self.mode_signal / slices, slices),
             rings=float(rings / np.sqrt(max(noise / self.count, 1e-300))),
             rings_certainty=certainty,
             slice_jumps=float(_jumps(self.means) / known),
             signal_to_noise=float(cross.sum() / tapered / max(noise, 1e-300)),
             clipped=float(np.max(self.clipped)),
-            rim_contrast=float(np.sqrt(max(float(np.mean(self.rim_covariance)), 0.0)) / known),
+            rim_contrast=float(np.sqrt(max(float(np.mean(self.rim_covariance or [0.0])), 0.0)) / known),
             frequencies=tuple(float(f) for f in frequencies),
             correlations=tuple(float(c) for c in correlation),
         )
+
+
+@dataclass(frozen=True)
+class _Chance:
+    """What noise alone does to what is compared: errors that are known of a single slice too.
+
+    Attributes
+    ----------
+    signal, noise
+        (rings,): mean |F|^2 of a coefficient, of what the splits share, and of what each has more.
+    count
+        (rings,): coefficients of both half-planes.
+    alike
+        So many of them tell as much as one, as the taper mixes neighbours.
+    """
+
+    rings: Rings
+    signal: Float64Array
+    noise: Float64Array
+    count: Float64Array
+    alike: float
+    slices: int
+
+    @classmethod
+    def of(cls, rings: Rings, power: Float64Array, cross: Float64Array, slices: int) -> _Chance:
+        """From sums over rings, means over slices."""
+        count = rings.weight(torch.ones_like(rings.window)).numpy() / float(rings.window.square().mean())
+        signal = np.maximum(cross, 0) / count
+        alike = float(count.sum() / (2 * rings.modes.sum()))
+        return cls(rings, signal, np.maximum(power / count - signal, 0), count, alike, slices)
+
+    @property
+    def _product(self) -> Float64Array:
+        """(rings,): variance of the product of two splits' coefficients."""
+        return self.noise * (2 * self.signal + self.noise)
+
+    def is_seen(self, shift: Shift) -> bool:
+        """Whether the peak of the cross-correlation stands out from what noise makes of all its places."""
+        scatter = np.sqrt(self.slices * (self.count * self._product).sum()) / self.rings.window.numel()
+        return shift.peak > _PEAK * float(scatter)
+
+    @property
+    def shift_error(self) -> float:
+        """Of a slope of the phase, both axes together, voxels."""
+        frequencies = self.rings.frequencies.numpy()
+        square = np.where(frequencies < 0.25, self.count * np.square(2 * np.pi * frequencies) / 4, 0)  # one half-plane
+        known = max(float((square * self.signal).sum()), 1e-300)
+        return float(np.sqrt(self.alike * (square * self._product).sum() / self.slices) / known)
+
+    def scale_error(self, rings: NDArray[np.bool_]) -> float:
+        """Of the ratio of the contrasts of two splits."""
+        used = rings if rings.any() else np.ones_like(rings)
+        both = self.alike * (self.count * (2 * self.signal * self.noise + self.noise**2))[used].sum() / self.slices
+        return float(np.sqrt(both) / max(float((self.count * (self.signal + self.noise))[used].sum()), 1e-300))
+
+    def mean_error(self, voxels: int) -> float:
+        """Of the difference of the means of two splits, grey values; from the noise at the coarsest frequencies."""
+        coarse = float(self.noise[:3].mean() / self.rings.window.square().mean())
+        return float(np.sqrt(2 * coarse / (voxels * self.slices)))
+
+
+def _error_of_mean(values: Sequence[float]) -> float:
+    return float(np.std(values, ddof=1) / np.sqrt(len(values))) if len(values) > 1 else 0.0
 
 
 def _at_extremes(values: Float64Array) -> float:
@@ -208,11 +281,15 @@ def _between(frequencies: Float64Array, band: tuple[float, float]) -> NDArray[np
 
 
 def _is_flat(frequencies: Float64Array, cross: Float64Array, power: Float64Array) -> bool:
-    coarser, finest = (
-        float(cross[band].sum() / max(power[band].sum(), 1e-300))
-        for band in (_between(frequencies, _COARSER), _between(frequencies, _FINEST))
-    )
-    return finest > _FLAT * coarser
+    """Whether what the splits share, over what they do not, is as strong at the finest frequencies as at coarser ones.
+
+    In the sum and in the median over rings: layers of one thickness have most of their power in a few rings.
+    """
+    noise = np.maximum(power - cross, 1e-300)
+    coarser, finest = (_between(frequencies, band) for band in (_COARSER, _FINEST))
+    in_sum = cross[finest].sum() / noise[finest].sum() > _FLAT * cross[coarser].sum() / noise[coarser].sum()
+    over_noise = cross / noise
+    return bool(in_sum and np.median(over_noise[finest]) > _FLAT * np.median(over_noise[coarser]))
 
 
 def _jumps(means: dict[int, Float64Array]) -> float:

@@ -50,6 +50,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from denoise.projections.angles import SplitAngles
 from denoise.projections.streaks import streaks_of_splits
 from denoise.resolution import Rings
 from denoise.trust.evidence import Evidence
@@ -121,7 +122,7 @@ class StreakFacts:
         return self.fits and self.left >= _LEAST_LEFT
 
 
-def measure_streaks(evidence: Evidence, rings: RingSums, angles_rad: Float64Array, *, seed: int = 0) -> StreakFacts:
+def measure_streaks(evidence: Evidence, rings: RingSums, angles: SplitAngles, *, seed: int = 0) -> StreakFacts:
     """Simulate the streaks of some held-out slices, compare them with the splits, add those of lost detail.
 
     Parameters
@@ -130,17 +131,12 @@ def measure_streaks(evidence: Evidence, rings: RingSums, angles_rad: Float64Arra
         Of two splits, and whole, square slices with the rotation axis in the middle.
     rings
         Its sums.
-    angles_rad
-        (angles,) of the whole scan; split k was made from k, k + 2, ....
-
-    Raises
-    ------
-    ScanError
-        Fewer than two angles for a split.
+    angles
+        Of the whole scan, and which of the two splits each belongs to.
     """
     mask = evidence.mask
     assert len(evidence.splits) == 2, f"streaks of {len(evidence.splits)} splits"
-    most = max(1, min(_MOST_SLICES, _MOST_SAMPLES // (angles_rad.size * mask.size)))
+    most = max(1, min(_MOST_SLICES, _MOST_SAMPLES // (angles.angles_rad.size * mask.size)))
     chosen = np.unique(np.linspace(0, evidence.shape[0] - 1, min(most, evidence.shape[0])).round().astype(int))
 
     first, second, probe = (stack[chosen] for stack in (*evidence.splits, evidence.probe))
@@ -150,9 +146,7 @@ def measure_streaks(evidence: Evidence, rings: RingSums, angles_rad: Float64Arra
     # In one call: the simulation goes over the rays once for many slices.
     stacks = (*outputs, noise)
     ends = np.cumsum([len(stack) for stack in stacks])[:-1]
-    one, other, of_noise = np.split(
-        streaks_of_splits(np.where(mask, np.concatenate(stacks), 0), angles_rad, 2)[0], ends
-    )
+    one, other, of_noise = np.split(streaks_of_splits(np.where(mask, np.concatenate(stacks), 0), angles)[0], ends)
     gain = _power(of_noise, mask) / _power(noise, mask)
     shape = _power(0.5 * (one + other), mask)
     passed = _share(probe, answer, mask)

@@ -1,0 +1,205 @@
+"""The directions of a scan: how much of the half circle each projection stands for, and which split it goes to.
+
+Parallel projections at a and a + pi hold the same rays, so a direction is an angle modulo pi.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from denoise.errors import ScanError
+
+Float64Array = NDArray[np.float64]
+
+#: Of the half circle; 0.06 arc seconds, finer than any rotation stage, which joins 0 with 180 after rounding.
+_STEPS = 10_000_000
+#: A few gaps that are so many times as wide as all others are wedges where nothing was measured.
+_WEDGES, _WIDER = 4, 3.0
+#: Directions that are nearer to each other than this share of the mean gap are the same, measured twice.
+_SAME = 0.1
+#: Projections are dealt out by direction where gaps in a split are else so many times as wide. A full turn with an odd
+#: number of projections has 1.25: by direction each split would be one half turn, which is worse.
+_UNEVEN = 1.5
+
+
+@dataclass(frozen=True, eq=False)
+class HalfCircle:
+    """What a scan measured of the half circle, with the wedges that it did not measure cut out.
+
+    Attributes
+    ----------
+    directions
+        Distinct ones, in steps of 1e-7 of the half circle, ascending.
+    positions
+        Of each along what was measured, radians.
+    length
+        Of all that was measured, radians: pi, where no wedge is missing.
+    """
+
+    directions: NDArray[np.int64]
+    positions: Float64Array
+    length: float
+
+    @classmethod
+    def of(cls, angles_rad: Float64Array) -> Self:
+        """Of all projections of a scan.
+
+        Wedges are up to four gaps, less than half of all, that are more than three times as wide as the widest of the
+        others. To give their whole width to the two projections at their edges would draw streaks along these, so each
+        counts as an ordinary gap, the 0.9 quantile of the others.
+        """
+        distinct = np.unique(_directions(angles_rad))
+        gaps = np.diff(distinct, append=distinct[0] + _STEPS) * (np.pi / _STEPS)  # after each of them
+        order = np.argsort(gaps)[::-1]
+        for count in range(min(_WEDGES, (len(gaps) - 1) // 2), 0, -1):
+            if gaps[order[count - 1]] > _WIDER * gaps[order[count]]:
+                gaps[order[:count]] = np.quantile(gaps[order[count:]], 0.9, method="lower")
+                break
+        positions = np.concatenate([[0.0], np.cumsum(gaps[:-1])])
+        return cls(distinct, positions, float(gaps.sum()))
+
+    def positions_of(self, angles_rad: Float64Array) -> Float64Array:
+        """Where projections of the scan lie along what was measured, radians."""
+        return np.asarray(self.positions[np.searchsorted(self.directions, _directions(angles_rad))])
+
+    def weights(self, angles_rad: Float64Array) -> Float64Array:
+        """How much each of some projections of the scan stands for, in radians.
+
+        Half of the gaps to its two neighbours among them (on the circle, Voronoi); projections at the same angle
+        share. The sum is ``length`` for whichever projections: grey values do not depend on how many there are, or on
+        which split they are in.
+        """
+        positions, index, multiplicity = np.unique(
+            self.positions_of(angles_rad), return_inverse=True, return_counts=True
+        )
+        gaps = np.diff(positions, append=positions[0] + self.length)
+        weights = 0.5 * (gaps + np.roll(gaps, 1)) / multiplicity
+        return np.asarray(weights[index], dtype=np.float64)
+
+    def typical_gap(self, angles_rad: Float64Array) -> float:
+        """The gap between neighbouring directions of some projections that a random direction lies in, on average.
+
+        Radians, wedges aside.
+        """
+        positions = np.unique(self.positions_of(angles_rad))
+        return float(np.square(np.diff(positions, append=positions[0] + self.length)).sum() / self.length)
+
+
+@dataclass(frozen=True, eq=False)
+class SplitAngles:
+    """The angles of a scan, and which split each projection belongs to.
+
+    Attributes
+    ----------
+    angles_rad
+        (projections,), radians, in any order and over any range.
+    split_of
+        (projections,), from 0.
+    """
+
+    angles_rad: Float64Array
+    split_of: NDArray[np.int64]
+
+    @classmethod
+    def in_turn(cls, angles_rad: Float64Array, count: int) -> Self:
+        """Projections k, k + K, k + 2K, ... are split k of K.
+
+        Raises
+        ------
+        ScanError
+            A split would have fewer than two projections.
+        """
+        n_angles = len(angles_rad)
+        if count < 1 or n_angles < 2 * count:
+            raise ScanError(
+                f"{n_angles} projections cannot be divided into {count} splits; expected at least 2 for each of at "
+                "least 1 split: choose another --splits, or measure more"
+            )
+        return cls(np.asarray(angles_rad, np.float64), np.arange(n_angles) % count)
+
+    @classmethod
+    def of(cls, angles_rad: Float64Array, count: int) -> Self:
+        """In turn, unless that leaves wider gaps in a split than dealing the projections out by their directions does.
+
+        So it is where every K-th projection has a direction that another one of the same split has (a full turn, or
+        one scan after the other), and where angles do not ascend (golden ratio, interlaced).
+
+        Raises
+        ------
+        ScanError
+            A split would have fewer than two projections.
+        """
+        taken = cls.in_turn(angles_rad, count)
+        dealt = cls(taken.angles_rad, _by_direction(taken.angles_rad, count))
+        return dealt if taken.typical_gap > _UNEVEN * dealt.typical_gap else taken
+
+    @property
+    def count(self) -> int:
+        """K."""
+        return int(self.split_of.max()) + 1
+
+    @property
+    def indices(self) -> Sequence[NDArray[np.int64]]:
+        """The projections of each split, in the order in which they were taken."""
+        return [np.flatnonzero(self.split_of == k) for k in range(self.count)]
+
+    @property
+    def is_in_turn(self) -> bool:
+        """Whether split k has every K-th projection from the k-th on."""
+        return bool(np.array_equal(self.split_of, np.arange(len(self.split_of)) % self.count))
+
+    @property
+    def half_circle(self) -> HalfCircle:
+        """Of the whole scan."""
+        return HalfCircle.of(self.angles_rad)
+
+    @property
+    def typical_gap(self) -> float:
+        """Of the split where it is widest, radians, wedges of the scan aside."""
+        circle = self.half_circle
+        return max(circle.typical_gap(self.angles_rad[chosen]) for chosen in self.indices)
+
+    @property
+    def fewest_directions(self) -> int:
+        """Of any split; directions that all but coincide count once."""
+        return min(int(_groups(self.angles_rad[chosen]).max()) + 1 for chosen in self.indices)
+
+
+def _directions(angles_rad: Float64Array) -> NDArray[np.int64]:
+    """Modulo pi, in steps."""
+    return np.asarray(np.rint(np.asarray(angles_rad) / np.pi * _STEPS).astype(np.int64) % _STEPS)
+
+
+def _groups(angles_rad: Float64Array) -> NDArray[np.int64]:
+    """(projections,): a number for each, ascending with the direction; the same for those of one direction."""
+    directions = _directions(angles_rad)
+    order = np.argsort(directions, kind="stable")
+    ascending = directions[order]
+    new = np.diff(ascending) > _SAME * _STEPS / len(np.unique(directions))
+    numbers = np.concatenate([[0], np.cumsum(new)])
+    if numbers[-1] > 0 and ascending[0] + _STEPS - ascending[-1] <= _SAME * _STEPS / len(np.unique(directions)):
+        numbers[numbers == numbers[-1]] = 0  # just below 180 degrees is just above 0
+    groups = np.empty(len(order), np.int64)
+    groups[order] = numbers
+    return groups
+
+
+def _by_direction(angles_rad: Float64Array, count: int) -> NDArray[np.int64]:
+    """(projections,): the split of each, where projections are dealt out in the order of their directions.
+
+    Of projections with one direction, as opposed ones of a full turn, another one comes first each round, so that every
+    split has some of each half turn: what drifts, and a rotation axis that is a little off, is the same in all.
+    """
+    groups = _groups(angles_rad)
+    order = np.argsort(groups, kind="stable")
+    starts = np.flatnonzero(np.diff(groups[order], prepend=-1))
+    dealt = np.empty(len(order), np.int64)
+    for start, members in zip(starts, np.split(order, starts[1:]), strict=True):
+        turned = np.roll(members, -(start // count % len(members)))
+        dealt[turned] = np.arange(start, start + len(members)) % count
+    return dealt
