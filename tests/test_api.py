@@ -264,6 +264,39 @@ def test_a_sink_gets_what_the_array_would_hold(tmp_path: Path) -> None:
     np.testing.assert_array_equal(tifffile.imread(tmp_path / "out.tif"), expected)
 
 
+def test_a_sink_that_the_caller_has_entered_is_filled_too(tmp_path: Path) -> None:
+    data = truth_of() / 1000
+    checkpoint = random_checkpoint(levels=1, width=4)
+    with create_sink(tmp_path / "out.tif", shape=data.shape) as sink:
+        denoise_into(sink, data, checkpoint, infer=TILES, compute=CPU)
+        assert not (tmp_path / "out.tif").exists()
+    expected = denoise_volume(data, checkpoint, infer=TILES, compute=CPU)
+    np.testing.assert_array_equal(tifffile.imread(tmp_path / "out.tif"), expected)
+
+
+def test_a_model_may_be_named_by_its_path(run: Path) -> None:
+    data = truth_of()
+    one, other = (denoise_volume(data, model, infer=TILES, compute=CPU) for model in (run, load_checkpoint(run)))
+    np.testing.assert_array_equal(one, other)
+
+
+@pytest.mark.parametrize(
+    ("source", "named"), [([[1.0]], "list"), (torch.zeros(2, 8, 8), "torch"), (np.ma.masked_array([[[1.0]]]), "mask")]
+)
+def test_what_is_no_volume_is_refused_by_its_kind(source: Any, named: str) -> None:
+    with pytest.raises(TypeError, match=named):
+        as_volume(source)
+
+
+def test_splits_that_the_method_cannot_work_with_are_told_from_python_too(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    split = splits_of(truth_of())[0]
+    with caplog.at_level("WARNING"):
+        train([split, split.copy()], tmp_path / "run", **TINY | {"max_epochs": 1})
+    assert "the same image" in caplog.text
+
+
 @pytest.mark.parametrize(("network", "options", "edge"), [("residual2d", {"levels": 3}, 18), ("unet2d", {}, 20)])
 def test_a_tile_that_the_network_cannot_take_is_refused(network: str, options: dict[str, int], edge: int) -> None:
     with pytest.raises(ConfigError, match=rf"tile_size is {edge}; it must be divisible by"):

@@ -277,6 +277,22 @@ def test_after_sigkill_the_earlier_result_is_whole_and_the_next_run_clears_up(
     assert [path.name for path in output.parent.iterdir()] == ["result.h5"]
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("check", "--config=~/foam.yaml"),
+        ("slice", "--config=~/foam.yaml", "--slice-number", "1", "--model=~/none.pth", "--output=~/x.tif"),
+    ],
+)
+def test_a_tilde_that_the_shell_has_left_is_the_home_folder(
+    denoise: Callable[..., Outcome], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...]
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert str(tmp_path / "foam.yaml") in denoise(*arguments).error
+    assert "~" not in denoise(*arguments).error
+    assert "no home folder is known" in denoise("check", "--config=~nobody-of-that-name/x.yaml").err
+
+
 def test_the_version_is_said_for_a_logbook(denoise: Callable[..., Outcome]) -> None:
     outcome = denoise("--version")
     assert outcome.code == 0

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -19,8 +20,9 @@ from denoise.config import InferSection, RunConfig
 from denoise.inference.engine import denoise_slices
 from denoise.inference.models import input_views, make_denoiser
 from denoise.launch import Compute
-from denoise.run_folder import find_model
+from denoise.run_folder import RunFolder, find_model
 from denoise.training.job import Observer
+from denoise.training.part import training_slices
 from denoise.training.start import run_training
 from denoise.volumes import ArrayVolume, SplitSet, Volume, VolumeSink, open_volume, slice_range
 from denoise.volumes.volume import Float32Array
@@ -80,9 +82,15 @@ def train(
             "train": {"mode": mode, "output_dir": str(folder.absolute()), **settings},
         }
     )
+    opened = SplitSet.of([as_volume(split) for split in splits])
+    if not (resume and RunFolder(folder).holds_a_run):
+        # Imported where it is used: what judges splits takes 70 MB of memory, and denoising does without.
+        from denoise.trust.before import warn_of_splits
+
+        warn_of_splits(opened, training_slices(config, opened), config.max_memory)
     run_training(
         config,
-        SplitSet.of([as_volume(split) for split in splits]),
+        opened,
         compute or Compute(),
         resume=resume,
         finetune=None if finetune is None else Path(finetune),
@@ -105,7 +113,7 @@ def load_checkpoint(path: str | os.PathLike[str], criterion: str = "val") -> Che
 
 def denoise_volume(
     inputs: VolumeLike | Sequence[VolumeLike],
-    checkpoint: Checkpoint,
+    checkpoint: Checkpoint | str | os.PathLike[str],
     *,
     start_slice: int | None = None,
     end_slice: int | None = None,
@@ -120,7 +128,7 @@ def denoise_volume(
     inputs
         The full reconstruction; or a list of K splits, over which the network's output is averaged.
     checkpoint
-        From ``train`` or ``load_checkpoint``.
+        From ``train`` or ``load_checkpoint``; or the file or folder to load.
     start_slice, end_slice
         Slice numbers, half-open; None: from the first, to the last.
     infer
@@ -141,6 +149,7 @@ def denoise_volume(
     DeviceError
         The device is not there, or its memory too small for a single tile.
     """
+    checkpoint = _loaded(checkpoint)
     volumes = _opened(inputs, checkpoint)
     z_range = slice_range(volumes[0], start_slice, end_slice)
     result = np.empty((len(z_range), *volumes[0].shape[1:]), dtype=np.float32)
@@ -157,18 +166,27 @@ def denoise_volume(
 def denoise_into(
     sink: VolumeSink,
     inputs: VolumeLike | Sequence[VolumeLike],
-    checkpoint: Checkpoint,
+    checkpoint: Checkpoint | str | os.PathLike[str],
     *,
     infer: InferSection | None = None,
     compute: Compute | None = None,
     progress: Callable[[int], None] = lambda slices: None,
 ) -> None:
-    """As ``denoise_volume``, of all slices, into a sink from ``create_sink``: memory does not grow with the volume."""
+    """As ``denoise_volume``, of all slices, into a sink from ``create_sink``: memory does not grow with the volume.
+
+    The sink is entered and left here, so that the result has its name when this returns; one that the caller has
+    entered is filled, and gets its name where the caller's ``with`` ends.
+    """
+    checkpoint = _loaded(checkpoint)
     volumes = _opened(inputs, checkpoint)
     device = (compute or Compute()).devices()[0]
     denoiser = make_denoiser(checkpoint, infer or InferSection(), device, shape=volumes[0].shape)
-    with sink:
+    with nullcontext() if sink.is_entered else sink:
         denoise_slices(volumes, denoiser, range(volumes[0].shape[0]), sink.write, progress)
+
+
+def _loaded(checkpoint: Checkpoint | str | os.PathLike[str]) -> Checkpoint:
+    return checkpoint if isinstance(checkpoint, Checkpoint) else load_checkpoint(checkpoint)
 
 
 def _opened(inputs: VolumeLike | Sequence[VolumeLike], checkpoint: Checkpoint) -> tuple[Volume, ...]:
@@ -178,9 +196,22 @@ def _opened(inputs: VolumeLike | Sequence[VolumeLike], checkpoint: Checkpoint) -
 
 
 def as_volume(source: VolumeLike) -> Volume:
-    """An array, a path or a Volume as a Volume."""
+    """An array, a path or a Volume as a Volume.
+
+    Raises
+    ------
+    TypeError
+        Something else.
+    VolumeError
+        There is no such volume; the array cannot be one.
+    """
+    if isinstance(source, np.ma.MaskedArray):
+        raise TypeError("expected an array without a mask; fill it first: array.filled(value)")
     if isinstance(source, np.ndarray):
         return ArrayVolume(source)
     if isinstance(source, str | os.PathLike):
         return open_volume(source)
+    if not isinstance(source, Volume):
+        kind = f"{type(source).__module__}.{type(source).__name__}"
+        raise TypeError(f"expected a numpy array (Z, Y, X), a path or a Volume, found {kind}; try numpy.asarray")
     return source

@@ -42,6 +42,7 @@ from denoise.cli_options import (
     ResumeOption,
     TemplateOption,
     VersionOption,
+    path_at_home,
 )
 from denoise.cli_values import bytes_allowed, chosen, computing, criterion_of, loaded, template
 from denoise.cluster import Spread, speaks
@@ -72,8 +73,11 @@ _OF_THE_MACHINE = frozenset(
 
 @app.command()
 def prepare(
-    scan: Annotated[Path, typer.Argument(metavar="SCAN.h5", help="Raw scan, DXchange HDF5.")],
-    out: Annotated[Path | None, typer.Option("--out", help="Folder for the results.  [default: SCAN_rec]")] = None,
+    scan: Annotated[Path, typer.Argument(parser=path_at_home, metavar="SCAN.h5", help="Raw scan, DXchange HDF5.")],
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", parser=path_at_home, metavar="PATH", help="Folder for the results.  [default: SCAN_rec]"),
+    ] = None,
     splits: Annotated[int, typer.Option("--splits", min=2, help="Number of sub-reconstructions.")] = 2,
     center: Annotated[
         float | None, typer.Option("--center", help="Rotation centre, in columns from 0.  [default: found]")
@@ -213,7 +217,10 @@ def volume(
 @app.command()
 def demo(
     out: Annotated[
-        Path | None, typer.Option("--out", help="Folder for everything.  [default: denoise-demo-MODE]")
+        Path | None,
+        typer.Option(
+            "--out", parser=path_at_home, metavar="PATH", help="Folder for everything.  [default: denoise-demo-MODE]"
+        ),
     ] = None,
     mode: Annotated[str, typer.Option("--mode", help="How to denoise.", metavar="2.5d|3d")] = "2.5d",
     overwrite: OverwriteOption = False,
@@ -265,7 +272,12 @@ def report(
     model: ModelOption = None,
     output: Annotated[
         Path | None,
-        typer.Option("--output", help="Folder for the report.  [default: beside the reconstructions]"),
+        typer.Option(
+            "--output",
+            parser=path_at_home,
+            metavar="PATH",
+            help="Folder for the report.  [default: beside the reconstructions]",
+        ),
     ] = None,
     overwrite: OverwriteOption = False,
     gpus: GpusOption = None,

@@ -45,9 +45,28 @@ class Compression(StrEnum):
     blosc = "blosc"
 
 
-ConfigOption = Annotated[Path, typer.Option("--config", help="Config file (YAML); see baseline_config.yaml.")]
+def at_home(text: str) -> str:
+    """A path with what ``~`` stands for: shells leave it in ``--output=~/x``."""
+    try:
+        return str(Path(text).expanduser()) if text.startswith("~") else text
+    except RuntimeError:
+        raise typer.BadParameter(f"{text}: no home folder is known for the user after ~") from None
+
+
+def path_at_home(text: str) -> Path:
+    """The same as a Path."""
+    return Path(at_home(text))
+
+
+ConfigOption = Annotated[
+    Path,
+    typer.Option("--config", parser=path_at_home, metavar="PATH", help="Config file (YAML); see baseline_config.yaml."),
+]
 TemplateOption = Annotated[
-    Path | None, typer.Option("--config", help="Take the sections train and infer from this config file.")
+    Path | None,
+    typer.Option(
+        "--config", parser=path_at_home, metavar="PATH", help="Take the sections train and infer from this config file."
+    ),
 ]
 ModeOption = Annotated[
     str | None, typer.Option("--mode", help="How to work.  [default: as the config says]", metavar="2.5d|3d")
@@ -79,10 +98,19 @@ CheckpointOption = Annotated[
     typer.Option("--checkpoint", help="Which of the three best models.  [default: the config's infer.checkpoint, val]"),
 ]
 ModelOption = Annotated[
-    Path | None, typer.Option("--model", help="Model file or training folder.  [default: the config's own training]")
+    Path | None,
+    typer.Option(
+        "--model",
+        parser=path_at_home,
+        metavar="PATH",
+        help="Model file or training folder.  [default: the config's own training]",
+    ),
 ]
 OutputDirOption = Annotated[
-    Path | None, typer.Option("--output-dir", help="Folder of the training run.  [default: from config]")
+    Path | None,
+    typer.Option(
+        "--output-dir", parser=path_at_home, metavar="PATH", help="Folder of the training run.  [default: from config]"
+    ),
 ]
 MemoryOption = Annotated[
     str | None,
@@ -100,7 +128,10 @@ ContinueOption = Annotated[
     ),
 ]
 FinetuneOption = Annotated[
-    Path | None, typer.Option("--finetune", help="Begin from this model file or training folder.")
+    Path | None,
+    typer.Option(
+        "--finetune", parser=path_at_home, metavar="PATH", help="Begin from this model file or training folder."
+    ),
 ]
 DryRunOption = Annotated[
     bool, typer.Option("--dry-run", help="Say what memory and disk it would take, and write nothing.")
@@ -115,6 +146,8 @@ OutputOption = Annotated[
     str | None,
     typer.Option(
         "--output",
+        parser=at_home,
+        metavar="PATH",
         help="Where to write; the suffix chooses the format (.tif, .h5, .zarr; none: a folder of TIFF slices).  "
         "[default: beside the reconstructions, named after the sample]",
     ),

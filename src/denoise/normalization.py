@@ -26,6 +26,7 @@ class _Arithmetic(Protocol):
 
 
 Block = TypeVar("Block", bound=_Arithmetic)
+_FARTHEST = 5.0
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,19 @@ class Normalization:
                 f"the normalisation needs a finite mean and a positive standard deviation, found mean {self.mean} and "
                 f"standard deviation {self.std}; check mean4norm and std4norm, or whether the volumes are constant"
             )
+
+    def resembles(self, found: Moments) -> bool:
+        """Whether a slice has grey values like those that were trained on.
+
+        Not where its mean lies more than five standard deviations away, or its standard deviation is more than five
+        times larger or smaller: scans of one kind do not differ by that much.
+        """
+        if found.count == 0:
+            return True
+        std = math.sqrt(found.squared_deviation / found.count)
+        return abs(found.mean - self.mean) <= _FARTHEST * self.std and (
+            self.std / _FARTHEST <= std <= _FARTHEST * self.std
+        )
 
     def apply(self, block: Block) -> Block:
         """Grey values to normalised values, same shape and type."""

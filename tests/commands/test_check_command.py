@@ -12,6 +12,7 @@ import h5py
 import numpy as np
 import psutil
 import pytest
+import tifffile
 import torch
 import zarr
 
@@ -58,6 +59,17 @@ def test_it_says_what_would_run_with_numbers_and_writes_nothing(
     assert said["tiles"].startswith("48 of 3 x 28 x 28 voxels, each voxel is predicted 1.36 times")
     assert "GB" in said["memory"] or "MB" in said["memory"]
     assert "0.11 MB as float32" in said["disk"]
+
+
+@pytest.mark.parametrize("folder", ["odd", "whole"])
+def test_a_slice_that_is_not_like_the_others_is_found_before_the_queue(
+    dataset: Dataset, denoise: Callable[..., Outcome], folder: str
+) -> None:
+    slices = sorted((dataset.folder / folder).glob("*.tif"))
+    tifffile.imwrite(slices[5], np.zeros((7, 9), np.float32))
+    said = denoise("check", "--config", dataset.config)
+    assert slices[5].name in said.error
+    assert "(7, 9)" in said.error
 
 
 def test_too_few_held_out_rows_for_a_report_are_said_before_training(

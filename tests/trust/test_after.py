@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -114,6 +115,14 @@ def test_places_that_were_smoothed_over_are_found_where_they_are(
     assert holes[worst.z, worst.y, worst.x] > 0.2
 
 
+def test_held_out_slices_of_air_are_told(scan: Scan) -> None:
+    air = replace(scan, truth=0 * scan.truth, splits=tuple(split - scan.truth for split in scan.splits))
+    findings = {f.name: f for f in Report.of(air.evidence(lambda stack: 0.1 * stack)).verdict.findings}
+    assert findings["anything"].severity == Severity.RESERVATION
+    findings = {f.name: f for f in Report.of(scan.evidence(lambda stack: stack)).verdict.findings}
+    assert findings["anything"].severity == Severity.FINE
+
+
 @pytest.mark.parametrize(("scale", "offset"), [(1e-7, 0.0), (5.0, 30000.0)])
 def test_nothing_depends_on_the_unit_of_the_grey_values(scan: Scan, scale: float, offset: float) -> None:
     """Attenuation per nanometre, or 16-bit integers with a large mean."""
@@ -215,7 +224,7 @@ def record(epoch: int, error: float, rate: float = 0.01, best: bool = False) -> 
 
 
 def training_findings(report: Report, history: list[dict[str, Any]], seams: Seams | None = None) -> dict[str, Severity]:
-    findings = judge(report.scores, report.bands, report.greys, seams, history)
+    findings = judge(report.scores, report.rings, report.bands, report.greys, seams, history)
     return {finding.name: finding.severity for finding in findings}
 
 

@@ -10,9 +10,10 @@ import pytest
 from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter, shift
 
+from denoise.normalization import Moments, Normalization
 from denoise.projections.projector import project_slices
 from denoise.projections.reconstruct import reconstruct_rows
-from denoise.trust.before import check_splits
+from denoise.trust.before import check_splits, judge_full, judge_scale
 from denoise.trust.layout import shift_between
 from denoise.trust.splits import chosen_slices
 from denoise.trust.verdict import Severity, Verdict
@@ -151,6 +152,31 @@ def test_the_smallest_slices_are_tested_or_said_to_be_too_small(plane: tuple[int
     rng = np.random.default_rng(0)
     verdict = checked(*(rng.standard_normal((3, *plane)) for _ in range(2)))
     assert ("too_small" in severities(verdict)) == (min(plane) < 8)
+
+
+def test_a_full_reconstruction_is_compared_where_it_shows_something(rng: np.random.Generator) -> None:
+    mean = rng.standard_normal((1, 32, 32)).astype(np.float32)
+    mask = np.zeros((32, 32), bool)
+    mask[8:24, 8:24] = True
+    full = mean.copy()
+    full[0, 12, 12] = np.nan
+    full[:, ~mask] += 100
+    assert judge_full(full, mean, 1.0, mask).severity == Severity.FINE
+    full += 5
+    assert judge_full(full, mean, 1.0, mask).severity == Severity.RESERVATION
+    full[:] = np.nan
+    assert judge_full(full, mean, 1.0, mask).severity == Severity.RESERVATION
+
+
+@pytest.mark.parametrize(
+    ("mean", "std", "expected"),
+    [(0.5, 0.7, Severity.FINE), (2750, 564, Severity.RESERVATION), (0.6, 0.1, Severity.RESERVATION)],
+)
+def test_grey_values_unlike_those_trained_on_are_told(mean: float, std: float, expected: Severity) -> None:
+    values = np.array([mean - std, mean + std], np.float32)
+    finding = judge_scale(Normalization(0.62, 0.70), Moments.of(values))
+    assert finding.severity == expected
+    assert ("unreliable" in finding.sentence) == bool(expected)
 
 
 def test_an_object_that_reaches_the_rim_is_told(scan: Scan) -> None:

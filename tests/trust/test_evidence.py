@@ -65,6 +65,15 @@ def test_the_field_of_view_is_a_circle_only_where_all_is_zero_outside_it() -> No
     assert mask.sum() > 0.85 * circle.sum()
 
 
+@pytest.mark.parametrize("ratio", [0.8, 0.95])
+def test_a_circle_that_was_cut_smaller_is_the_field_of_view(ratio: float, rng: np.random.Generator) -> None:
+    y, x = np.mgrid[:96, :96] - 47.5
+    inside = np.hypot(y, x) < 48 * ratio
+    found = field_of_view([np.where(inside, rng.standard_normal((3, 96, 96)), 0).astype(np.float32)])
+    assert not found[~inside].any()
+    assert np.count_nonzero(found) > 0.9 * np.count_nonzero(inside)
+
+
 def test_the_uncertainty_of_slices_does_not_depend_on_which_others_are_asked_for(scan: Scan) -> None:
     evidence = scan.evidence(scan.best_filter())
     found = calibrated([evidence])

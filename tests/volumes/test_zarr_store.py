@@ -135,7 +135,7 @@ def test_an_array_inside_of_a_store_may_be_named(tmp_path):
     assert open_volume(tmp_path / "v.zarr").name.endswith("v.zarr::one")
     _array(tmp_path / "v.zarr/two", _numbered((2, 3, 4), "u2"))
     np.testing.assert_array_equal(_whole(open_volume(f"{tmp_path}/v.zarr::/two")), _numbered((2, 3, 4)))
-    with pytest.raises(VolumeError, match=r"2 arrays of three axes: one \(4, 5, 6\) float32, two \(2, 3, 4\) uint16"):
+    with pytest.raises(VolumeError, match=r"2 arrays of three axes.*one \(4, 5, 6\) float32, two \(2, 3, 4\) uint16"):
         open_volume(tmp_path / "v.zarr")
 
 
@@ -175,7 +175,7 @@ def test_a_store_that_would_be_unpickled_is_refused(tmp_path, spoil):
 
 
 @pytest.mark.parametrize(
-    ("axes", "shape"), [("xyz", (4, 5, 6)), ("czyx", (1, 4, 5, 6)), ("tczyx", (1, 1, 4, 5, 6)), ("yx", (5, 6))]
+    ("axes", "shape"), [("xyz", (4, 5, 6)), ("zyxc", (4, 5, 6, 1)), ("tczxy", (1, 1, 4, 5, 6)), ("yx", (5, 6))]
 )
 def test_axes_other_than_z_y_x_are_refused_by_name(tmp_path, axes, shape):
     _image(tmp_path / "v.zarr", "0.5", _multiscale(axes, scale=[1.0] * len(axes)), {"0": _numbered(shape)})
@@ -183,11 +183,31 @@ def test_axes_other_than_z_y_x_are_refused_by_name(tmp_path, axes, shape):
         open_volume(tmp_path / "v.zarr")
 
 
+@pytest.mark.parametrize(("axes", "before"), [("czyx", (1,)), ("tczyx", (1, 1))])
+@pytest.mark.parametrize("version", ["0.4", "0.5"])
+def test_one_channel_and_one_time_are_no_hindrance(tmp_path, axes, before, version):
+    values = _numbered((4, 5, 6))
+    scale = [1.0] * len(before) + [3.0, 2.0, 2.0]
+    _image(tmp_path / "v.zarr", version, _multiscale(axes, scale=scale), {"0": values.reshape(*before, 4, 5, 6)})
+    volume = open_volume(tmp_path / "v.zarr")
+    assert volume.shape == (4, 5, 6)
+    assert volume.voxel_size_um == (3.0, 2.0, 2.0)
+    np.testing.assert_array_equal(volume.read(Region((1, 0, 2), (2, 5, 3))), values[1:3, :, 2:5])
+
+
+def test_arrays_deeper_in_a_group_are_told(tmp_path):
+    group = zarr.open_group(tmp_path / "v.zarr", mode="w")
+    group.create_group("inner").create_array("vol", data=_numbered((4, 5, 6)))
+    with pytest.raises(VolumeError, match=r"0 arrays of three axes.*inner/vol \(4, 5, 6\) float32"):
+        open_volume(tmp_path / "v.zarr")
+    assert open_volume(f"{tmp_path}/v.zarr::inner/vol").shape == (4, 5, 6)
+
+
 @pytest.mark.parametrize(
     ("array", "message"),
     [
         (np.zeros((3, 3)), r"shape \(3, 3\)"),
-        (np.zeros((1, 2, 3, 3)), r"shape \(1, 2, 3, 3\)"),
+        (np.zeros((1, 2, 3, 3, 3)), r"shape \(1, 2, 3, 3, 3\)"),
         (np.zeros((2, 3, 3), complex), "type complex128"),
         (np.zeros((2, 3, 3), "u4"), "type uint32"),
     ],

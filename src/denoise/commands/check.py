@@ -7,7 +7,7 @@ it trains and denoises noise for some seconds to say how long the real runs will
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -37,11 +37,12 @@ from denoise.training.footprint import Footprint
 from denoise.training.memory_plan import MemoryPlan, plan_memory
 from denoise.training.part import TrainingPart, training_slices
 from denoise.training.start import Shares
-from denoise.trust.before import check_splits
+from denoise.trust.before import bytes_of_warning, check_splits
 from denoise.trust.evidence import FEWEST
 from denoise.trust.splits import testing_bytes
 from denoise.volumes import SplitSet, Volume, require_same_grid
 from denoise.volumes.slice_pool import waiting_bytes
+from denoise.volumes.tiff_stack import TiffStackVolume
 from denoise.volumes.volume import describe_numbers
 
 
@@ -73,11 +74,13 @@ def check(config: RunConfig, compute: Compute, *, data: bool = False, calibrate:
     lines = [("device", ", ".join(describe_device(d) for d in devices))]
     splits = open_splits(config) if config.given_splits else None
     if splits is not None:
+        _require_alike(splits.volumes)
         lines += [(f"split {k}", _describe(volume)) for k, volume in enumerate(splits.volumes)]
     inputs = None
     if config.infer.input == "splits" or config.full_path is not None:
         inputs = open_inference_inputs(config, config.train.strategy)
         if config.infer.input == "full":
+            _require_alike([inputs.grid])
             lines.append(("full", _describe(inputs.grid)))
             if splits is not None:
                 require_same_grid(splits.volumes[0], inputs.grid, "split 0", "the full reconstruction")
@@ -104,6 +107,13 @@ def check(config: RunConfig, compute: Compute, *, data: bool = False, calibrate:
         say("")
         splits = open_splits(config)
         say_verdict(check_splits(splits.volumes, training_slices(config, splits)))
+
+
+def _require_alike(volumes: Sequence[Volume]) -> None:
+    """Refuse folders of slices in which one is not like the first, which a run would find after hours."""
+    for volume in volumes:
+        if isinstance(volume, TiffStackVolume):
+            volume.require_alike()
 
 
 def _require_memory_for_tests(splits: SplitSet, max_memory: int | None) -> None:
@@ -143,6 +153,8 @@ def _training(config: RunConfig, compute: Compute, splits: SplitSet, network: Ne
     held_out = f"slices {numbers[low]}..{numbers[high]}" if axis == 0 else f"rows {low}..{high}, counted from 0"
     if min(held.shape_zyx[1:]) < FEWEST:
         held_out += f"; `denoise report` needs {FEWEST}: raise train.validation_fraction, or train on more slices"
+    # Splits are tested before a run: a few enormous slices can take more than training on them.
+    most = max(memory.data_bytes + footprint.bytes, bytes_of_warning(splits, config.max_memory))
     run = RunFolder(config.output_dir)
     models = [CRITERIA[c] for c in CRITERIA if run.model(c).exists()]
     state = f"holds {', '.join(models)}" if models else "no model yet"
@@ -172,7 +184,7 @@ def _training(config: RunConfig, compute: Compute, splits: SplitSet, network: Ne
         ),
         ("held out", held_out),
         ("training data", f"{_kept(memory, sampler)} ({gigabytes(available_bytes())} free)"),
-        ("host memory", f"about {gigabytes(memory.data_bytes + footprint.bytes)} for training, data included"),
+        ("host memory", f"about {gigabytes(most)} for training, data included"),
         ("models", f"{run.path} ({state})"),
     ]
     return _Part(lines, costs)

@@ -9,11 +9,12 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import partial, reduce
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from denoise.arithmetic import give_back_unused
 from denoise.checkpoint import Checkpoint
@@ -214,7 +215,7 @@ class Uncertainty:
         run = runner(self._judged, portion.slab_bytes)
         start, stop = self.region.start_zyx[0], self.region.stop_zyx[0]
         pieces = [range(z, min(z + portion.slices, stop)) for z in range(start, stop, portion.slices)]
-        seen = reduce(np.logical_or, (field_of_view(self._read(piece)) for piece in pieces))
+        seen, known = self._looked_at(pieces)
         for piece in pieces:
             region = replace(
                 self.region,
@@ -227,8 +228,17 @@ class Uncertainty:
                 run,
                 strategy=self.checkpoint.strategy,
                 delivers=self.delivers,
-                seen=seen,
+                seen=seen & known,
             )
+
+    def _looked_at(self, pieces: Sequence[range]) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+        """(Y, X) each: the field of view, and what is finite in all held-out slices."""
+        seen, known = np.zeros((2, *self.splits.shape[1:]), bool)
+        for piece in pieces:
+            splits = self._read(piece)
+            seen |= field_of_view(splits)
+            known |= ~np.isfinite(np.sum(splits, axis=0)).all(axis=0)
+        return seen, ~known
 
     def _read(self, z_range: range) -> list[Float32Array]:
         whole = Region.of_slices(z_range.start, z_range.stop, self.splits.shape)

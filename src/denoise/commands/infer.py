@@ -49,8 +49,6 @@ _log = logging.getLogger(__name__)
 
 #: Whole numbers keep an image whose standard deviation is a few of them.
 _COARSEST = 2.0
-#: More standard deviations, and larger factors between them, than scans of one kind differ by.
-_FARTHEST = 5.0
 
 
 @dataclass(frozen=True)
@@ -275,17 +273,13 @@ def _warn_of_another_scale(normalization: Normalization, grid: Volume, z_range: 
     """A look at one slice: a model knows only grey values like those that it was trained on."""
     z = z_range[len(z_range) // 2]
     found = Moments.of_slice(grid.read(Region.of_slices(z, z + 1, grid.shape))[0])
-    if found.count == 0:
-        return
-    std = (found.squared_deviation / found.count) ** 0.5
-    shift = abs(found.mean - normalization.mean) / normalization.std
-    if shift > _FARTHEST or not normalization.std / _FARTHEST <= std <= _FARTHEST * normalization.std:
+    if not normalization.resembles(found):
         _log.warning(
             "slice %d of the input has grey values %.4g +- %.4g, the model was trained on %.4g +- %.4g: the result is "
             "unreliable; denoise a volume of the same scale, or train on this one",
             grid.slice_numbers[z],
             found.mean,
-            std,
+            (found.squared_deviation / found.count) ** 0.5,
             normalization.mean,
             normalization.std,
         )

@@ -93,6 +93,11 @@ def prepare(
     if mode is not None:
         settings = {**settings, "train": {**settings["train"], "mode": mode.lower()}}
     text = _config_text(layout, settings)
+    if not dealt.is_in_turn:
+        _log.info(
+            "projections are divided in the order of their directions: in turn, splits would have wider gaps between "
+            "them"
+        )
     if warning := angles_warning(scan, splits):
         _log.warning("%s", warning)
     plan = plan_rows(scan, splits, stripes=remove_stripes, max_memory=max_memory)

@@ -32,6 +32,7 @@ from denoise.inference.engine import Denoiser, denoise_slices
 from denoise.inference.models import make_denoiser
 from denoise.launch import Compute, describe_device
 from denoise.modes import MODES, mode_of
+from denoise.normalization import Moments, Normalization
 from denoise.patches.holdout import HoldOut
 from denoise.report.images import CROP, Trial, centred, data_uri, pictures_of, window_of
 from denoise.report.page import render_page
@@ -39,7 +40,7 @@ from denoise.run_folder import CRITERIA, RunFolder, find_model
 from denoise.tiles import Region, TileGrid
 from denoise.training.observers import read_history
 from denoise.training.part import training_slices
-from denoise.trust.before import check_splits, judge_full
+from denoise.trust.before import check_splits, judge_full, judge_scale
 from denoise.trust.evidence import FEWEST, Evidence, Frame, Run, collect
 from denoise.trust.report import FORMAT, FORMAT_VERSION, Report
 from denoise.trust.seams import shifted, tile_borders
@@ -141,7 +142,7 @@ def write_report(config: RunConfig, compute: Compute, request: Request) -> Judge
         frame=Frame.of(region, numbers),
         borders=shifted(tile_borders(TileGrid(splits.shape, denoiser.window)), first_row, first_column),
         history=read_history(run.history),
-        inputs=_inputs(config, splits, evidence, region),
+        inputs=_inputs(config, splits, evidence, region, denoiser.normalization),
         angles=angles,
         voxel_size_um=None if size is None else size[2],
     )
@@ -299,9 +300,13 @@ def _held_out_by_config(
     return region, f"held out in training, if {of} was its own; the model does not say what it was trained on"
 
 
-def _inputs(config: RunConfig, splits: SplitSet, evidence: Evidence, region: Region) -> Verdict:
-    """What speaks against the splits, or against the full reconstruction being their mean."""
-    found = check_splits(splits.volumes, training_slices(config, splits))
+def _inputs(
+    config: RunConfig, splits: SplitSet, evidence: Evidence, region: Region, normalization: Normalization
+) -> Verdict:
+    """What speaks against the splits, for this model, or against the full reconstruction being their mean."""
+    checked = check_splits(splits.volumes, training_slices(config, splits))
+    scale = judge_scale(normalization, Moments.of(evidence.splits[0][:, evidence.mask]))
+    found = Verdict.of((*checked.findings, scale))
     if config.infer.input != "full" or config.full_path is None:
         return found
     middle = evidence.shape[0] // 2
@@ -310,7 +315,7 @@ def _inputs(config: RunConfig, splits: SplitSet, evidence: Evidence, region: Reg
         replace(region, start_zyx=(z, *region.start_zyx[1:]), shape_zyx=(1, *region.shape_zyx[1:]))
     )
     noise = float(evidence.probe[middle].std(dtype=np.float64))
-    return Verdict.of((*found.findings, judge_full(full, evidence.full[middle : middle + 1], noise)))
+    return Verdict.of((*found.findings, judge_full(full, evidence.full[middle : middle + 1], noise, evidence.mask)))
 
 
 def _provenance(

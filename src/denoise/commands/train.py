@@ -13,14 +13,10 @@ from denoise.config import RunConfig
 from denoise.errors import ConfigError, OutputError, VolumeError
 from denoise.files import require_free
 from denoise.launch import Compute
-from denoise.memory import available_bytes, give_back_freed, large_arrays_given_back
-from denoise.readable import gigabytes
 from denoise.run_folder import CRITERIA, RunFolder
 from denoise.training.part import training_slices
 from denoise.training.start import Shares, run_training
-from denoise.trust.before import check_splits
-from denoise.trust.splits import testing_bytes
-from denoise.trust.verdict import Severity
+from denoise.trust.before import warn_of_splits
 from denoise.volumes import SplitSet, require_same_grid
 
 _log = logging.getLogger(__name__)
@@ -35,7 +31,7 @@ def train(
     _warn_of_full(config, splits)
     _say_rate(config)
     if compute.spread.leads(os.environ) and not (resume and RunFolder(config.output_dir).holds_a_run):
-        _warn_of_splits(config, splits)
+        warn_of_splits(splits, training_slices(config, splits), config.max_memory)
     _say_devices(Shares.of(config, compute, resume=resume or was_restarted(os.environ)), compute)
     run = run_training(config, splits, compute, resume=resume, finetune=finetune, show_progress=progress)
     for criterion in CRITERIA if compute.spread.leads(os.environ) else ():
@@ -66,20 +62,6 @@ def _say_rate(config: RunConfig) -> None:
             given,
             own,
         )
-
-
-def _warn_of_splits(config: RunConfig, splits: SplitSet) -> None:
-    """Say before the night what `denoise report` would say after it: that the method does not hold for these splits."""
-    needed = testing_bytes(splits)
-    if 2 * needed > (config.max_memory or available_bytes()):
-        _log.info("the splits are not tested first, which takes %s; `denoise check --data` does it", gigabytes(needed))
-        return
-    with large_arrays_given_back():  # what stayed in this process would come on top of what training may take
-        verdict = check_splits(splits.volumes, training_slices(config, splits))
-    give_back_freed()
-    for finding in verdict.warnings:
-        if finding.severity is Severity.INVALID:
-            _log.warning("%s (`denoise check --data` has all tests of the splits)", finding.sentence)
 
 
 def _say_devices(shares: Shares, compute: Compute) -> None:

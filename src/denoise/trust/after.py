@@ -11,11 +11,14 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+
 from denoise.readable import counted
 from denoise.training.observers import best_of
 from denoise.trust.greys import GreyShift
 from denoise.trust.scores import Scores
 from denoise.trust.seams import Seams
+from denoise.trust.spectra import CERTAINTY, RingSums
 from denoise.trust.support import BandSupport
 from denoise.trust.verdict import Finding, Severity
 
@@ -44,6 +47,7 @@ _FEWEST_SCORES = 4
 
 def judge(
     scores: Scores,
+    rings: RingSums,
     bands: Sequence[BandSupport],
     greys: GreyShift,
     seams: Seams | None,
@@ -52,6 +56,7 @@ def judge(
     """Every test's finding."""
     findings = [
         _gain(scores),
+        _anything(rings),
         _unsupported(bands),
         _invented_place(bands),
         _suppressed(bands),
@@ -103,6 +108,28 @@ def _gain(scores: Scores) -> Finding:
         "The lower end of the 95 % interval must lie above 0 dB, or noise was exchanged for something worse.",
         Severity.INVALID if worse or untold else Severity.RESERVATION if unsure else Severity.FINE,
         sentence,
+        is_minimum=True,
+    )
+
+
+def _anything(rings: RingSums) -> Finding:
+    signal = float(rings.signal.sum())
+    chance = float(np.sqrt(np.square(rings.deviation).sum()))
+    value = signal / max(chance, 1e-300)
+    failed = value < CERTAINTY
+    return Finding(
+        "anything",
+        "Do the held-out slices show anything?",
+        value,
+        "standard deviations of chance",
+        CERTAINTY,
+        "What the splits have in common, over what independent noise has in common by chance. Where nothing is there, "
+        "a result can only be as flat as it is, and gain and PSNR say nothing of an object.",
+        Severity.RESERVATION if failed else Severity.FINE,
+        "The held-out slices show nothing that stands out from the noise: the numbers here say nothing of an object. "
+        "Hold out slices that show it (train.start_slice and train.end_slice; a larger train.validation_fraction)."
+        if failed
+        else "The held-out slices show an object.",
         is_minimum=True,
     )
 

@@ -6,15 +6,22 @@ tests measure is in ``splits``, what it means is said here.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
+from denoise.memory import available_bytes, give_back_freed, large_arrays_given_back
+from denoise.normalization import Moments, Normalization
+from denoise.readable import gigabytes
 from denoise.trust.artefacts import angles, counts, drift, field_of_view, rings, saturated
-from denoise.trust.splits import SMALLEST, SplitFacts, measure
+from denoise.trust.splits import IMPORTED_BYTES, SMALLEST, SplitFacts, measure, testing_bytes
 from denoise.trust.verdict import Finding, Severity, Verdict
-from denoise.volumes import Volume
+from denoise.volumes import SplitSet, Volume
 from denoise.volumes.volume import Float32Array
+
+_log = logging.getLogger(__name__)
 
 #: Correlation of the noise of two splits in the finest quarter of frequencies.
 DEPENDENT = 0.05
@@ -54,6 +61,41 @@ def check_splits(volumes: Sequence[Volume], z_range: range | None = None) -> Ver
     return Verdict.of([_nothing()]) if facts is None else judge_splits(facts)
 
 
+def bytes_of_warning(splits: SplitSet, max_memory: int | None) -> int:
+    """Memory of the process while ``warn_of_splits`` looks at them; 0 where it does not."""
+    needed = testing_bytes(splits)
+    return 0 if 2 * needed > (max_memory or available_bytes()) else IMPORTED_BYTES + needed
+
+
+def warn_of_splits(splits: SplitSet, z_range: range | None, max_memory: int | None) -> None:
+    """Say before a night of training that the method does not hold for some splits, as a report would after it.
+
+    Nothing but a word on the logger where the tests would take more than half of the memory.
+
+    Parameters
+    ----------
+    z_range
+        Indices of the slices to train on; None: all.
+    max_memory
+        That may be taken, bytes; None: what is free.
+
+    Raises
+    ------
+    VolumeError
+        A slice cannot be read.
+    """
+    if not bytes_of_warning(splits, max_memory):
+        needed = gigabytes(testing_bytes(splits))
+        _log.info("the splits are not tested first, which takes %s; `denoise check --data` does it", needed)
+        return
+    with large_arrays_given_back():  # what stayed in this process would come on top of what training may take
+        verdict = check_splits(splits.volumes, z_range)
+    give_back_freed()
+    for finding in verdict.warnings:
+        if finding.severity is Severity.INVALID:
+            _log.warning("%s (`denoise check --data` has all tests of the splits)", finding.sentence)
+
+
 def judge_splits(facts: SplitFacts) -> Verdict:
     """What the numbers mean."""
     return Verdict.of(
@@ -73,7 +115,7 @@ def judge_splits(facts: SplitFacts) -> Verdict:
     )
 
 
-def judge_full(full: Float32Array, mean_of_splits: Float32Array, noise: float) -> Finding:
+def judge_full(full: Float32Array, mean_of_splits: Float32Array, noise: float, mask: NDArray[np.bool_]) -> Finding:
     """Whether the full reconstruction is what the report takes it for.
 
     Parameters
@@ -82,8 +124,13 @@ def judge_full(full: Float32Array, mean_of_splits: Float32Array, noise: float) -
         The same slices, (Z, Y, X).
     noise
         Standard deviation of the noise of the mean, grey values.
+    mask
+        (Y, X): the field of view. Voxels that are NaN or infinite do not count either.
     """
-    difference = full.astype(np.float64) - mean_of_splits
+    difference = (full.astype(np.float64) - mean_of_splits)[:, mask]
+    difference = difference[np.isfinite(difference)]
+    if not difference.size:
+        difference = np.array([np.inf])
     value = float(np.sqrt(np.mean(np.square(difference))) / max(noise, 1e-300))
     failed = value > NOT_THE_MEAN
     return Finding(
@@ -100,6 +147,34 @@ def judge_full(full: Float32Array, mean_of_splits: Float32Array, noise: float) -
         "--remove-stripes` does): the report holds for the mean of the splits, not for it."
         if failed
         else "The full reconstruction is the mean of the splits.",
+    )
+
+
+def judge_scale(normalization: Normalization, found: Moments) -> Finding:
+    """Whether the grey values are such as the model was trained on.
+
+    Parameters
+    ----------
+    normalization
+        Of the model.
+    found
+        Of a slice of a split.
+    """
+    std = float(np.sqrt(found.squared_deviation / max(found.count, 1)))
+    failed = not normalization.resembles(found)
+    return Finding(
+        "trained_scale",
+        "Has the model seen grey values like these?",
+        abs(found.mean - normalization.mean) / normalization.std,
+        "standard deviations from the mean that was trained on",
+        None,
+        "A model knows grey values like those of the scan that it was trained on: a mean within five of their standard "
+        "deviations, and a standard deviation that differs by a factor of five at most.",
+        Severity.RESERVATION if failed else Severity.FINE,
+        f"The splits have grey values {found.mean:.4g} +- {std:.4g}, the model was trained on {normalization.mean:.4g} "
+        f"+- {normalization.std:.4g}: the result is unreliable; denoise a scan of the same scale, or train on this one."
+        if failed
+        else "The grey values are like those that the model was trained on.",
     )
 
 
@@ -139,8 +214,8 @@ def _finite(facts: SplitFacts) -> Finding:
         0.0,
         "Training stops at NaN and infinite voxels unless dataset.non_finite is fill.",
         Severity.RESERVATION if bad > 0 else Severity.FINE,
-        f"{100 * bad:.3g} % of the voxels are NaN or infinite; reconstruct without them, or have them replaced by the "
-        "mean (dataset.non_finite: fill), which teaches the network nothing there."
+        f"{100 * bad:.3g} % of the voxels are NaN or infinite: reconstruct without them. With dataset.non_finite: fill "
+        "they are replaced by the mean, which teaches the network nothing there."
         if bad > 0
         else "All grey values that were looked at are finite.",
     )
@@ -169,9 +244,10 @@ def _independent(facts: SplitFacts) -> Finding:
         severity = Severity.INVALID
     elif certain and value > DEPENDENT and facts.is_flat:
         sentence = (
-            f"The splits share noise (correlation {value:.2f} at the finest frequencies, and against what they do not "
-            "share no less at the very finest, as detail would have): projections that are in both, a filter over the angles, or interpolated "
-            "projections. That part of the noise will stay in the result and count as signal."
+            f"The splits share noise (correlation {value:.2f} at the finest frequencies; against what they do not "
+            "share it is no less at the very finest, as it would be of detail): projections that are in both, a filter "
+            "over the angles, or interpolated projections. That part of the noise will stay in the result and count as "
+            "signal."
         )
         severity = Severity.INVALID if value > 10 * DEPENDENT else Severity.RESERVATION
     elif certain and value > DEPENDENT:

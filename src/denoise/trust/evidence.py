@@ -210,15 +210,18 @@ def collect(
 
 
 def field_of_view(stacks: Sequence[Float32Array]) -> NDArray[np.bool_]:
-    """Voxels of a slice that show something, bool (Y, X): the inscribed ellipse where all is zero outside it.
+    """Voxels of a slice that show something, bool (Y, X): an ellipse where all is zero outside it.
 
-    The outermost voxel of the ellipse is left out too, as reconstructions fade there.
+    The inscribed one, or a smaller one as wide as what is not zero reaches. Its outermost voxel is left out too, as
+    reconstructions fade there.
     """
     height, width = stacks[0].shape[1:]
     y = (np.arange(height) - (height - 1) / 2) / (height / 2)
     x = (np.arange(width) - (width - 1) / 2) / (width / 2)
     radius = np.sqrt(y[:, None] ** 2 + x[None, :] ** 2)
-    outside = radius > 1 + 2 / min(height, width)
-    if not outside.any() or any(stack[:, outside].any() for stack in stacks):
+    voxel = 2 / min(height, width)
+    shown = np.any([np.any(stack != 0, axis=0) for stack in stacks], axis=0)
+    reach = float(radius[shown].max()) if shown.any() else 1.0
+    if reach > 1 + voxel or not (radius > 1 + voxel).any():
         return np.ones((height, width), bool)
-    return np.asarray(radius < 1 - 2 / min(height, width))
+    return np.asarray(radius < min(reach, 1.0) - voxel)

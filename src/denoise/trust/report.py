@@ -101,7 +101,7 @@ class Report:
             streaks=streaks,
             profiles=tuple(profile.within(frame) for profile in edge_profiles(evidence)),
             verdict=Verdict.of(
-                (*judge(scores, bands, greys, seams, history), *disturbed, *(inputs.findings if inputs else ()))
+                (*judge(scores, rings, bands, greys, seams, history), *disturbed, *(inputs.findings if inputs else ()))
             ),
             history=tuple(history),
             voxel_size_um=voxel_size_um,

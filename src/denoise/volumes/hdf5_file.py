@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from denoise.errors import DAMAGE, OutputError, VolumeError, damage_reason
 from denoise.tiles import Region, Triple
 from denoise.volumes.hdf5_trial import require_harmless
-from denoise.volumes.limits import require_small_pieces, require_volume_shape
+from denoise.volumes.limits import axes_before, require_small_pieces, require_volume_shape
 from denoise.volumes.raw_voxels import RawVoxels, take_room
 from denoise.volumes.slab_writer import VolumeHeader
 from denoise.volumes.volume import (
@@ -52,6 +52,8 @@ class Hdf5Volume:
     voxel_size_um: VoxelSize | None
     slice_numbers: range
     chunk_zyx: Triple
+    axes_before: int = 0
+    """Of length 1: one channel, one time."""
 
     @classmethod
     def open(cls, path: Path, dataset: str = "") -> Hdf5Volume:
@@ -93,10 +95,11 @@ class Hdf5Volume:
         require_inside(self, region)
         with _opened(self.path) as file:
             found = _dataset(file, self.dataset, self.name)
-            if found.shape != self.shape:
+            before = (1,) * self.axes_before
+            if found.shape != (*before, *self.shape):
                 raise VolumeError(f"{self.name} has changed its shape from {self.shape} to {found.shape}; start again")
-            values: NDArray[Any] = found[region.slices]
-            return values.astype(self.dtype, copy=False)
+            values: NDArray[Any] = found[(*(slice(0, 1) for _ in before), *region.slices)]
+            return values.reshape(region.shape_zyx).astype(self.dtype, copy=False)
 
 
 def read_facts(path: str | Path, dataset: str) -> Hdf5Volume:
@@ -106,13 +109,14 @@ def read_facts(path: str | Path, dataset: str) -> Hdf5Volume:
         place = _resolve(file, dataset) if dataset.strip("/") else _only_candidate(file, path)
         what = f"{path}::{place}"
         found = _dataset(file, place, what)
-        shape = require_volume_shape(found.shape or (), what)
+        before = axes_before(found.shape or ())
+        shape = require_volume_shape((found.shape or ())[before:], what)
         attributes = found.attrs
         numbers = stored_numbers(_attribute(attributes, _FIRST), _attribute(attributes, _STEP), shape[0])
         dtype = require_stored_type(found.dtype, what)
         require_small_pieces(found.chunks or (), dtype, what)
-        chunks = chunk_shape(found.chunks, shape)
-        return Hdf5Volume(path, place, shape, dtype, _voxel_size(attributes), numbers, chunks)
+        chunks = chunk_shape(found.chunks and found.chunks[before:], shape)
+        return Hdf5Volume(path, place, shape, dtype, _voxel_size(attributes), numbers, chunks, before)
 
 
 @dataclass
@@ -302,18 +306,23 @@ def _only_candidate(file: Any, path: Path) -> str:
     found = _candidates(file)
     if len(found) != 1:
         raise VolumeError(
-            f"{path} has {len(found)} datasets with three axes: {_describe(found)}; expected one, or its name: "
-            f"{path.name}::{next(iter(found), '/exchange/data')}"
+            f"{path} has {len(found)} datasets with three axes; expected one, or its name: "
+            f"{path.name}::{next(iter(found), '/exchange/data')}. Its datasets: {_describe(_datasets(file))}"
         )
     return next(iter(found))
 
 
 def _candidates(file: Any) -> dict[str, str]:
     """Numeric datasets with three axes, reached without any link, and their shapes in words."""
+    return _datasets(file, lambda item: item.ndim - axes_before(item.shape) == 3 and item.dtype.kind in "iuf")
+
+
+def _datasets(file: Any, wanted: Callable[[Any], bool] = lambda item: item.shape is not None) -> dict[str, str]:
+    """The same of others than these."""
     found: dict[str, str] = {}
 
     def visit(place: str, item: Any) -> None:
-        if isinstance(item, h5py.Dataset) and item.ndim == 3 and item.dtype.kind in "iuf":
+        if isinstance(item, h5py.Dataset) and item.shape is not None and wanted(item):
             found[f"/{place}"] = f"{item.shape} {item.dtype}"
 
     file.visititems(visit)

@@ -53,6 +53,12 @@ def require_volume_shape(shape: Sequence[Any], what: str, kind: type[DenoiseErro
     return z, y, x
 
 
+def axes_before(shape: Sequence[Any]) -> int:
+    """How many axes stand before the last three, as one channel and one time do, if each has a length of 1; else 0."""
+    before = len(shape) - 3
+    return before if before > 0 and all(n == 1 for n in shape[:before]) else 0
+
+
 def require_small_pieces(
     shape: Sequence[int], dtype: np.dtype[Any], what: str, kind: type[DenoiseError] = VolumeError
 ) -> None:

@@ -57,6 +57,7 @@ class WholeVolumeSink:
     _written: NDArray[np.bool_] = field(init=False)
     _groups: SliceGroups = field(init=False)
     _open: bool = field(default=False, init=False)
+    is_entered: bool = field(default=False, init=False)
     _journal: Journal | None = field(default=None, init=False)
     _unsynced: list[tuple[int, int]] = field(default_factory=list, init=False)
     _synced_at: float = field(default=0.0, init=False)
@@ -190,6 +191,7 @@ class WholeVolumeSink:
             else:
                 self._begin()
             self._resources = resources.pop_all()
+        self.is_entered = True
         return self
 
     def _begin(self) -> None:
@@ -223,6 +225,7 @@ class WholeVolumeSink:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self.is_entered = False
         with self._resources:
             if kind is None:
                 self._publish()
@@ -282,6 +285,7 @@ class WholeAlready:
     path: str
     allows_parallel_slabs: bool = True
     slices_together: int = 1
+    is_entered: bool = True
 
     @property
     def missing(self) -> list[range]:

@@ -7,6 +7,8 @@ Slices are ordered naturally (2 before 10) and known by the last number in their
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
@@ -79,6 +81,21 @@ class TiffStackVolume:
         with opened(self.folder / self.file_names[0], str(self.folder)) as tif:
             return str(tif.pages.first.description)
 
+    def require_alike(self) -> None:
+        """Look at the headers of all slices, which reading does slice by slice.
+
+        Raises
+        ------
+        VolumeError
+            One is missing, unreadable, or of another shape or type than the first; names it.
+        """
+
+        def look(z: int) -> None:
+            with self._page(z):
+                pass
+
+        in_threads(look, list(range(len(self.file_names))))
+
     def read(self, region: Region) -> Float32Array:
         """Values of a region as float32; slices are read in a few threads."""
         return self._read(region, np.dtype(np.float32))
@@ -96,6 +113,12 @@ class TiffStackVolume:
         return out
 
     def _read_slice(self, z: int, rectangle: Rectangle, out: NDArray[Any]) -> None:
+        with self._page(z) as (page, what):
+            read_rectangle(page, rectangle, out, what)
+
+    @contextmanager
+    def _page(self, z: int) -> Iterator[tuple[tifffile.TiffPage, str]]:
+        """The image of a slice, if it is like that of the first, and what to call it in a message."""
         path = self.folder / self.file_names[z]
         what = f"{path} (slice {self.slice_numbers[z]})"
         with opened(path, what) as tif:
@@ -107,7 +130,7 @@ class TiffStackVolume:
                     f"{what} has shape {shape} and type {dtype}, but the first slice, {self.file_names[0]}, has "
                     f"{self.image_shape} and {self.dtype}; keep the slices of one volume only in {self.folder}"
                 )
-            read_rectangle(page, rectangle, out, what)
+            yield page, what
 
 
 @dataclass

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Final, Protocol, Self, TypeAlias
+from typing import Any, Final, Protocol, Self, TypeAlias, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +23,7 @@ VoxelSize: TypeAlias = tuple[float, float, float]
 STORED_TYPES: Final = ("uint8", "uint16", "int16", "float32", "float64")
 
 
+@runtime_checkable
 class Volume(Protocol):
     """A stack of slices, (Z, Y, X), that can be read in part. Picklable: it holds paths, not open handles."""
 
@@ -102,6 +103,11 @@ class VolumeSink(Protocol):
 
         Groups begin at multiples of this number, and the volume's end is the end of one.
         """
+        ...
+
+    @property
+    def is_entered(self) -> bool:
+        """Whether its ``with`` block has begun and has not ended."""
         ...
 
     @property

@@ -20,7 +20,7 @@ from zarr.storage import LocalStore
 
 from denoise.errors import DAMAGE, VolumeError, damage_reason
 from denoise.tiles import Region, Triple
-from denoise.volumes.limits import require_small_pieces, require_volume_shape
+from denoise.volumes.limits import axes_before, require_small_pieces, require_volume_shape
 from denoise.volumes.units import in_micrometres
 from denoise.volumes.volume import (
     Float32Array,
@@ -37,6 +37,8 @@ _OUR_NAMES = re.compile(r"zarr\.json|\.z(array|group|attrs|metadata)|c|\d+(\.\d+
 #: Where a store of ours says what OME-Zarr has no words for.
 OUR_ATTRIBUTES = "denoise"
 _MOST_CANDIDATES = 20
+#: Groups within groups that are searched for names to tell.
+_DEEPEST = 3
 #: What grey values are compressed with. A store names the codecs that its reader is to call, and there are some that
 #: run code (numcodecs' pickle) or that others may have installed.
 _CODECS = frozenset(
@@ -66,6 +68,8 @@ class ZarrVolume:
     voxel_size_um: VoxelSize | None
     slice_numbers: range
     chunk_zyx: Triple
+    axes_before: int = 0
+    """Of length 1: one channel, one time."""
 
     @classmethod
     def open(cls, path: Path, inner: str = "") -> ZarrVolume:
@@ -97,11 +101,12 @@ class ZarrVolume:
                 inner = f"{inner}/{_safe(level, what)}".strip("/")
             array = _array(path, inner)
         what = f"{path}::{inner}"
-        shape = require_volume_shape(array.shape, what)
+        before = axes_before(array.shape)
+        shape = require_volume_shape(array.shape[before:], what)
         numbers = stored_numbers(ours.get("first_slice_number"), ours.get("slice_number_step"), shape[0])
         dtype = require_stored_type(array.dtype, what)
         # Of a sharded array, ``chunks`` are the inner ones, which are read and decoded one by one.
-        return cls(path, inner, shape, dtype, voxel_size, numbers, chunk_shape(array.chunks, shape))
+        return cls(path, inner, shape, dtype, voxel_size, numbers, chunk_shape(array.chunks[before:], shape), before)
 
     @property
     def name(self) -> str:
@@ -124,9 +129,11 @@ class ZarrVolume:
         require_inside(self, region)
         with _explained(self.name):
             array = _array(self.path, self.array)
-            if tuple(array.shape) != self.shape:
+            before = (1,) * self.axes_before
+            if tuple(array.shape) != (*before, *self.shape):
                 raise VolumeError(f"{self.name} has changed its shape from {self.shape} to {array.shape}; start again")
-            return np.asarray(array[region.slices]).astype(self.dtype, copy=False)
+            values = np.asarray(array[(*(slice(0, 1) for _ in before), *region.slices)])
+            return values.reshape(region.shape_zyx).astype(self.dtype, copy=False)
 
 
 @contextmanager
@@ -173,16 +180,16 @@ def _finest_level(attributes: Mapping[str, Any], what: str) -> tuple[str, VoxelS
     image = multiscales[0]
     axes = [_mapping(axis) or {"name": axis} for axis in image.get("axes", [])]
     names = [str(axis.get("name")) for axis in axes]
-    if names and names != ["z", "y", "x"]:
-        raise VolumeError(f"{what} has the axes {', '.join(names)}; expected z, y, x: save one channel and time alone")
+    if names and names[-3:] != ["z", "y", "x"]:
+        raise VolumeError(f"{what} has the axes {', '.join(names)}; expected z, y, x as the last three")
     finest = image["datasets"][0]
-    scale = np.ones(3)
+    scale = np.ones(max(len(axes), 3))
     found = False
     for transformation in [*finest.get("coordinateTransformations", []), *image.get("coordinateTransformations", [])]:
         if transformation.get("type") == "scale":
             scale, found = scale * np.asarray(transformation["scale"], dtype=np.float64), True
     units = [str(axis.get("unit", "")) for axis in axes]
-    return str(finest["path"]), _voxel_size(scale.tolist(), units) if found and axes else None
+    return str(finest["path"]), _voxel_size(scale[-3:].tolist(), units[-3:]) if found and axes else None
 
 
 def _voxel_size(scale: Sequence[float], units: Sequence[str]) -> VoxelSize | None:
@@ -192,16 +199,20 @@ def _voxel_size(scale: Sequence[float], units: Sequence[str]) -> VoxelSize | Non
 
 def _only_array(group: zarr.Group, what: str) -> str:
     """Path of the one numeric array with three axes that lies directly in a group without OME metadata."""
-    shapes = {
-        name: f"{a.shape} {a.dtype}" for name, a in sorted(group.arrays()) if a.ndim == 3 and a.dtype.kind in "iuf"
-    }
-    if len(shapes) != 1:
-        listed = [f"{name} {shape}" for name, shape in shapes.items()][:_MOST_CANDIDATES]
+    arrays = {name: node for name, node in group.members(max_depth=_DEEPEST) if isinstance(node, zarr.Array)}
+    found = [
+        name
+        for name, a in sorted(arrays.items())
+        if "/" not in name and a.ndim - axes_before(a.shape) == 3 and a.dtype.kind in "iuf"
+    ]
+    if len(found) != 1:
+        listed = [f"{name} {a.shape} {a.dtype}" for name, a in sorted(arrays.items())][:_MOST_CANDIDATES]
         raise VolumeError(
-            f"{what} is a group with {len(shapes)} arrays of three axes: {', '.join(listed) or 'none'}; expected one, "
-            "OME-Zarr metadata, or the array's name after the store's: store.zarr::name"
+            f"{what} is a group with {len(found)} arrays of three axes directly in it; expected one, OME-Zarr "
+            f"metadata, or the array's name after the store's: store.zarr::name. Its arrays: "
+            f"{', '.join(listed) or 'none'}"
         )
-    return next(iter(shapes))
+    return found[0]
 
 
 def _safe(inner: str, what: str) -> str:
