@@ -85,7 +85,7 @@ def test_a_slice_that_goes_wrong_in_mid_run_is_named_and_nothing_partial_is_left
 ) -> None:
     victim = finished.folder / "whole" / "whole_00009.tif"
     # Looks at some slices before the run begins; here it has looked at others.
-    monkeypatch.setattr("denoise.commands.train.check_splits", lambda *_: Verdict.of([]))
+    monkeypatch.setattr("denoise.trust.before.check_splits", lambda *_: Verdict.of([]))
     arguments: tuple[object, ...] = ("--output", tmp_path / "out.h5")
     if verb == "train":
         victim = finished.folder / "odd" / "odd_00009.tif"

@@ -103,10 +103,19 @@ def test_the_tests_of_the_splits_keep_to_the_memory_that_is_allowed(
 ) -> None:
     arguments = ("check", "--config", dataset.config, "--data", "--max-memory", "16G")
     assert denoise(*arguments).code == 0
-    monkeypatch.setattr("denoise.trust.splits._BYTES_PER_PIXEL", 17 * 10**9 // (2 * 48 * 48))
+    monkeypatch.setattr("denoise.trust.splits._BYTES", 17 * 10**9)
     error = denoise(*arguments).error
     assert re.match(r"testing the splits takes about 1[78]\.\d\d GB of memory, and 17\.18 GB are allowed", error), error
     assert denoise(*(a for a in arguments if a != "--data")).code == 0
+
+
+def test_what_testing_the_splits_takes_counts_where_it_is_more_than_training(
+    dataset: Dataset, denoise: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("denoise.trust.before.available_bytes", lambda: 10**10)
+    for needed, said in ((2 * 10**9, "about 2.28 GB"), (6 * 10**9, "about 0.")):  # the latter is not tested
+        monkeypatch.setattr("denoise.trust.splits._BYTES", needed)
+        assert facts(denoise("check", "--config", dataset.config, "--device", "cpu"))["host memory"].startswith(said)
 
 
 def test_it_says_how_much_of_the_splits_is_in_memory_where_not_all_fits(

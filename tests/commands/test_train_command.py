@@ -392,7 +392,7 @@ def test_splits_that_teach_nothing_are_named_before_a_night_of_training(
 def test_splits_are_not_tested_where_that_would_take_more_memory_than_training_may(
     dataset: Dataset, denoise: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("denoise.trust.splits._BYTES_PER_PIXEL", 10**9 // (48 * 48))
+    monkeypatch.setattr("denoise.trust.splits._BYTES", 2 * 10**9)
     config = dataset.configured("[even, odd]", "[even, copy]")
     shutil.copytree(dataset.folder / "even", dataset.folder / "copy")
     outcome = denoise("train", "--config", config, "--device", "cpu", "--max-memory", "3G")
