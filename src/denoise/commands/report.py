@@ -34,6 +34,7 @@ from denoise.launch import Compute, describe_device
 from denoise.modes import MODES, mode_of
 from denoise.normalization import Moments, Normalization
 from denoise.patches.holdout import HoldOut
+from denoise.readable import counted
 from denoise.report.images import CROP, Trial, centred, data_uri, pictures_of, window_of
 from denoise.report.page import render_page
 from denoise.run_folder import CRITERIA, RunFolder, find_model
@@ -130,7 +131,8 @@ def write_report(config: RunConfig, compute: Compute, request: Request) -> Judge
     device = compute.devices()[0]
     say_device([device], compute.device == "cpu")
     denoiser = _denoiser(config, checkpoint, splits, device)
-    _log.info("judging %d slices of %d x %d, five times each", *region.shape_zyx)
+    depth, rows, columns = region.shape_zyx
+    _log.info("judging %s of %d x %d, five times each", counted(depth, "slice"), rows, columns)
     evidence = collect(
         splits.volumes, region, runner(denoiser), strategy=checkpoint.strategy, delivers=config.infer.input
     )

@@ -297,7 +297,7 @@ def _dataset(file: Any, place: str, what: str) -> Any:
     if found.is_virtual or found.external:
         kind = "virtual dataset, assembled from others" if found.is_virtual else "dataset stored in other files"
         raise VolumeError(
-            f"{what} is a {kind}, which is not followed; copy it into one file, with h5repack for example"
+            f"{what} is a {kind}, which is not followed; copy it into one file, with `h5repack -l CONTI` for example"
         )
     return found
 
