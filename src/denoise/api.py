@@ -83,7 +83,8 @@ def train(
         }
     )
     opened = SplitSet.of([as_volume(split) for split in splits])
-    if not (resume and RunFolder(folder).holds_a_run):
+    compute = compute or Compute()
+    if compute.spread.leads(os.environ) and not (resume and RunFolder(folder).holds_a_run):
         # Imported where it is used: what judges splits takes 70 MB of memory, and denoising does without.
         from denoise.trust.before import warn_of_splits
 
@@ -91,7 +92,7 @@ def train(
     run_training(
         config,
         opened,
-        compute or Compute(),
+        compute,
         resume=resume,
         finetune=None if finetune is None else Path(finetune),
         show_progress=show_progress,

@@ -277,6 +277,36 @@ def test_splits_of_a_full_turn_are_not_mixed_with_those_that_were_divided_in_tur
         assert len(np.unique(angles[split_of == k] % 180)) == 30
 
 
+@pytest.mark.parametrize(
+    "degrees",
+    [
+        pytest.param([a for a in np.arange(0, 180, 3) if a % 60 < 50], id="three beam dumps"),
+        pytest.param([*np.arange(0, 90, 2), *np.arange(90, 180, 20)], id="two steps"),
+        pytest.param(np.linspace(0, 140, 60), id="missing wedge"),
+    ],
+)
+def test_what_was_weighted_in_another_way_is_not_gone_on_with(
+    scan: Path, denoise: Callable[..., Outcome], tools: Tools, degrees: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    count = len(degrees)
+    with h5py.File(scan, "r+") as file:
+        data = file["exchange/data"][:count]
+        for name, values in (("data", data), ("theta", np.array(degrees, np.float32))):
+            del file[f"exchange/{name}"]
+            file[f"exchange/{name}"] = values
+    with monkeypatch.context() as before:  # what versions before 2026-11-28 have left
+        before.setattr(SplitAngles, "has_wide_gaps", False)
+        assert denoise("prepare", scan, *CENTER).code == 0
+    out = scan.with_name("raw_rec")
+    shutil.rmtree(out / "foam_split1")
+    kept = tools.fingerprint(out)
+    assert (
+        "weights = 'of each part', this run has 'of the whole scan'"
+        in denoise("prepare", scan, *CENTER, "--resume").error
+    )
+    assert tools.fingerprint(out) == kept
+
+
 @pytest.mark.parametrize("calls", [1, 4, 8, 11])
 def test_what_a_run_that_died_has_done_is_not_done_again_and_the_result_is_the_same(
     scan: Path,

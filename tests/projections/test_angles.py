@@ -91,6 +91,34 @@ def test_a_full_turn_leaves_every_split_as_many_directions_as_there_can_be(n_ang
         assert np.mean(angles[chosen] < np.pi) == pytest.approx(0.5, abs=0.02)
 
 
+@pytest.mark.parametrize("count", [2, 3, 4, 5])
+@pytest.mark.parametrize(
+    "angles",
+    [
+        pytest.param(full_turn(720), id="full turn"),
+        pytest.param(np.arange(1440) * np.pi / 360, id="two turns"),
+        pytest.param(np.arange(1080) * np.pi / 360, id="one and a half turns"),
+        pytest.param(np.tile(np.arange(360) * np.pi / 360, 2), id="two half turns"),
+        pytest.param(np.tile(np.arange(360) * np.pi / 360, 3), id="three half turns"),
+    ],
+)
+def test_every_split_has_as_much_of_each_half_turn_and_of_each_time(angles: NDArray[np.float64], count: int) -> None:
+    """Or a rotation axis that is half a voxel off would shift the splits against each other."""
+    dealt = SplitAngles.of(angles, count)
+    other_way, time = np.mod(angles, TURN) > np.pi - 1e-9, np.linspace(0, 1, len(angles))
+    for chosen in dealt.indices:
+        assert other_way[chosen].mean() == pytest.approx(other_way.mean(), abs=0.01)
+        assert time[chosen].mean() == pytest.approx(0.5, abs=0.01)
+
+
+def test_few_degrees_have_all_their_directions() -> None:
+    assert SplitAngles.of(np.deg2rad(np.linspace(0, 15, 100)), 2).fewest_directions == 50
+
+
+def test_a_full_turn_of_many_projections_is_dealt_out_at_once() -> None:
+    assert SplitAngles.of(full_turn(20_000), 5_000).fewest_directions == 4
+
+
 def test_splits_of_a_full_turn_with_an_odd_number_are_no_half_turns() -> None:
     angles = full_turn(385)
     for chosen in SplitAngles.of(angles, 2).indices:

@@ -128,6 +128,18 @@ def test_many_photons_are_no_shared_noise_and_edges_are_no_gaps_between_projecti
         assert severities(shared)["noise_independent"] > Severity.NOTE
 
 
+@pytest.mark.parametrize("first", [0, 6, 20])
+def test_a_body_that_grows_from_slice_to_slice_in_air_of_zero_is_seen_whole(first: int) -> None:
+    """An 8-bit export of a ball: what its first slice shows says nothing of where the others show something."""
+    rng = np.random.default_rng(0)
+    z, y, x = np.mgrid[:64, :64, :64] - 31.5
+    ball = np.clip(26 - np.sqrt(z**2 + y**2 + x**2), 0, 1)
+    splits = [(ball * np.clip(120 + rng.normal(0, 25, ball.shape), 1, 255)).astype(np.uint8) for _ in range(2)]
+    verdict = checked(*(split[first:] for split in splits))
+    assert severities(verdict)["noise_independent"] < Severity.INVALID
+    assert severities(verdict)["counts"] == Severity.FINE
+
+
 @pytest.mark.parametrize("slices", [1, 2, 20])
 @pytest.mark.parametrize("contrast", [1.0, 0.1, 0.0])
 def test_few_slices_and_faint_objects_are_no_reason_to_find_faults(slices: int, contrast: float) -> None:

@@ -56,6 +56,22 @@ def test_axes_of_length_one_before_the_volume_are_no_hindrance(tmp_path):
     np.testing.assert_array_equal(volume.read(Region((1, 2, 3), (3, 2, 2))), _numbered()[1:4, 2:4, 3:5])
 
 
+def test_a_volume_comes_before_one_with_an_axis_of_length_one(tmp_path):
+    with h5py.File(tmp_path / "v.h5", "w") as file:
+        file["a/one_of_many"], file["b/volume"] = _numbered()[None], _numbered()
+    assert open_volume(tmp_path / "v.h5").name.endswith("::/b/volume")
+
+
+def test_candidates_are_not_buried_under_numbers(tmp_path):
+    with h5py.File(tmp_path / "v.h5", "w") as file:
+        for k in range(40):
+            file[f"defaults/setting_{k}"] = float(k)
+        file["exchange/one"] = file["exchange/other"] = _numbered()
+    with pytest.raises(VolumeError, match=r"/exchange/one.*/exchange/other") as refused:
+        open_volume(tmp_path / "v.h5")
+    assert "setting" not in str(refused.value)
+
+
 def test_where_no_dataset_will_do_all_are_told(tmp_path):
     with h5py.File(tmp_path / "v.h5", "w") as file:
         file["exchange/data"] = np.zeros((2, 4, 5, 6), np.float32)

@@ -195,6 +195,19 @@ def test_one_channel_and_one_time_are_no_hindrance(tmp_path, axes, before, versi
     np.testing.assert_array_equal(volume.read(Region((1, 0, 2), (2, 5, 3))), values[1:3, :, 2:5])
 
 
+def test_what_is_broken_deeper_in_a_group_is_no_hindrance(tmp_path):
+    group = zarr.open_group(tmp_path / "v.zarr", mode="w")
+    group.create_array("vol", data=_numbered((4, 5, 6)))
+    group.create_group("inner").create_array("bad", data=_numbered((4, 5, 6)))
+    (tmp_path / "v.zarr/inner/bad/zarr.json").write_text('{"zarr_format": 3, "node_type": "arr')
+    assert open_volume(tmp_path / "v.zarr").shape == (4, 5, 6)
+    group.create_array("other", data=_numbered((4, 5, 6)))
+    with pytest.raises(
+        VolumeError, match=r"2 arrays of three axes.*other \(4, 5, 6\) float32, vol \(4, 5, 6\) float32"
+    ):
+        open_volume(tmp_path / "v.zarr")
+
+
 def test_arrays_deeper_in_a_group_are_told(tmp_path):
     group = zarr.open_group(tmp_path / "v.zarr", mode="w")
     group.create_group("inner").create_array("vol", data=_numbered((4, 5, 6)))

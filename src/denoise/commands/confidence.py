@@ -34,7 +34,7 @@ from denoise.memory import denoising_bytes, give_back_freed, process_bytes, shar
 from denoise.run_folder import RunFolder
 from denoise.tiles import Region, TileGrid
 from denoise.trust.confidence import Confidence, calibrated
-from denoise.trust.evidence import Evidence, collect, field_of_view
+from denoise.trust.evidence import Evidence, collect, ellipse_of, shown_in
 from denoise.volumes import SplitSet, Volume, VolumeSink, require_same_grid
 from denoise.volumes.volume import Float32Array
 
@@ -233,12 +233,12 @@ class Uncertainty:
 
     def _looked_at(self, pieces: Sequence[range]) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
         """(Y, X) each: the field of view, and what is finite in all held-out slices."""
-        seen, known = np.zeros((2, *self.splits.shape[1:]), bool)
+        shown, bad = np.zeros((2, *self.splits.shape[1:]), bool)
         for piece in pieces:
             splits = self._read(piece)
-            seen |= field_of_view(splits)
-            known |= ~np.isfinite(np.sum(splits, axis=0)).all(axis=0)
-        return seen, ~known
+            shown |= shown_in(splits)
+            bad |= ~np.isfinite(np.sum(splits, axis=0)).all(axis=0)
+        return ellipse_of(shown), ~bad
 
     def _read(self, z_range: range) -> list[Float32Array]:
         whole = Region.of_slices(z_range.start, z_range.stop, self.splits.shape)

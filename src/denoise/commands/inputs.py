@@ -56,7 +56,7 @@ def open_inference_inputs(config: RunConfig, strategy: str) -> InferenceInputs:
 
 
 def scan_angles(config: RunConfig) -> SplitAngles | None:
-    """Angles of the scan, from ``SAMPLE_angles.txt`` beside the splits; None without it.
+    """Angles of the scan, from ``SAMPLE_angles.txt`` beside the splits; None without it, or if it has more splits.
 
     Each line is a projection: its angle in degrees, and the number of its split. Where no line has the second, the
     projections are taken to be divided in turn.
@@ -78,6 +78,8 @@ def scan_angles(config: RunConfig) -> SplitAngles | None:
         raise ConfigError(f"{expected} ({error}); mend or remove it") from None
     if not np.isfinite(angles).all() or len({len(line) for line in lines}) > 1 or len(split_of) not in (0, len(lines)):
         raise ConfigError(f"{expected}, all finite and all alike; mend or remove it")
+    if split_of and max(split_of) >= count:
+        return None
     of_each = [split_of.count(k) for k in range(count)] if split_of else [len(lines) // count]
     if min(of_each) < 2 or sum(of_each) < len(split_of):
         raise ConfigError(

@@ -16,8 +16,9 @@ from denoise.projections.scan import Scan
 from denoise.volumes import describe_numbers, open_volume, stored_description
 
 _MADE_FROM = "denoise prepare "
-#: Stated where projections are not divided in turn, as they always were until 2026-11-28.
-_DEALT = "projections dealt"
+#: Stated where it is not what it always was until 2026-11-28.
+_DEALT, _WEIGHTS = "projections dealt", "weights"
+_BEFORE = {_DEALT: "in turn", _WEIGHTS: "of each part"}
 #: Facts that change where the scan is copied.
 _OF_THE_FILE = ("scan", "scan of")
 
@@ -76,6 +77,7 @@ def made_from(scan: Scan, dealt: SplitAngles, *, stripes: bool, center: float | 
         "scan of": scan.path.stat().st_mtime_ns,
         "splits": dealt.count,
         **({} if dealt.is_in_turn else {_DEALT: "by direction"}),
+        **({_WEIGHTS: "of the whole scan"} if dealt.has_wide_gaps else {}),
         **({} if center is None else {"centre": float(center)}),
         "stripes removed": stripes,
         **({} if scan.is_whole else {"rows": [scan.rows[0], scan.rows[-1] + 1]}),
@@ -126,7 +128,7 @@ def require_same_origin(path: Path, scan: Scan, asked: Mapping[str, Any]) -> Non
         )
     said = _stored_facts(path)
     for name, value in asked.items():
-        before = said.get(name, "in turn" if name == _DEALT else value)
+        before = said.get(name, _BEFORE.get(name, value))
         if name not in _OF_THE_FILE and before != value:
             raise OutputError(
                 f"{path} is whole and was made with {name} = {before!r}, this run has {value!r}; set it back to "

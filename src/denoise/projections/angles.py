@@ -154,6 +154,18 @@ class SplitAngles:
         return bool(np.array_equal(self.split_of, np.arange(len(self.split_of)) % self.count))
 
     @property
+    def has_wide_gaps(self) -> bool:
+        """Whether some gap, of all projections or of those of a split, is unlike most.
+
+        Such scans were weighted in another way until 2026-11-28: each split by itself, and every gap of more than three
+        times the 0.9 quantile taken for a wedge.
+        """
+        parts = [self.angles_rad, *(self.angles_rad[chosen] for chosen in self.indices)]
+        distinct = [np.unique(_directions(part)) for part in parts]
+        gaps = [np.diff(directions, append=directions[0] + _STEPS) for directions in distinct]
+        return any(bool(each.max() > _WIDER * np.quantile(each, 0.9, method="lower")) for each in gaps)
+
+    @property
     def half_circle(self) -> HalfCircle:
         """Of the whole scan."""
         return HalfCircle.of(self.angles_rad)
@@ -180,9 +192,9 @@ def _groups(angles_rad: Float64Array) -> NDArray[np.int64]:
     directions = _directions(angles_rad)
     order = np.argsort(directions, kind="stable")
     ascending = directions[order]
-    new = np.diff(ascending) > _SAME * _STEPS / len(np.unique(directions))
-    numbers = np.concatenate([[0], np.cumsum(new)])
-    if numbers[-1] > 0 and ascending[0] + _STEPS - ascending[-1] <= _SAME * _STEPS / len(np.unique(directions)):
+    same = _SAME * _STEPS * HalfCircle.of(angles_rad).length / np.pi / len(np.unique(directions))
+    numbers = np.concatenate([[0], np.cumsum(np.diff(ascending) > same)])
+    if numbers[-1] > 0 and ascending[0] + _STEPS - ascending[-1] <= same:
         numbers[numbers == numbers[-1]] = 0  # just below 180 degrees is just above 0
     groups = np.empty(len(order), np.int64)
     groups[order] = numbers
@@ -192,14 +204,20 @@ def _groups(angles_rad: Float64Array) -> NDArray[np.int64]:
 def _by_direction(angles_rad: Float64Array, count: int) -> NDArray[np.int64]:
     """(projections,): the split of each, where projections are dealt out in the order of their directions.
 
-    Of projections with one direction, as opposed ones of a full turn, another one comes first each round, so that every
-    split has some of each half turn: what drifts, and a rotation axis that is a little off, is the same in all.
+    Of projections with one direction, as opposed ones of a full turn, each split gets the first, the second, ... as
+    often as the others: what drifts, and a rotation axis that is a little off, is the same in all.
     """
     groups = _groups(angles_rad)
     order = np.argsort(groups, kind="stable")
     starts = np.flatnonzero(np.diff(groups[order], prepend=-1))
     dealt = np.empty(len(order), np.int64)
+    # Of each split: how many first, second, ... ones it has.
+    had = np.zeros((count, int(np.diff(starts, append=len(order)).max())), np.int64)
     for start, members in zip(starts, np.split(order, starts[1:]), strict=True):
-        turned = np.roll(members, -(start // count % len(members)))
-        dealt[turned] = np.arange(start, start + len(members)) % count
+        left = list(range(len(members)))
+        for turn in range(start, start + len(members)):
+            split = turn % count
+            place = left.pop(int(np.argmin(had[split, left])))
+            had[split, place] += 1
+            dealt[members[place]] = split
     return dealt

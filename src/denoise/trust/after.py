@@ -127,7 +127,7 @@ def _anything(rings: RingSums) -> Finding:
         "a result can only be as flat as it is, and gain and PSNR say nothing of an object.",
         Severity.RESERVATION if failed else Severity.FINE,
         "The held-out slices show nothing that stands out from the noise: the numbers here say nothing of an object. "
-        "Hold out slices that show it (train.start_slice and train.end_slice; a larger train.validation_fraction)."
+        "Hold out slices that show it (dataset.train_start_slice and train_end_slice, train.validation_fraction)."
         if failed
         else "The held-out slices show an object.",
         is_minimum=True,

@@ -52,6 +52,10 @@ class Frame:
         return self.slices[z], self.row + y, self.column + x
 
 
+#: Of the inscribed ellipse.
+_SMALLEST_CIRCLE = 0.5
+
+
 @dataclass(frozen=True)
 class Evidence:
     """Held-out slices, and what the model makes of them; arrays are float32 (Z, Y, X).
@@ -210,18 +214,27 @@ def collect(
 
 
 def field_of_view(stacks: Sequence[Float32Array]) -> NDArray[np.bool_]:
-    """Voxels of a slice that show something, bool (Y, X): an ellipse where all is zero outside it.
+    """Voxels of a slice that show something in some stack (Z, Y, X), bool (Y, X); see ``ellipse_of``."""
+    return ellipse_of(shown_in(stacks))
 
-    The inscribed one, or a smaller one as wide as what is not zero reaches. Its outermost voxel is left out too, as
-    reconstructions fade there.
+
+def shown_in(stacks: Sequence[Float32Array]) -> NDArray[np.bool_]:
+    """Voxels that are not zero in some slice of some stack, bool (Y, X)."""
+    return np.asarray(np.any([np.any(stack != 0, axis=0) for stack in stacks], axis=0))
+
+
+def ellipse_of(shown: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """An ellipse around what is not zero, bool (Y, X); all where that reaches beyond the inscribed one.
+
+    Its outermost voxel is left out, as reconstructions fade there. It is no smaller than half of the inscribed one:
+    what is zero elsewhere is air then, and no mask.
     """
-    height, width = stacks[0].shape[1:]
+    height, width = shown.shape
     y = (np.arange(height) - (height - 1) / 2) / (height / 2)
     x = (np.arange(width) - (width - 1) / 2) / (width / 2)
     radius = np.sqrt(y[:, None] ** 2 + x[None, :] ** 2)
     voxel = 2 / min(height, width)
-    shown = np.any([np.any(stack != 0, axis=0) for stack in stacks], axis=0)
-    reach = float(radius[shown].max()) if shown.any() else 1.0
+    reach = float(radius[shown].max()) if shown.any() else 0.0
     if reach > 1 + voxel or not (radius > 1 + voxel).any():
         return np.ones((height, width), bool)
-    return np.asarray(radius < min(reach, 1.0) - voxel)
+    return np.asarray(radius < (min(reach, 1.0) if reach > _SMALLEST_CIRCLE else 1.0) - voxel)

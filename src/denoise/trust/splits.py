@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from denoise.resolution import Rings
 from denoise.tiles import Region
-from denoise.trust.evidence import field_of_view
+from denoise.trust.evidence import ellipse_of, shown_in
 from denoise.trust.layout import RingProfiles, Shift, rim, shift_between, spoke_scatter
 from denoise.volumes import SplitSet, Volume
 
@@ -25,7 +25,7 @@ Float64Array = NDArray[np.float64]
 IMPORTED_BYTES = 275_000_000
 #: Of ``measure``: anyhow, for each pixel of a slice, and for each of each split; within 10 % of what was measured on
 #: slices of 512^2 to 4096^2 of 2 and of 4 splits.
-_BYTES, _BYTES_PER_PIXEL, _BYTES_PER_PIXEL_OF_A_SPLIT = 13_000_000, 70, 45
+_BYTES, _BYTES_PER_PIXEL, _BYTES_PER_PIXEL_OF_A_SPLIT = 13_000_000, 70, 50
 _MOST_SLICES = 24
 _MOST_VOXELS = 24_000_000
 """Of one split: 6 slices of 2048 x 2048."""
@@ -77,7 +77,8 @@ class SplitFacts:
 def testing_bytes(splits: SplitSet) -> int:
     """Memory that ``measure`` takes besides what the process has."""
     each = _BYTES_PER_PIXEL + _BYTES_PER_PIXEL_OF_A_SPLIT * len(splits)
-    return _BYTES + each * splits.shape[1] * splits.shape[2]
+    layers = [v.chunk_zyx[0] * v.dtype.itemsize for v in splits.volumes if v.chunk_zyx[0] > 1]  # decoded for a slice
+    return _BYTES + (each + max(layers, default=0)) * splits.shape[1] * splits.shape[2]
 
 
 def chosen_slices(depth: int, plane: int) -> list[int]:
@@ -99,19 +100,32 @@ def measure(volumes: Sequence[Volume], z_range: range) -> SplitFacts | None:
     """
     shape = volumes[0].shape
     chosen = [z_range.start + z for z in chosen_slices(len(z_range), shape[1] * shape[2])]
-    sums = _Sums(len(volumes), shape[1], shape[2])
-    for z in chosen:
-        region = Region.of_slices(z, z + 1, shape)
-        sums.add(z, np.stack([volume.read(region)[0] for volume in volumes]))
+    pairs = [chosen[i : i + 2] for i in range(0, len(chosen), 2)]
+    shown = np.zeros(shape[1:], bool)
+    for pair in pairs:
+        shown |= shown_in([_read(volumes[0], pair)])
+    sums = _Sums(len(volumes), ellipse_of(shown))
+    for pair in pairs:
+        read = [_read(volume, pair) for volume in volumes]
+        for i, z in enumerate(pair):
+            sums.add(z, np.stack([images[i] for images in read]))
     return sums.facts()
+
+
+def _read(volume: Volume, chosen: Sequence[int]) -> NDArray[np.float32]:
+    """Slices that are mostly neighbours, and then read together: they may be stored together."""
+    if chosen[-1] - chosen[0] == len(chosen) - 1:
+        return volume.read(Region.of_slices(chosen[0], chosen[-1] + 1, volume.shape))
+    return np.concatenate([volume.read(Region.of_slices(z, z + 1, volume.shape)) for z in chosen])
 
 
 class _Sums:
     """Collects slices (K, Y, X), one after the other."""
 
-    def __init__(self, count: int, height: int, width: int) -> None:
+    def __init__(self, count: int, mask: NDArray[np.bool_]) -> None:
+        height, width = mask.shape
         self.count = count
-        self.mask: NDArray[np.bool_] | None = None
+        self.mask = mask
         self.looked_at = self.bad = self.constant = 0
         self.clipped: list[float] = []
         self.rings = Rings.of(height, width)
@@ -134,8 +148,6 @@ class _Sums:
         if any(image.min() == image.max() for image in images):
             self.constant += 1
             return
-        if self.mask is None:
-            self.mask = field_of_view([image[None] for image in images])
         inside = images[:, self.mask].astype(np.float64)
         self.means[z] = inside.mean(axis=1)
         self.clipped.append(max(_at_extremes(values) for values in inside))
@@ -158,7 +170,7 @@ class _Sums:
 
     def facts(self) -> SplitFacts | None:
         """What all slices say together; None where all are constant."""
-        if not self.power or self.mask is None:
+        if not self.power:
             return None
         slices = len(self.power)
         power, cross = np.sum(self.power, axis=0), np.sum(self.cross, axis=0)

@@ -305,32 +305,39 @@ def _dataset(file: Any, place: str, what: str) -> Any:
 def _only_candidate(file: Any, path: Path) -> str:
     found = _candidates(file)
     if len(found) != 1:
+        listed = found or {place: said for place, (said, _) in _datasets(file, lambda item: True).items()}
         raise VolumeError(
             f"{path} has {len(found)} datasets with three axes; expected one, or its name: "
-            f"{path.name}::{next(iter(found), '/exchange/data')}. Its datasets: {_describe(_datasets(file))}"
+            f"{path.name}::{next(iter(found), '/exchange/data')}. {'These are' if found else 'It has'}: "
+            f"{_describe(listed)}"
         )
     return next(iter(found))
 
 
 def _candidates(file: Any) -> dict[str, str]:
     """Numeric datasets with three axes, reached without any link, and their shapes in words."""
-    return _datasets(file, lambda item: item.ndim - axes_before(item.shape) == 3 and item.dtype.kind in "iuf")
+    numeric = _datasets(file, lambda item: item.dtype.kind in "iuf" and item.ndim >= 3)
+    three = {place: said for place, (said, shape) in numeric.items() if len(shape) == 3}
+    return three or {place: said for place, (said, shape) in numeric.items() if axes_before(shape) == len(shape) - 3}
 
 
-def _datasets(file: Any, wanted: Callable[[Any], bool] = lambda item: item.shape is not None) -> dict[str, str]:
-    """The same of others than these."""
-    found: dict[str, str] = {}
+def _datasets(file: Any, wanted: Callable[[Any], bool]) -> dict[str, tuple[str, tuple[int, ...]]]:
+    """Shapes of some datasets, reached without any link, in words too; of types that numpy has."""
+    found: dict[str, tuple[str, tuple[int, ...]]] = {}
 
     def visit(place: str, item: Any) -> None:
-        if isinstance(item, h5py.Dataset) and item.shape is not None and wanted(item):
-            found[f"/{place}"] = f"{item.shape} {item.dtype}"
+        try:
+            if isinstance(item, h5py.Dataset) and item.shape is not None and wanted(item):
+                found[f"/{place}"] = f"{item.shape} {item.dtype!s:.40}", item.shape
+        except TypeError:  # a type of time, for example
+            return
 
     file.visititems(visit)
     return found
 
 
 def _describe(candidates: dict[str, str]) -> str:
-    lines = [f"{place} {shape}" for place, shape in candidates.items()]
+    lines = [f"{place:.100} {shape}" for place, shape in candidates.items()]
     more = [f"and {len(lines) - _MOST_CANDIDATES} more"] if len(lines) > _MOST_CANDIDATES else []
     return ", ".join(lines[:_MOST_CANDIDATES] + more) or "none"
 

@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -199,20 +200,26 @@ def _voxel_size(scale: Sequence[float], units: Sequence[str]) -> VoxelSize | Non
 
 def _only_array(group: zarr.Group, what: str) -> str:
     """Path of the one numeric array with three axes that lies directly in a group without OME metadata."""
-    arrays = {name: node for name, node in group.members(max_depth=_DEEPEST) if isinstance(node, zarr.Array)}
-    found = [
-        name
-        for name, a in sorted(arrays.items())
-        if "/" not in name and a.ndim - axes_before(a.shape) == 3 and a.dtype.kind in "iuf"
-    ]
+    numeric = {name: a for name, a in sorted(group.arrays()) if a.dtype.kind in "iuf"}
+    found = [name for name, a in numeric.items() if a.ndim == 3]
+    found = found or [name for name, a in numeric.items() if axes_before(a.shape) == a.ndim - 3]
     if len(found) != 1:
-        listed = [f"{name} {a.shape} {a.dtype}" for name, a in sorted(arrays.items())][:_MOST_CANDIDATES]
         raise VolumeError(
             f"{what} is a group with {len(found)} arrays of three axes directly in it; expected one, OME-Zarr "
-            f"metadata, or the array's name after the store's: store.zarr::name. Its arrays: "
-            f"{', '.join(listed) or 'none'}"
+            "metadata, or the array's name after the store's: store.zarr::name. Its arrays: "
+            f"{', '.join(_arrays_in(group)) or 'none'}"
         )
     return found[0]
+
+
+def _arrays_in(group: zarr.Group) -> list[str]:
+    """What there is to name, also deeper in the group, as far as it can be read."""
+    try:
+        members = [(name, node) for name, node in group.members(max_depth=_DEEPEST) if isinstance(node, zarr.Array)]
+    except DAMAGE:
+        members = list(group.arrays())
+    listed = (f"{name:.100} {node.shape} {node.dtype}" for name, node in sorted(members, key=lambda m: m[0]))
+    return list(islice(listed, _MOST_CANDIDATES))
 
 
 def _safe(inner: str, what: str) -> str:
