@@ -26,6 +26,8 @@ _HOST_SHARE = 0.6
 #: steps; of two processes each 421 MB, and the launcher with its helper 275 MB. Testing the splits first leaves 15 MB
 #: more, and the first picture of a run 10. The figures for other devices are guesses: there the libraries are larger.
 _PROCESS_BYTES = {"cpu": 465_000_000, "mps": 1_000_000_000, "cuda": 3_000_000_000}
+#: Of one that has imported everything and read nothing; and what testing the splits has left there (CPU).
+IMPORTED_BYTES, _LEFT_BYTES = 275_000_000, 25_000_000
 _LAUNCHER_BYTES = 300_000_000
 #: Of a denoising process without slabs, batches and weights (of ours: 1 MB). Measured likewise, on 64 slices of 512^2:
 #: 380 MB (2.5D) and 527 MB (3D), of which slabs and slices being written were 70 and 151 MB, a batch 13 and 79.
@@ -114,6 +116,11 @@ def processes_bytes(device_type: str, processes: int, each: int) -> int:
         What every one of them takes for its steps, besides what any such process takes.
     """
     return processes * (_PROCESS_BYTES[device_type] + each) + (_LAUNCHER_BYTES if processes > 1 else 0)
+
+
+def first_step_bytes(device_type: str) -> int:
+    """What libraries take of that with the first step, and not while the splits are read."""
+    return _PROCESS_BYTES["cpu"] - IMPORTED_BYTES - _LEFT_BYTES if device_type == "cpu" else 0
 
 
 def denoising_bytes(device_type: str, processes: int) -> int:

@@ -16,6 +16,7 @@ import tifffile
 import torch
 import zarr
 
+from denoise.commands.calibration import _Clock
 from denoise.errors import VolumeError
 from denoise.inference import run
 from denoise.inference.engine import Denoiser, weights_bytes
@@ -266,3 +267,16 @@ def test_a_calibration_says_how_long_and_how_large_runs_will_be_and_writes_nothi
     for name in ("training memory", "volume memory"):
         # A process with torch in it takes some hundred megabytes, and these data nearly nothing.
         assert 0.15 < float(said[name].split()[0]) < 2.0, said[name]
+
+
+@pytest.mark.parametrize("steps", [1, 2, 40])
+def test_a_step_is_timed_however_few_there_are(steps: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A large network on a slow machine makes one step in the time that a calibration may take."""
+    now = [0.0]
+    monkeypatch.setattr("denoise.commands.calibration.time.monotonic", lambda: now[0])
+    clock = _Clock()
+    clock.started(None)  # type: ignore[arg-type]
+    for step in range(1, steps + 1):
+        now[0] += 20.0
+        clock.stepped(step, 1, 0.0, None)
+    assert clock.seconds_per_step == pytest.approx(20)

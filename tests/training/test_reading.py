@@ -99,7 +99,11 @@ def test_what_follows_a_slice_that_cannot_be_used_is_not_read(cpu: World, monkey
     assert threading.active_count() < 10
 
 
-def test_what_reading_takes_is_planned_for_where_it_is_more_than_a_step_takes() -> None:
+@pytest.mark.parametrize("libraries", [0, 50_000_000])
+def test_what_reading_takes_is_planned_for_where_it_is_more_than_what_comes_with_the_first_step(
+    libraries: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("denoise.training.footprint.first_step_bytes", lambda device_type: libraries)
     window = Window((3, 32, 32), (1, 32, 32), (1, 32, 32), (1, 0, 0))
     footprint = Footprint(NetworkSpec("residual2d", {"n_slices": 3}), window, "cpu", 1, 1, 2, 4)
     small, large = (
@@ -108,9 +112,10 @@ def test_what_reading_takes_is_planned_for_where_it_is_more_than_a_step_takes() 
     )
     assert plan_memory(small, None, footprint, None).data_bytes == resident_bytes(small)
     reading = Pieces.of(large).bytes
-    assert reading > footprint.step_bytes
+    assert reading > footprint.not_yet_bytes == footprint.step_bytes + libraries
     assert (
-        plan_memory(large, None, footprint, None).data_bytes == resident_bytes(large) + reading - footprint.step_bytes
+        plan_memory(large, None, footprint, None).data_bytes
+        == resident_bytes(large) + reading - footprint.not_yet_bytes
     )
     two = replace(footprint, processes=2)
-    assert plan_memory(large, None, two, None).data_bytes == resident_bytes(large) + 2 * (reading - two.step_bytes)
+    assert plan_memory(large, None, two, None).data_bytes == resident_bytes(large) + 2 * (reading - two.not_yet_bytes)

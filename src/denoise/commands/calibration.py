@@ -81,12 +81,13 @@ class _Clock:
     """
 
     steps: list[tuple[int, float]] = field(default_factory=list)
-    """The number of each step, and when it was asked for."""
+    """The number of each step, and when it was asked for; the first, 0, is the beginning."""
     read: list[tuple[int, float]] = field(default_factory=list)
     """Those of them whose loss was read: done by then."""
 
     def started(self, plan: Plan) -> None:
-        """Nothing to do."""
+        """Note the time."""
+        self.steps.append((0, time.monotonic()))
 
     def stepped(self, step: int, epoch: int, done: float, loss: float | None) -> None:
         """Note the time."""
@@ -96,8 +97,11 @@ class _Clock:
 
     @property
     def seconds_per_step(self) -> float:
-        """Without the first ones; of a run too short for losses to be read, as fast as they were asked for."""
-        counted = self.read if len(self.read) > 1 else self.steps[min(_WARM_UP, len(self.steps) - 2) :]
+        """Without the first ones, if there are others; of a run too short for losses to be read, as they were asked for.
+
+        A network that takes longer for a single step than the calibration may take is known by that step.
+        """
+        counted = self.read if len(self.read) > 1 else self.steps[min(_WARM_UP + 1, len(self.steps) - 2) :]
         (first, begun), (last, ended) = counted[0], counted[-1]
         return (ended - begun) / (last - first)
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from denoise.arithmetic import autocast, fast_layout
-from denoise.memory import processes_bytes
+from denoise.memory import first_step_bytes, processes_bytes
 from denoise.networks.catalogue import build_network, find_network
 from denoise.networks.spec import NetworkSpec
 from denoise.tiles import Window
@@ -66,6 +66,11 @@ class Footprint:
         copies = _COPIES_OF_WEIGHTS + (_COPIES_FOR_SYMMETRY if self.symmetric else 0)
         step = _STEP_BYTES + copies * weights + int(find_network(self.network.name).step_peak * kept)
         return batches + step
+
+    @property
+    def not_yet_bytes(self) -> int:
+        """What one process takes once it trains, and not while it reads its data."""
+        return self.step_bytes + first_step_bytes(self.device_type)
 
     @property
     def _network_bytes(self) -> tuple[int, int]:

@@ -95,7 +95,7 @@ def _budget(footprint: Footprint, max_memory: int | None) -> int:
 
 def _whole_bytes(splits: SplitSet, footprint: Footprint) -> int:
     """All of the splits; and what reading takes, while no step takes anything yet, where that is more."""
-    more = max(0, Pieces.of(splits).bytes - footprint.step_bytes)
+    more = max(0, Pieces.of(splits).bytes - footprint.not_yet_bytes)
     return resident_bytes(splits) + footprint.processes * more
 
 

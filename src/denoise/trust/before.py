@@ -12,11 +12,11 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from denoise.memory import available_bytes, give_back_freed, large_arrays_given_back
+from denoise.memory import IMPORTED_BYTES, available_bytes, give_back_freed, large_arrays_given_back
 from denoise.normalization import Moments, Normalization
 from denoise.readable import gigabytes
 from denoise.trust.artefacts import angles, counts, drift, field_of_view, rings, saturated
-from denoise.trust.splits import IMPORTED_BYTES, SMALLEST, SplitFacts, measure, testing_bytes
+from denoise.trust.splits import SMALLEST, SplitFacts, measure, testing_bytes
 from denoise.trust.verdict import Finding, Severity, Verdict
 from denoise.volumes import SplitSet, Volume
 from denoise.volumes.volume import Float32Array

@@ -21,11 +21,9 @@ from denoise.volumes import SplitSet, Volume
 
 Float64Array = NDArray[np.float64]
 
-#: Of a process that has read nothing yet.
-IMPORTED_BYTES = 275_000_000
 #: Of ``measure``: anyhow, for each pixel of a slice, and for each of each split; within 10 % of what was measured on
 #: slices of 512^2 to 4096^2 of 2 and of 4 splits.
-_BYTES, _BYTES_PER_PIXEL, _BYTES_PER_PIXEL_OF_A_SPLIT = 13_000_000, 70, 50
+_BYTES, _BYTES_PER_PIXEL, _BYTES_PER_PIXEL_OF_A_SPLIT = 13_000_000, 70, 55
 _MOST_SLICES = 24
 _MOST_VOXELS = 24_000_000
 """Of one split: 6 slices of 2048 x 2048."""
