@@ -97,7 +97,7 @@ class _Clock:
 
     @property
     def seconds_per_step(self) -> float:
-        """Without the first ones, if there are others; of a run too short for losses to be read, as they were asked for.
+        """Without the first ones, if there are others; of a run too short for losses to be read, as they were asked.
 
         A network that takes longer for a single step than the calibration may take is known by that step.
         """
