@@ -26,6 +26,7 @@ class _Arithmetic(Protocol):
 
 
 Block = TypeVar("Block", bound=_Arithmetic)
+#: More standard deviations, and larger factors between them, than scans of one kind differ by.
 _FARTHEST = 5.0
 
 

@@ -70,6 +70,8 @@ def test_a_circle_that_was_cut_smaller_is_the_field_of_view(ratio: float, rng: n
     y, x = np.mgrid[:96, :96] - 47.5
     inside = np.hypot(y, x) < 48 * ratio
     found = field_of_view([np.where(inside, rng.standard_normal((3, 96, 96)), 0).astype(np.float32)])
+    noise = rng.standard_normal((3, 96, 96))
+    np.testing.assert_array_equal(field_of_view([np.where(inside, noise, np.nan).astype(np.float32)]), found)
     assert not found[~inside].any()
     assert np.count_nonzero(found) > 0.9 * np.count_nonzero(inside)
 

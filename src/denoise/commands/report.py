@@ -307,11 +307,11 @@ def _inputs(
 ) -> Verdict:
     """What speaks against the splits, for this model, or against the full reconstruction being their mean."""
     checked = check_splits(splits.volumes, training_slices(config, splits))
-    scale = judge_scale(normalization, Moments.of(evidence.splits[0][:, evidence.mask]))
+    middle = evidence.shape[0] // 2
+    scale = judge_scale(normalization, Moments.of(evidence.splits[0][middle][evidence.mask]))
     found = Verdict.of((*checked.findings, scale))
     if config.infer.input != "full" or config.full_path is None:
         return found
-    middle = evidence.shape[0] // 2
     z = region.start_zyx[0] + middle
     full = open_volume(config.full_path).read(
         replace(region, start_zyx=(z, *region.start_zyx[1:]), shape_zyx=(1, *region.shape_zyx[1:]))

@@ -219,8 +219,8 @@ def field_of_view(stacks: Sequence[Float32Array]) -> NDArray[np.bool_]:
 
 
 def shown_in(stacks: Sequence[Float32Array]) -> NDArray[np.bool_]:
-    """Voxels that are not zero in some slice of some stack, bool (Y, X)."""
-    return np.asarray(np.any([np.any(stack != 0, axis=0) for stack in stacks], axis=0))
+    """Voxels that are a number, and not zero, in some slice of some stack, bool (Y, X)."""
+    return np.asarray(np.any([np.any((stack != 0) & np.isfinite(stack), axis=0) for stack in stacks], axis=0))
 
 
 def ellipse_of(shown: NDArray[np.bool_]) -> NDArray[np.bool_]:
