@@ -50,8 +50,8 @@ class Normalization:
         Not where its mean lies more than five standard deviations away, or its standard deviation is more than five
         times larger or smaller: scans of one kind do not differ by that much.
         """
-        if found.count == 0:
-            return True
+        if found.count == 0 or found.squared_deviation == 0:
+            return True  # nothing is there
         std = math.sqrt(found.squared_deviation / found.count)
         return abs(found.mean - self.mean) <= _FARTHEST * self.std and (
             self.std / _FARTHEST <= std <= _FARTHEST * self.std

@@ -282,7 +282,6 @@ def test_splits_of_a_full_turn_are_not_mixed_with_those_that_were_divided_in_tur
     [
         pytest.param([a for a in np.arange(0, 180, 3) if a % 60 < 50], id="three beam dumps"),
         pytest.param([*np.arange(0, 90, 2), *np.arange(90, 180, 20)], id="two steps"),
-        pytest.param(np.linspace(0, 140, 60), id="missing wedge"),
     ],
 )
 def test_what_was_weighted_in_another_way_is_not_gone_on_with(
@@ -295,7 +294,7 @@ def test_what_was_weighted_in_another_way_is_not_gone_on_with(
             del file[f"exchange/{name}"]
             file[f"exchange/{name}"] = values
     with monkeypatch.context() as before:  # what versions before 2026-11-28 have left
-        before.setattr(SplitAngles, "has_wide_gaps", False)
+        before.setattr(SplitAngles, "is_weighted_as_before", True)
         assert denoise("prepare", scan, *CENTER).code == 0
     out = scan.with_name("raw_rec")
     shutil.rmtree(out / "foam_split1")

@@ -100,15 +100,39 @@ def test_a_full_turn_leaves_every_split_as_many_directions_as_there_can_be(n_ang
         pytest.param(np.arange(1080) * np.pi / 360, id="one and a half turns"),
         pytest.param(np.tile(np.arange(360) * np.pi / 360, 2), id="two half turns"),
         pytest.param(np.tile(np.arange(360) * np.pi / 360, 3), id="three half turns"),
+        pytest.param(full_turn(721), id="odd full turn"),
+        pytest.param(np.linspace(0, TURN, 720), id="full turn with its end"),
+        pytest.param(np.deg2rad(np.linspace(0, 359.8, 1000)), id="a step too short"),
+        pytest.param(full_turn(720) + np.random.default_rng(0).normal(0, 0.05 * TURN / 720, 720), id="jitter"),
     ],
 )
 def test_every_split_has_as_much_of_each_half_turn_and_of_each_time(angles: NDArray[np.float64], count: int) -> None:
     """Or a rotation axis that is half a voxel off would shift the splits against each other."""
     dealt = SplitAngles.of(angles, count)
     other_way, time = np.mod(angles, TURN) > np.pi - 1e-9, np.linspace(0, 1, len(angles))
+    assert dealt.is_balanced
     for chosen in dealt.indices:
-        assert other_way[chosen].mean() == pytest.approx(other_way.mean(), abs=0.01)
+        assert other_way[chosen].mean() == pytest.approx(other_way.mean(), abs=0.02)
         assert time[chosen].mean() == pytest.approx(0.5, abs=0.01)
+
+
+@pytest.mark.parametrize(
+    ("angles", "changed"),
+    [
+        (np.arange(720) * np.pi / 720, False),
+        (np.linspace(0, np.pi, 721), False),
+        (full_turn(721), False),
+        (np.deg2rad(np.linspace(0, 150, 60)), False),
+        (np.delete(np.arange(720) * np.pi / 720, [5, 100, 101]), False),
+        (np.deg2rad([*np.arange(0, 90, 0.1), *np.arange(90, 180, 1)]), True),
+        (np.deg2rad([a for a in range(0, 180, 3) if a % 45 < 21]), True),
+        (golden(720), True),
+    ],
+)
+def test_only_where_weights_have_changed_is_an_earlier_result_another(
+    angles: NDArray[np.float64], changed: bool
+) -> None:
+    assert SplitAngles.in_turn(angles, 3).is_weighted_as_before != changed
 
 
 def test_few_degrees_have_all_their_directions() -> None:

@@ -77,7 +77,7 @@ def made_from(scan: Scan, dealt: SplitAngles, *, stripes: bool, center: float | 
         "scan of": scan.path.stat().st_mtime_ns,
         "splits": dealt.count,
         **({} if dealt.is_in_turn else {_DEALT: "by direction"}),
-        **({_WEIGHTS: "of the whole scan"} if dealt.has_wide_gaps else {}),
+        **({} if dealt.is_weighted_as_before else {_WEIGHTS: "of the whole scan"}),
         **({} if center is None else {"centre": float(center)}),
         "stripes removed": stripes,
         **({} if scan.is_whole else {"rows": [scan.rows[0], scan.rows[-1] + 1]}),

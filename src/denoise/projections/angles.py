@@ -20,11 +20,18 @@ Float64Array = NDArray[np.float64]
 _STEPS = 10_000_000
 #: A few gaps that are so many times as wide as all others are wedges where nothing was measured.
 _WEDGES, _WIDER = 4, 3.0
-#: Directions that are nearer to each other than this share of the mean gap are the same, measured twice.
-_SAME = 0.1
-#: Projections are dealt out by direction where gaps in a split are else so many times as wide. A full turn with an odd
-#: number of projections has 1.25: by direction each split would be one half turn, which is worse.
-_UNEVEN = 1.5
+#: Directions that are nearer to each other than this share of the mean gap count once; and those that are dealt out
+#: together, as jitter has parted them. Those of a golden angle are never nearer than 0.38.
+_SAME, _TOGETHER = 0.1, 0.3
+#: Projections are dealt out by direction where gaps in a split are else so many times as wide; where that would give a
+#: split more of one half turn, or of one half of the scan, only if they would be wedges.
+_UNEVEN, _WEDGED = 1.5, 4.0
+#: By more than this and chance, as a share.
+_UNBALANCED = 0.1
+#: Projections of one direction that are dealt out with a view to all of them.
+_FEW = 16
+#: Relative: weights that differ by less are the same.
+_ALIKE = 1e-3
 
 
 @dataclass(frozen=True, eq=False)
@@ -127,7 +134,9 @@ class SplitAngles:
         """In turn, unless that leaves wider gaps in a split than dealing the projections out by their directions does.
 
         So it is where every K-th projection has a direction that another one of the same split has (a full turn, or
-        one scan after the other), and where angles do not ascend (golden ratio, interlaced).
+        one scan after the other), and where angles do not ascend (golden ratio, interlaced). It is not where each split
+        would then be one half turn, as of a full turn with an odd number of projections: a rotation axis that is half
+        a voxel off would shift such splits by 1.2 voxels against each other.
 
         Raises
         ------
@@ -136,7 +145,8 @@ class SplitAngles:
         """
         taken = cls.in_turn(angles_rad, count)
         dealt = cls(taken.angles_rad, _by_direction(taken.angles_rad, count))
-        return dealt if taken.typical_gap > _UNEVEN * dealt.typical_gap else taken
+        times = taken.typical_gap / dealt.typical_gap
+        return dealt if times > (_UNEVEN if dealt.is_balanced else _WEDGED) else taken
 
     @property
     def count(self) -> int:
@@ -154,16 +164,21 @@ class SplitAngles:
         return bool(np.array_equal(self.split_of, np.arange(len(self.split_of)) % self.count))
 
     @property
-    def has_wide_gaps(self) -> bool:
-        """Whether some gap, of all projections or of those of a split, is unlike most.
+    def is_balanced(self) -> bool:
+        """Whether all splits have as much of each half turn, and of the first and second half of the scan."""
+        late = np.arange(len(self.angles_rad)) >= len(self.angles_rad) / 2
+        return all(
+            abs(float(half[chosen].mean() - half.mean())) <= _UNBALANCED + 1 / np.sqrt(len(chosen))
+            for half in (_other_way(self.angles_rad), late)
+            for chosen in self.indices
+        )
 
-        Such scans were weighted in another way until 2026-11-28: each split by itself, and every gap of more than three
-        times the 0.9 quantile taken for a wedge.
-        """
+    @property
+    def is_weighted_as_before(self) -> bool:
+        """Whether the weights of all projections, and of those of each split, are what they were until 2026-11-28."""
+        circle = self.half_circle
         parts = [self.angles_rad, *(self.angles_rad[chosen] for chosen in self.indices)]
-        distinct = [np.unique(_directions(part)) for part in parts]
-        gaps = [np.diff(directions, append=directions[0] + _STEPS) for directions in distinct]
-        return any(bool(each.max() > _WIDER * np.quantile(each, 0.9, method="lower")) for each in gaps)
+        return all(np.allclose(_former_weights(part), circle.weights(part), rtol=_ALIKE, atol=0) for part in parts)
 
     @property
     def half_circle(self) -> HalfCircle:
@@ -179,7 +194,7 @@ class SplitAngles:
     @property
     def fewest_directions(self) -> int:
         """Of any split; directions that all but coincide count once."""
-        return min(int(_groups(self.angles_rad[chosen]).max()) + 1 for chosen in self.indices)
+        return min(int(_groups(self.angles_rad[chosen], _SAME).max()) + 1 for chosen in self.indices)
 
 
 def _directions(angles_rad: Float64Array) -> NDArray[np.int64]:
@@ -187,12 +202,18 @@ def _directions(angles_rad: Float64Array) -> NDArray[np.int64]:
     return np.asarray(np.rint(np.asarray(angles_rad) / np.pi * _STEPS).astype(np.int64) % _STEPS)
 
 
-def _groups(angles_rad: Float64Array) -> NDArray[np.int64]:
-    """(projections,): a number for each, ascending with the direction; the same for those of one direction."""
+def _groups(angles_rad: Float64Array, nearer: float) -> NDArray[np.int64]:
+    """(projections,): a number for each, ascending with the direction; the same for those of one direction.
+
+    Parameters
+    ----------
+    nearer
+        Than this share of the mean gap.
+    """
     directions = _directions(angles_rad)
     order = np.argsort(directions, kind="stable")
     ascending = directions[order]
-    same = _SAME * _STEPS * HalfCircle.of(angles_rad).length / np.pi / len(np.unique(directions))
+    same = nearer * _STEPS * HalfCircle.of(angles_rad).length / np.pi / len(np.unique(directions))
     numbers = np.concatenate([[0], np.cumsum(np.diff(ascending) > same)])
     if numbers[-1] > 0 and ascending[0] + _STEPS - ascending[-1] <= same:
         numbers[numbers == numbers[-1]] = 0  # just below 180 degrees is just above 0
@@ -201,23 +222,46 @@ def _groups(angles_rad: Float64Array) -> NDArray[np.int64]:
     return groups
 
 
+def _other_way(angles_rad: Float64Array) -> NDArray[np.bool_]:
+    """Which projections see the sample from behind, as those a half turn before or after them do not."""
+    return np.asarray(np.rint(np.asarray(angles_rad) / np.pi * _STEPS).astype(np.int64) % (2 * _STEPS) >= _STEPS)
+
+
 def _by_direction(angles_rad: Float64Array, count: int) -> NDArray[np.int64]:
     """(projections,): the split of each, where projections are dealt out in the order of their directions.
 
-    Of projections with one direction, as opposed ones of a full turn, each split gets the first, the second, ... as
-    often as the others: what drifts, and a rotation axis that is a little off, is the same in all.
+    Of projections with one direction, as opposed ones of a full turn, each split gets one from the half turn of which
+    it has less, and of these one of which it has less: the first, the second, ... that has that direction. So what
+    drifts, and a rotation axis that is a little off, is the same in all, where ``is_balanced``.
     """
-    groups = _groups(angles_rad)
+    groups = _groups(angles_rad, _TOGETHER)
     order = np.argsort(groups, kind="stable")
     starts = np.flatnonzero(np.diff(groups[order], prepend=-1))
+    way = _other_way(angles_rad).astype(np.int64)
     dealt = np.empty(len(order), np.int64)
-    # Of each split: how many first, second, ... ones it has.
-    had = np.zeros((count, int(np.diff(starts, append=len(order)).max())), np.int64)
+    # Of each split: how many it has of each half turn, and how many first, second, ... ones.
+    ways = np.zeros((count, 2), np.int64)
+    places = np.zeros((count, int(np.diff(starts, append=len(order)).max())), np.int64)
     for start, members in zip(starts, np.split(order, starts[1:]), strict=True):
         left = list(range(len(members)))
-        for turn in range(start, start + len(members)):
-            split = turn % count
-            place = left.pop(int(np.argmin(had[split, left])))
-            had[split, place] += 1
+        due = [turn % count for turn in range(start, start + len(members))]
+        while due:
+            # Who has least of what is there comes first; of hundreds with one direction, who is next.
+            asked = due if len(members) <= _FEW else due[:1]
+            had = [ways[split, way[members[left]]] * len(order) + places[split, left] for split in asked]
+            who, what = np.unravel_index(int(np.argmin(had)), (len(asked), len(left)))
+            split, place = due.pop(int(who)), left.pop(int(what))
+            ways[split, way[members[place]]] += 1
+            places[split, place] += 1
             dealt[members[place]] = split
     return dealt
+
+
+def _former_weights(angles_rad: Float64Array) -> Float64Array:
+    """Every gap of more than three times the 0.9 quantile was a wedge, and each split was weighted by itself."""
+    distinct, index, multiplicity = np.unique(_directions(angles_rad), return_inverse=True, return_counts=True)
+    gaps = np.diff(distinct, append=distinct[0] + _STEPS) * (np.pi / _STEPS)
+    ordinary = np.quantile(gaps, 0.9, method="lower")
+    gaps = np.where(gaps > _WIDER * ordinary, ordinary, gaps)
+    weights = 0.5 * (gaps + np.roll(gaps, 1)) / multiplicity
+    return np.asarray(weights[index], dtype=np.float64)

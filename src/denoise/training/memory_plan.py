@@ -21,6 +21,8 @@ _log = logging.getLogger(__name__)
 #: A run that is resumed keeps its division if that fits into so much more than would be planned with now: how much of
 #: the memory is free is never quite the same twice.
 _LENIENCE = 4 / 3
+#: Measured 2.5 and 2.8, of chunks of 75 and 268 MB.
+_COPIES_OF_A_CHUNK = 3
 
 
 @dataclass(frozen=True)
@@ -57,9 +59,9 @@ def plan_memory(splits: SplitSet, sampler: VolumeSampler, footprint: Footprint, 
     budget = _budget(footprint, max_memory)
     if (whole := _whole_bytes(splits, footprint)) <= budget:
         return MemoryPlan(None, whole)
-    left = budget - _kept_bytes(splits, sampler)
+    left = budget - _kept_bytes(splits, sampler) - _decoding_bytes(splits, footprint)
     division = divide(sampler, bytes_per_voxel(splits), left, chunks_of(splits.volumes))
-    return MemoryPlan(division, _bytes_of(division, splits, sampler))
+    return MemoryPlan(division, _bytes_of(division, splits, sampler) + _decoding_bytes(splits, footprint))
 
 
 def plan_again(
@@ -79,7 +81,10 @@ def plan_again(
     plan = plan_memory(splits, sampler, footprint, max_memory)
     if plan.division == earlier:
         return plan
-    taken = _whole_bytes(splits, footprint) if earlier is None else _bytes_of(earlier, splits, sampler)
+    if earlier is None:
+        taken = _whole_bytes(splits, footprint)
+    else:
+        taken = _bytes_of(earlier, splits, sampler) + _decoding_bytes(splits, footprint)
     if taken <= _budget(footprint, max_memory) * (_LENIENCE if max_memory is None else 1):
         return MemoryPlan(earlier, taken)
     _log.warning(
@@ -102,6 +107,12 @@ def _whole_bytes(splits: SplitSet, footprint: Footprint) -> int:
 def _bytes_of(division: Division, splits: SplitSet, sampler: VolumeSampler) -> int:
     slabs = division.slabs(sampler)
     return division.bytes_of(slabs, bytes_per_voxel(splits)) + _kept_bytes(splits, sampler)
+
+
+def _decoding_bytes(splits: SplitSet, footprint: Footprint) -> int:
+    """What takes most beside slabs while one is read: chunks of several slices, stored, decoded and put together."""
+    chunks = [math.prod(v.chunk_zyx) * v.dtype.itemsize for v in splits.volumes if v.chunk_zyx[0] > 1]
+    return footprint.processes * _COPIES_OF_A_CHUNK * max(chunks, default=0)
 
 
 def _kept_bytes(splits: SplitSet, sampler: VolumeSampler) -> int:

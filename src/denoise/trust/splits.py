@@ -75,7 +75,8 @@ class SplitFacts:
 def testing_bytes(splits: SplitSet) -> int:
     """Memory that ``measure`` takes besides what the process has."""
     each = _BYTES_PER_PIXEL + _BYTES_PER_PIXEL_OF_A_SPLIT * len(splits)
-    layers = [v.chunk_zyx[0] * v.dtype.itemsize for v in splits.volumes if v.chunk_zyx[0] > 1]  # decoded for a slice
+    # Decoded for a slice, beside what is stored of it.
+    layers = [2 * v.chunk_zyx[0] * v.dtype.itemsize for v in splits.volumes if v.chunk_zyx[0] > 1]
     return _BYTES + (each + max(layers, default=0)) * splits.shape[1] * splits.shape[2]
 
 
