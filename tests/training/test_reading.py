@@ -14,12 +14,16 @@ from numpy.typing import NDArray
 
 from denoise.errors import VolumeError
 from denoise.launch import World
+from denoise.modes import MODES
 from denoise.networks.spec import NetworkSpec
+from denoise.patches.holdout import HoldOut
+from denoise.patches.sampler import validation_places
 from denoise.tiles import Region, Triple, Window
-from denoise.training.data import ResidentBlocks, resident_bytes
+from denoise.training.data import ResidentBlocks, bytes_per_voxel, resident_bytes
 from denoise.training.footprint import Footprint
 from denoise.training.memory_plan import plan_memory
 from denoise.training.reading import Pieces, common_dtype
+from denoise.training.validation import MOST_BLOCKS
 from denoise.volumes import ArrayVolume
 from denoise.volumes.volume import SplitSet
 
@@ -87,6 +91,23 @@ def test_large_slices_are_not_all_read_at_once(cpu: World, monkeypatch: pytest.M
         assert Pieces.of(splits).threads == threads
         read(splits, cpu).close()
         assert max(n for volume in splits.volumes for n in volume.most) <= threads
+
+
+def test_chunks_of_several_slices_are_planned_for_while_slabs_are_read() -> None:
+    window = Window((3, 32, 32), (1, 32, 32), (1, 32, 32), (1, 0, 0))
+    footprint = Footprint(NetworkSpec("residual2d", {"n_slices": 3}), window, "cpu", 1, 1, 2, 4)
+    splits = SplitSet.of([Watched(np.zeros((64, 128, 128), np.float32), f"split {k}", layer=8) for k in (0, 1)])
+    chunk = 8 * 4
+    part = HoldOut.of(splits.shape, window, 0.1)
+    sampler = MODES["2.5d"].sampler(part, window, 0, True, 1, 8)
+    allowed = footprint.bytes + resident_bytes(splits) // 2
+    plan = plan_memory(splits, sampler, footprint, allowed)
+    assert plan.division is not None
+    places = validation_places(part, window, splits.shape, MOST_BLOCKS)
+    kept = len(places) * 2 * 4 * 3 * 32 * 32
+    slabs = plan.division.bytes_of(plan.division.slabs(sampler), bytes_per_voxel(splits))
+    assert plan.data_bytes == slabs + kept + 3 * chunk
+    assert plan.data_bytes + footprint.bytes <= allowed
 
 
 def test_what_follows_a_slice_that_cannot_be_used_is_not_read(cpu: World, monkeypatch: pytest.MonkeyPatch) -> None:
