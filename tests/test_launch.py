@@ -11,6 +11,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import textwrap
 import threading
 import time
@@ -241,8 +242,12 @@ def _talk(world: World, folder: str) -> None:
     (Path(folder) / f"{world.rank}.json").write_text(json.dumps(found))
 
 
-def test_two_processes_sum_agree_and_share(tmp_path):
+def test_two_processes_sum_agree_and_share(tmp_path, monkeypatch):
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(temporary))
     launch(_talk, str(tmp_path), [CPU, CPU])
+    assert not list(temporary.iterdir()), "nothing is left behind"
     first, second = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2))
     for found in (first, second):
         assert found["sum"] == [3.0, 20.0]

@@ -110,7 +110,8 @@ class _Launcher:
             try:
                 with self._watch.judging(attempt):
                     start = Start(reports, attempt)
-                    elastic_launch(self._config(len(devices), attempt), run_started)(function, job, devices, start)
+                    config = self._config(len(devices), attempt, Path(reports, "torch"))
+                    elastic_launch(config, run_started)(function, job, devices, start)
                 return None
             except ChildFailedError as error:
                 rank, failure = error.get_first_failure()
@@ -130,7 +131,7 @@ class _Launcher:
     def _here(self) -> str:
         return f" on {socket.gethostname()}" if self._meeting.size > 1 else ""
 
-    def _config(self, processes: int, attempt: int) -> LaunchConfig:
+    def _config(self, processes: int, attempt: int, folder: Path) -> LaunchConfig:
         from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
         from torch.distributed.launcher.api import LaunchConfig
 
@@ -145,7 +146,7 @@ class _Launcher:
             max_restarts=0,
             monitor_interval=0.2,
             start_method="spawn",
-            logs_specs=DefaultLogsSpecs(),
+            logs_specs=DefaultLogsSpecs(str(folder)),  # else it leaves a folder behind for every attempt
             signals_to_handle="SIGTERM,SIGINT",
             shutdown_timeout=_SHUTDOWN_SECONDS,
         )
