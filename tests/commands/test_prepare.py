@@ -255,24 +255,34 @@ class Died(BaseException):
     pass
 
 
+def require_refused_beside_earlier_splits(
+    scan: Path,
+    denoise: Callable[..., Outcome],
+    tools: Tools,
+    monkeypatch: pytest.MonkeyPatch,
+    former: tuple[str, object],
+    said: str,
+) -> None:
+    """That a reconstruction by versions before 2026-11-28, which did ``former``, is not gone on with."""
+    with monkeypatch.context() as before:
+        before.setattr(SplitAngles, *former)
+        assert denoise("prepare", scan, *CENTER).code == 0
+    out = scan.with_name("raw_rec")
+    shutil.rmtree(out / "foam_split1")
+    kept = tools.fingerprint(out)
+    assert said in denoise("prepare", scan, *CENTER, "--resume").error
+    assert tools.fingerprint(out) == kept
+
+
 def test_splits_of_a_full_turn_are_not_mixed_with_those_that_were_divided_in_turn(
     scan: Path, denoise: Callable[..., Outcome], tools: Tools, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with h5py.File(scan, "r+") as file:
         file["exchange/theta"][:] = np.arange(60) * 6.0
-    with monkeypatch.context() as before:  # as versions before 2026-11-28 did
-        before.setattr(SplitAngles, "of", SplitAngles.in_turn)
-        assert denoise("prepare", scan, *CENTER).code == 0
-    out = scan.with_name("raw_rec")
-    shutil.rmtree(out / "foam_split1")
-    kept = tools.fingerprint(out)
-    assert (
-        "projections dealt = 'in turn', this run has 'by direction'"
-        in denoise("prepare", scan, *CENTER, "--resume").error
-    )
-    assert tools.fingerprint(out) == kept
+    said = "projections dealt = 'in turn', this run has 'by direction'"
+    require_refused_beside_earlier_splits(scan, denoise, tools, monkeypatch, ("of", SplitAngles.in_turn), said)
     assert denoise("prepare", scan, *CENTER, "--overwrite").code == 0
-    angles, split_of = np.loadtxt(out / "foam_angles.txt").T
+    angles, split_of = np.loadtxt(scan.with_name("raw_rec") / "foam_angles.txt").T
     for k in (0, 1):
         assert len(np.unique(angles[split_of == k] % 180)) == 30
 
@@ -293,17 +303,8 @@ def test_what_was_weighted_in_another_way_is_not_gone_on_with(
         for name, values in (("data", data), ("theta", np.array(degrees, np.float32))):
             del file[f"exchange/{name}"]
             file[f"exchange/{name}"] = values
-    with monkeypatch.context() as before:  # what versions before 2026-11-28 have left
-        before.setattr(SplitAngles, "is_weighted_as_before", True)
-        assert denoise("prepare", scan, *CENTER).code == 0
-    out = scan.with_name("raw_rec")
-    shutil.rmtree(out / "foam_split1")
-    kept = tools.fingerprint(out)
-    assert (
-        "weights = 'of each part', this run has 'of the whole scan'"
-        in denoise("prepare", scan, *CENTER, "--resume").error
-    )
-    assert tools.fingerprint(out) == kept
+    said = "weights = 'of each part', this run has 'of the whole scan'"
+    require_refused_beside_earlier_splits(scan, denoise, tools, monkeypatch, ("is_weighted_as_before", True), said)
 
 
 @pytest.mark.parametrize("calls", [1, 4, 8, 11])
