@@ -151,8 +151,16 @@ def simulate(
     seed: int,
     splits: Sequence[int] = SPLITS,
     angles_per_column: float = 2.0,
+    corrected: bool = False,
 ) -> None:
-    """Scan an object and reconstruct it, into this folder."""
+    """Scan an object and reconstruct it, into this folder.
+
+    Parameters
+    ----------
+    corrected
+        Whether the logarithm of low counts is corrected, as ``prepare`` does. The cases of quality.py are not, as what
+        they are compared with was measured without.
+    """
     phantom = case.make(size, slices, seed)
     n_angles = round(angles_per_column * size)
     angles = np.arange(n_angles) * (np.pi / n_angles)
@@ -169,7 +177,8 @@ def simulate(
         if case.blur_rows:
             counts, transmitted = (gaussian_filter1d(c, case.blur_rows, axis=1) for c in (counts, transmitted))
         clean[part] = -np.log(transmitted)
-        noisy[part] = -np.log(np.maximum(counts, 0.5 / case.photons))
+        half = 0.5 / case.photons
+        noisy[part] = -np.log(counts + half if corrected else np.maximum(counts, half))
 
     def save(name: str, sinograms: Float32Array, chosen: NDArray[np.float64], cleaned: bool) -> None:
         rows = remove_stripes(sinograms) if cleaned else sinograms

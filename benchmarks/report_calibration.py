@@ -202,7 +202,7 @@ def open_scan(root: Path, setting: Setting, *, second: bool) -> Scan:
     if not (folder / "full.npy").exists():  # written last
         folder.mkdir(parents=True, exist_ok=True)
         case = cases.Case(name, OBJECTS[name], dose)
-        cases.simulate(case, folder, size, slices, seed, (splits,), splits * _ANGLES_PER_COLUMN)
+        cases.simulate(case, folder, size, slices, seed, (splits,), splits * _ANGLES_PER_COLUMN, corrected=True)
     truth, *parts = (np.load(folder / f"{part}.npy") for part in ("truth", *(f"k{splits}_{k}" for k in range(splits))))
     return Scan(truth, tuple(parts))
 

@@ -89,6 +89,14 @@ def prepare(
         int | None, typer.Option("--end-row", help="First detector row that is left out.  [default: to the end]")
     ] = None,
     remove_stripes: Annotated[bool, typer.Option("--remove-stripes", help="Suppress ring artefacts.")] = False,
+    counts_per_photon: Annotated[
+        float | None,
+        typer.Option(
+            "--counts-per-photon",
+            min=0.0,
+            help="Detector counts for one photon, to correct low counts; 0: do not.  [default: from the flats]",
+        ),
+    ] = None,
     overwrite: OverwriteOption = False,
     resume: ResumeOption = False,
     max_memory: MemoryOption = None,
@@ -106,6 +114,7 @@ def prepare(
         center=center,
         rows=(start_row, end_row),
         remove_stripes=remove_stripes,
+        counts_per_photon=counts_per_photon,
         overwrite=overwrite,
         resume=resume,
         max_memory=bytes_allowed(max_memory),

@@ -39,6 +39,29 @@ def test_flats_and_darks_are_averaged_over_their_frames(rng: np.random.Generator
     np.testing.assert_allclose(line_integrals(raw)[0], np.broadcast_to(expected, (4, 1, 5)), rtol=1e-5)
 
 
+@pytest.mark.parametrize("gain", [1.0, 3.0])
+@pytest.mark.parametrize(("photons", "plain_bias"), [(4.0, 0.14), (10.0, 0.054), (40.0, 0.0127)])
+def test_the_logarithm_of_few_photons_is_right_on_average(
+    photons: float, plain_bias: float, gain: float, rng: np.random.Generator
+) -> None:
+    beam = 200.0
+    counts = gain * rng.poisson(photons, (100, 40, 100))
+    raw = _raw(100 + counts, white=100 + gain * beam)
+    error = np.log(beam / photons)
+    standard_error = photons**-0.5 / np.sqrt(counts.size)
+    corrected = float(line_integrals(raw, gain)[0].mean(dtype=np.float64))
+    # The expansion is asymptotic: at 4 photons 0.0015 is left. The three flats are taken to be as noisy.
+    assert corrected == pytest.approx(error + 0.5 / (3 * beam), abs=0.002 + 4 * standard_error)
+    plain = float(line_integrals(_raw(100 + counts, white=100 + gain * beam))[0].mean(dtype=np.float64))
+    assert plain - error > 0.9 * plain_bias
+
+
+def test_counts_that_are_not_corrected_stay_as_they_are(rng: np.random.Generator) -> None:
+    counts = 100.0 + rng.integers(0, 900, (3, 2, 7))
+    expected = -np.log(np.maximum(counts - 100, 0.5) / 1000)
+    np.testing.assert_allclose(line_integrals(_raw(counts))[0], expected, rtol=1e-5)
+
+
 @pytest.mark.parametrize(("whole_counts", "least"), [(True, 0.5 / 1000), (False, 1e-4)])
 @pytest.mark.parametrize("count", [100.0, 60.0, -5.0])
 def test_rays_without_transmission_are_raised_and_counted(count: float, whole_counts: bool, least: float) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+import math
 import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -22,6 +23,7 @@ from denoise.memory import available_bytes, give_back_freed, large_arrays_given_
 from denoise.projections.angles import SplitAngles
 from denoise.projections.axis import center_doubt, find_center
 from denoise.projections.footprint import RowPlan, plan_rows
+from denoise.projections.photon_transfer import counts_per_photon as counts_of
 from denoise.projections.reconstruct import angles_warning, reconstruct_scan
 from denoise.projections.scan import Scan
 from denoise.readable import counted, gigabytes
@@ -40,6 +42,7 @@ def prepare(
     center: float | None = None,
     rows: tuple[int | None, int | None] = (None, None),
     remove_stripes: bool = False,
+    counts_per_photon: float | None = None,
     overwrite: bool = False,
     resume: bool = False,
     max_memory: int | None = None,
@@ -58,6 +61,8 @@ def prepare(
     rows
         First detector row, and the first that is left out; None: from the first, to the last. Slices are
         numbered as rows.
+    counts_per_photon
+        Of the detector, to correct the logarithm of low counts; None: from the flats; 0: no correction.
     resume
         Go on with what a run that died has left, if it left something.
     max_memory
@@ -72,7 +77,10 @@ def prepare(
     scan = Scan.open(scan_path).only_rows(*rows)
     layout = Layout(out or _default_folder(scan), scan.sample_name, splits)
     dealt = SplitAngles.of(scan.angles_rad, splits)
-    asked = made_from(scan, dealt, stripes=remove_stripes, center=center)
+    counts = counts_of(scan) if counts_per_photon is None else counts_per_photon
+    if not 0 <= counts < math.inf:
+        raise ConfigError(f"--counts-per-photon is {counts}; expected a number from 0, counts of the detector")
+    asked = made_from(scan, dealt, stripes=remove_stripes, center=center, counts_per_photon=counts)
     whole = [name for name in layout.volumes if resume and not overwrite and is_whole(layout.folder / name)]
     for name in whole:
         require_same_origin(layout.folder / name, scan, asked)
@@ -100,13 +108,16 @@ def prepare(
         )
     if warning := angles_warning(scan, splits):
         _log.warning("%s", warning)
+    if counts and counts_per_photon is None:
+        _log.info("%s", f"{counts:g} detector counts for each photon, from the flats: low counts are corrected for it")
     plan = plan_rows(scan, splits, stripes=remove_stripes, max_memory=max_memory)
     if dry_run:
-        _say_plan(scan, layout, shape, plan, center)
+        _say_plan(scan, layout, shape, plan, center, counts)
         return layout.config
     if center is None and whole:
         center = stored_center(layout.folder / whole[0], columns)
-    facts = made_from(scan, dealt, stripes=remove_stripes, center=_center(scan, center))
+    center = _center(scan, center)
+    facts = made_from(scan, dealt, stripes=remove_stripes, center=center, counts_per_photon=counts)
     with _nothing_left_on_failure(layout.folder), ExitStack() as stack:
         sinks = [
             WholeAlready(str(layout.folder / name))
@@ -118,9 +129,10 @@ def prepare(
         progress = stack.enter_context(progress_bar("reconstructing", depth, columns * columns))
         reconstruct_scan(
             scan,
-            center=facts["centre"],
+            center=center,
             n_splits=splits,
             stripes=remove_stripes,
+            counts_per_photon=counts,
             full=entered[0],
             splits=entered[1:],
             rows_per_slab=plan.rows,
@@ -164,7 +176,7 @@ def _default_folder(scan: Scan) -> Path:
     return scan.path.with_name(f"{scan.path.stem}_rec{some}")
 
 
-def _say_plan(scan: Scan, layout: Layout, shape: Triple, plan: RowPlan, center: float | None) -> None:
+def _say_plan(scan: Scan, layout: Layout, shape: Triple, plan: RowPlan, center: float | None, counts: float) -> None:
     """What ``--dry-run`` prints; refuses a disk that is too small, as the run would."""
     angles, rows, columns = scan.detector_shape
     size = "voxel size unknown" if scan.voxel_size_um is None else f"voxels of {scan.voxel_size_um:g} um"
@@ -176,6 +188,7 @@ def _say_plan(scan: Scan, layout: Layout, shape: Triple, plan: RowPlan, center: 
         ("scan", f"{scan.path}: {angles} angles of {rows} x {columns} pixels, {size}"),
         *([] if scan.is_whole else [("rows", f"{describe_numbers(scan.rows)} ({len(scan.rows)} of {rows})")]),
         ("centre", "searched for" if center is None else f"column {center:g}, as given"),
+        ("photons", f"{counts:g} counts each" if counts else "counts of each not known; low counts are not corrected"),
         (
             "memory",
             f"about {gigabytes(plan.n_bytes)}, {counted(plan.rows, 'row')} at a time "
@@ -189,7 +202,7 @@ def _say_plan(scan: Scan, layout: Layout, shape: Triple, plan: RowPlan, center: 
         ("config", str(layout.config)),
     ]
     for name, text in lines:
-        say(f"{name:<6}  {text}")
+        say(f"{name:<7}  {text}")
 
 
 def _sink(path: Path, shape: Triple, scan: Scan, facts: dict[str, Any], overwrite: bool, resume: bool) -> VolumeSink:

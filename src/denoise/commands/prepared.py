@@ -17,8 +17,8 @@ from denoise.volumes import describe_numbers, open_volume, stored_description
 
 _MADE_FROM = "denoise prepare "
 #: Stated where it is not what it always was until 2026-11-28.
-_DEALT, _WEIGHTS = "projections dealt", "weights"
-_BEFORE = {_DEALT: "in turn", _WEIGHTS: "of each part"}
+_DEALT, _WEIGHTS, _COUNTS = "projections dealt", "weights", "counts per photon"
+_BEFORE = {_DEALT: "in turn", _WEIGHTS: "of each part", _COUNTS: 0.0}
 #: Facts that change where the scan is copied.
 _OF_THE_FILE = ("scan", "scan of")
 
@@ -70,7 +70,9 @@ class Layout:
         }
 
 
-def made_from(scan: Scan, dealt: SplitAngles, *, stripes: bool, center: float | None) -> dict[str, Any]:
+def made_from(
+    scan: Scan, dealt: SplitAngles, *, stripes: bool, center: float | None, counts_per_photon: float
+) -> dict[str, Any]:
     """What makes a reconstruction another one; without a centre where it is not known yet."""
     return {
         "scan": str(scan.path.resolve()),
@@ -80,6 +82,7 @@ def made_from(scan: Scan, dealt: SplitAngles, *, stripes: bool, center: float | 
         **({} if dealt.is_weighted_as_before else {_WEIGHTS: "of the whole scan"}),
         **({} if center is None else {"centre": float(center)}),
         "stripes removed": stripes,
+        **({_COUNTS: counts_per_photon} if counts_per_photon else {}),
         **({} if scan.is_whole else {"rows": [scan.rows[0], scan.rows[-1] + 1]}),
     }
 
@@ -127,7 +130,7 @@ def require_same_origin(path: Path, scan: Scan, asked: Mapping[str, Any]) -> Non
             "choose another --out"
         )
     said = _stored_facts(path)
-    for name, value in asked.items():
+    for name, value in {**_BEFORE, **asked}.items():
         before = said.get(name, _BEFORE.get(name, value))
         if name not in _OF_THE_FILE and before != value:
             raise OutputError(

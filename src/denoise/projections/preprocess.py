@@ -63,11 +63,22 @@ class Repairs:
         return "; ".join(parts) or None
 
 
-def line_integrals(raw: RawRows) -> tuple[Float32Array, Repairs]:
+def line_integrals(raw: RawRows, counts_per_photon: float = 0.0) -> tuple[Float32Array, Repairs]:
     """Flat- and dark-correct counts and take the logarithm: -log((data - dark) / (white - dark)).
 
     Flats and darks are averaged over their frames first. All angles share that average, so its noise is common to all
     splits: it counts as signal (rings), which is why scans have many flats.
+
+    The logarithm of counts N with mean m and variance g m, g counts for each photon, is log m - g / (2 m) on average:
+    rays that few photons pass seem more attenuated than they are, by 1 / (2 photons), in all splits alike. The average
+    of log(N + g / 2) is log m up to terms of 1 / photons^2 (Haldane 1956, Ann. Hum. Genet. 20:309, doi
+    10.1111/j.1469-1809.1955.tb01285.x): from 3 photons on it is right to 0.003, where log N is 0.17 off; and its
+    standard deviation is a little less.
+
+    Parameters
+    ----------
+    counts_per_photon
+        g, from ``photon_transfer``; 0: the logarithm of the counts as they are.
 
     Returns
     -------
@@ -95,6 +106,9 @@ def line_integrals(raw: RawRows) -> tuple[Float32Array, Repairs]:
     values *= (1.0 / beam).astype(np.float32)
     floor = least.astype(np.float32)
     clipped = int(np.count_nonzero((values < floor) & ~dead))
+    if counts_per_photon:
+        values += (0.5 * counts_per_photon / beam).astype(np.float32)
+        values *= (beam / (beam + 0.5 * counts_per_photon / len(raw.white))).astype(np.float32)  # the flats' logarithm
     np.maximum(values, floor, out=values)
     np.log(values, out=values)
     np.negative(values, out=values)

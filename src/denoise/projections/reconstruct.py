@@ -39,6 +39,7 @@ class ReconstructionFacts:
     n_splits: int
     center: float
     stripes: bool
+    counts_per_photon: float
     rows_per_slab: int
     repairs: Repairs
 
@@ -102,6 +103,7 @@ def reconstruct_scan(
     center: float,
     n_splits: int,
     stripes: bool,
+    counts_per_photon: float = 0.0,
     full: VolumeSink,
     splits: Sequence[VolumeSink],
     rows_per_slab: int | None = None,
@@ -121,6 +123,8 @@ def reconstruct_scan(
         K, the number of splits.
     stripes
         Whether to remove stripes, which cause rings.
+    counts_per_photon
+        From ``photon_transfer``, to correct the logarithm of low counts; 0: not corrected.
     full, splits
         Entered sinks of (rows, columns, columns) voxels; what they miss is written, in order. The caller closes them.
     rows_per_slab
@@ -144,43 +148,46 @@ def reconstruct_scan(
     assert len(splits) == n_splits, f"{len(splits)} sinks for {n_splits} splits"
     depth = min(rows_per_slab or plan_rows(scan, n_splits, stripes=stripes, max_memory=max_memory).rows, rows)
     outputs = [(full, np.arange(n_angles)), *zip(splits, dealt.indices, strict=True)]
-    repairs, circle = Repairs(), dealt.half_circle
+    how = _How(dealt.half_circle, center, stripes, counts_per_photon)
+    repairs = Repairs()
     # Otherwise what threads have freed stays in their heaps, more with every slab: 200 MB beyond a limit of 734.
     with large_arrays_given_back() if stripes else nullcontext():
         for start in range(0, rows, depth):
             stop = min(start + depth, rows)
             if any(_overlap(run, start, stop) for sink, _ in outputs for run in sink.missing):
-                repairs += _reconstruct_slab(scan, circle, start, stop, center, stripes, outputs)
+                repairs += _reconstruct_slab(scan, start, stop, how, outputs)
                 if stripes:
                     give_back_freed()
             if progress is not None:
                 progress(stop, rows)
     if repairs.sentence:
         logger.warning("%s: %s", scan.path, repairs.sentence)
-    return ReconstructionFacts((rows, columns, columns), n_angles, n_splits, center, stripes, depth, repairs)
+    shape = (rows, columns, columns)
+    return ReconstructionFacts(shape, n_angles, n_splits, center, stripes, counts_per_photon, depth, repairs)
+
+
+@dataclass(frozen=True)
+class _How:
+    """What is the same for all slabs."""
+
+    circle: HalfCircle
+    center: float
+    stripes: bool
+    counts_per_photon: float
 
 
 def _reconstruct_slab(
-    scan: Scan,
-    circle: HalfCircle,
-    start: int,
-    stop: int,
-    center: float,
-    stripes: bool,
-    outputs: Sequence[tuple[VolumeSink, NDArray[np.int64]]],
+    scan: Scan, start: int, stop: int, how: _How, outputs: Sequence[tuple[VolumeSink, NDArray[np.int64]]]
 ) -> Repairs:
     """Rows start..stop-1, into every output that misses some of them; nothing of them stays in memory."""
-    values, repairs = line_integrals(scan.read_rows(start, stop))
+    values, repairs = line_integrals(scan.read_rows(start, stop), how.counts_per_photon)
     for sink, part in outputs:
         if runs := [run for run in (_overlap(run, start, stop) for run in sink.missing) if run]:
-            slices = reconstruct_rows(_cleaned(values[part], stripes), scan.angles_rad[part], center, circle)
+            sinograms = remove_stripes(values[part]) if how.stripes else values[part]
+            slices = reconstruct_rows(sinograms, scan.angles_rad[part], how.center, how.circle)
             for run in runs:
                 sink.write(run.start, slices[run.start - start : run.stop - start])
     return repairs
-
-
-def _cleaned(sinograms: Float32Array, stripes: bool) -> Float32Array:
-    return remove_stripes(sinograms) if stripes else sinograms
 
 
 def _overlap(run: range, start: int, stop: int) -> range:

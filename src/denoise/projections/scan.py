@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -20,6 +20,9 @@ from denoise.projections.dxchange import DATASETS, angles_of, numeric_dataset, o
 from denoise.volumes.hdf5_trial import require_harmless
 from denoise.volumes.limits import require_volume_shape
 from denoise.volumes.volume import Float32Array
+
+if TYPE_CHECKING:
+    import h5py
 
 
 @dataclass(frozen=True)
@@ -121,31 +124,52 @@ class Scan:
             The rows do not exist; a pixel is NaN or infinite (its angle, row and column are named); the file has
             become unreadable or changed since it was opened.
         """
-        _, rows, columns = self.shape
+        rows = self.shape[1]
         if not 0 <= start < stop <= rows:
             raise ScanError(f"rows {start}..{stop - 1} of {self.path} do not exist; it has rows 0..{rows - 1}")
         start, stop = start + self.rows[0], stop + self.rows[0]
-        arrays: list[Float32Array] = []
         with opened(self.path) as file:
-            for name in DATASETS[:3]:
-                dataset = numeric_dataset(file, name, self.path)
-                if name == "exchange/data" and tuple(dataset.shape) != self.detector_shape:
-                    raise ScanError(
-                        f"exchange/data in {self.path} now has shape {dataset.shape}, it had {self.detector_shape} "
-                        "when the scan was opened; wait until the file is finished"
-                    )
-                try:
-                    values = np.asarray(dataset[..., start:stop, :], dtype=np.float32)
-                except (OSError, RuntimeError) as error:
-                    raise ScanError(
-                        f"{name} in {self.path} cannot be read, rows {start}..{stop - 1}: {error}; copy the file again"
-                    ) from error
-                values = values.reshape(-1, stop - start, columns)
+            data, white, dark = (self._read(file, name, start, stop) for name in DATASETS[:3])
+            for values, name in zip((data, white, dark), DATASETS, strict=False):
                 _require_finite(values, name, start, self.path)
-                arrays.append(values)
             whole_counts = np.issubdtype(file["exchange/data"].dtype, np.integer)
-        data, white, dark = arrays
         return RawRows(data, white, dark, bool(whole_counts), str(self.path), start)
+
+    def read_beam(self, rows: int, frames: int) -> tuple[Float32Array, Float32Array]:
+        """The first flats and darks, of rows in the middle of the detector (whichever rows are used).
+
+        Returns
+        -------
+        Flats and darks, float32, (frames or fewer, rows or fewer, columns), as they are: not all need be finite.
+
+        Raises
+        ------
+        ScanError
+            The file has become unreadable.
+        """
+        there = self.detector_shape[1]
+        start = max(0, (there - rows) // 2)
+        stop = min(there, start + rows)
+        with opened(self.path) as file:
+            white, dark = (self._read(file, name, start, stop, frames) for name in DATASETS[1:3])
+        return white, dark
+
+    def _read(self, file: h5py.File, name: str, start: int, stop: int, frames: int | None = None) -> Float32Array:
+        """Detector rows start..stop-1 of the first frames, (frames, rows, columns); None: of all."""
+        dataset = numeric_dataset(file, name, self.path)
+        if name == "exchange/data" and tuple(dataset.shape) != self.detector_shape:
+            raise ScanError(
+                f"exchange/data in {self.path} now has shape {dataset.shape}, it had {self.detector_shape} "
+                "when the scan was opened; wait until the file is finished"
+            )
+        try:
+            chosen = dataset[start:stop] if dataset.ndim == 2 else dataset[:frames, start:stop]
+            values = np.asarray(chosen, dtype=np.float32)
+        except (OSError, RuntimeError) as error:
+            raise ScanError(
+                f"{name} in {self.path} cannot be read, rows {start}..{stop - 1}: {error}; copy the file again"
+            ) from error
+        return values.reshape(-1, stop - start, self.detector_shape[2])
 
 
 def read_facts(path: str | Path) -> Scan:

@@ -106,11 +106,11 @@ def counts(facts: SplitFacts) -> Finding:
         "times the noise power",
         FAINT,
         "Power of what the splits share over the noise power of one. Below 0.05 a split is nine tenths noise at "
-        "nearly all sizes. Where rays have fewer than ten counts, the logarithm of the counts is also biased, by 1 / "
-        "(2 counts), in all splits alike: that is kept.",
+        "nearly all sizes. Where rays have fewer than ten photons, their logarithm is also biased, by 1 / (2 "
+        "photons), in all splits alike: that is kept, unless it was corrected as `denoise prepare` does.",
         Severity.RESERVATION if failed else Severity.FINE,
         f"The splits have very little signal ({value:.3f} times the noise power): expect coarse structures only, and "
-        "grey values that are biased where little light came through."
+        "grey values that may be biased where little light came through."
         if failed
         else f"The object's power is {value:.2f} times the noise power of one split.",
         is_minimum=True,
