@@ -6,6 +6,7 @@ point to are never followed: a file speaks for itself only.
 
 from __future__ import annotations
 
+import reprlib
 import struct
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -111,8 +112,8 @@ def image_format(page: tifffile.TiffPage, what: str) -> tuple[tuple[int, int], n
     # A damaged tag gives several numbers where one is expected.
     if len(page.shape) != 2 or not all(isinstance(n, int) and n > 0 for n in page.shape):
         raise VolumeError(
-            f"{what} holds an image of shape {page.shape} (axes {page.axes or 'unknown'}: S are the colour samples); "
-            "expected one grey image (Y, X): convert it to grey values first"
+            f"{what} holds an image of shape {reprlib.repr(page.shape)} (axes {page.axes or 'unknown'}: S are the "
+            "colour samples); expected one grey image (Y, X): convert it to grey values first"
         )
     return (page.shape[0], page.shape[1]), require_stored_type(page.dtype, what)
 
