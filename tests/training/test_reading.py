@@ -108,6 +108,8 @@ def test_chunks_of_several_slices_are_planned_for_while_slabs_are_read() -> None
     slabs = plan.division.bytes_of(plan.division.slabs(sampler), bytes_per_voxel(splits))
     assert plan.data_bytes == slabs + kept + 3 * chunk
     assert plan.data_bytes + footprint.bytes <= allowed
+    with pytest.raises(VolumeError, match=r"0\.0 MB of training data.* chunks of 8 x 1 x 1 voxels \(split 0\)"):
+        plan_memory(splits, sampler, footprint, footprint.bytes + 1000)
 
 
 def test_what_follows_a_slice_that_cannot_be_used_is_not_read(cpu: World, monkeypatch: pytest.MonkeyPatch) -> None:

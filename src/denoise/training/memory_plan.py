@@ -6,6 +6,7 @@ import logging
 import math
 from dataclasses import dataclass
 
+from denoise.errors import VolumeError
 from denoise.memory import data_budget
 from denoise.patches.sampler import VolumeSampler, validation_places
 from denoise.patches.slabs import Division, divide
@@ -59,9 +60,19 @@ def plan_memory(splits: SplitSet, sampler: VolumeSampler, footprint: Footprint, 
     budget = _budget(footprint, max_memory)
     if (whole := _whole_bytes(splits, footprint)) <= budget:
         return MemoryPlan(None, whole)
-    left = budget - _kept_bytes(splits, sampler) - _decoding_bytes(splits, footprint)
-    division = divide(sampler, bytes_per_voxel(splits), left, chunks_of(splits.volumes))
-    return MemoryPlan(division, _bytes_of(division, splits, sampler) + _decoding_bytes(splits, footprint))
+    decoding = _decoding_bytes(splits, footprint)
+    left = budget - _kept_bytes(splits, sampler) - decoding
+    try:
+        division = divide(sampler, bytes_per_voxel(splits), left, chunks_of(splits.volumes))
+    except VolumeError as error:
+        if not decoding:
+            raise
+        deepest = max(splits.volumes, key=lambda volume: math.prod(volume.chunk_zyx) * volume.dtype.itemsize)
+        raise VolumeError(
+            f"{error}; {decoding / 1e6:.1f} MB are set aside to read chunks of "
+            f"{' x '.join(map(str, deepest.chunk_zyx))} voxels ({deepest.name}): thinner chunks take less"
+        ) from error
+    return MemoryPlan(division, _bytes_of(division, splits, sampler) + decoding)
 
 
 def plan_again(
