@@ -94,7 +94,7 @@ def prepare(
         typer.Option(
             "--counts-per-photon",
             min=0.0,
-            help="Detector counts for one photon, to correct low counts; 0: do not.  [default: from the flats]",
+            help="Variance of a pixel's counts over their mean, to correct low counts; 0: do not.  [default: found]",
         ),
     ] = None,
     overwrite: OverwriteOption = False,

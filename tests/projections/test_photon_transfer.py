@@ -1,4 +1,4 @@
-"""Counts of one photon: found from flats that flicker, drift, read noise and have damaged pixels; 0 where unknown."""
+"""Counts of one photon: found from flats and projections that flicker, move, were averaged or are damaged."""
 
 from __future__ import annotations
 
@@ -7,28 +7,39 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from denoise.projections.photon_transfer import counts_per_photon
+from denoise.projections.photon_transfer import Photons, photons_of
 from denoise.projections.scan import Scan, write_scan
 
-ROWS, COLUMNS = 24, 200
+ROWS, COLUMNS, ANGLES = 24, 200, 60
+Frames = tuple[np.ndarray, np.ndarray, np.ndarray]
 
 
-def scan_of(folder: Path, white: np.ndarray, dark: np.ndarray) -> Scan:
-    """A scan with these flats and darks."""
+def scan_of(folder: Path, data: np.ndarray, white: np.ndarray, dark: np.ndarray) -> Scan:
+    """A scan over half a turn, written in an order that jumps."""
     path = folder / "scan.h5"
-    write_scan(path, np.ones((4, ROWS, COLUMNS)), white, dark, np.arange(4) * 45.0, "flats")
+    jumping = np.random.default_rng(3).permutation(len(data))
+    write_scan(path, data[jumping], white, dark, (np.arange(len(data)) * 180.0 / len(data))[jumping], "flats")
     return Scan.open(path)
 
 
 def frames(
-    rng: np.random.Generator, *, gain: float, photons: float, count: int = 10, read_noise: float = 0.0
-) -> tuple[np.ndarray, np.ndarray]:
-    """Flats and darks of a detector with an offset of 100 and an uneven beam that flickers."""
+    rng: np.random.Generator, *, gain: float = 1.0, photons: float, count: int = 10, read_noise: float = 0.0
+) -> Frames:
+    """Projections, flats and darks of a detector with an offset of 100 and an uneven beam that flickers.
+
+    The object is a bar that moves over a third of the detector.
+    """
     beam = photons * (1 + 0.3 * np.sin(np.arange(COLUMNS) / 40)) * np.ones((ROWS, 1))
-    flicker = 1 + 0.05 * rng.standard_normal((count, 1, 1))
+
+    def exposed(n: int, transmission: np.ndarray | float = 1.0) -> np.ndarray:
+        flicker = 1 + 0.05 * rng.standard_normal((n, 1, 1))
+        noise = read_noise * rng.standard_normal((n, ROWS, COLUMNS))
+        return 100 + gain * rng.poisson(beam * flicker * transmission) + noise
+
+    position = 100 + 30 * np.sin(np.arange(ANGLES) * np.pi / ANGLES)
+    bar = 1 - 0.7 * (np.abs(np.arange(COLUMNS) - position[:, None]) < 20)
     dark = 100 + read_noise * rng.standard_normal((count, ROWS, COLUMNS))
-    white = 100 + gain * rng.poisson(beam * flicker) + read_noise * rng.standard_normal(dark.shape)
-    return white, dark
+    return exposed(ANGLES, bar[:, None, :]), exposed(count), dark
 
 
 @pytest.mark.parametrize("photons", [5.0, 100.0, 5000.0])
@@ -37,44 +48,100 @@ def frames(
 def test_the_gain_of_a_detector_is_found(
     tmp_path: Path, rng: np.random.Generator, gain: float, photons: float, read_noise: float
 ) -> None:
-    scan = scan_of(tmp_path, *frames(rng, gain=gain, photons=photons, read_noise=read_noise))
+    found = photons_of(scan_of(tmp_path, *frames(rng, gain=gain, photons=photons, read_noise=read_noise)))
     # With 5 photons of 0.3 counts the noise without light is nine times that of the light.
-    tolerance = 0.6 if gain * photons < 10 and read_noise else 0.03
-    assert counts_per_photon(scan) == pytest.approx(gain, rel=tolerance)
+    tolerance = 0.6 if gain * photons < 10 and read_noise else 0.05
+    assert found.in_flats == pytest.approx(gain, rel=tolerance)
+    assert found.in_projections == pytest.approx(gain, rel=2 * tolerance)
+    assert found.counts_each == min(found.in_flats, found.in_projections)
+    assert found.beam == pytest.approx(gain * photons, rel=0.1)
+    assert found.doubt is None or tolerance > 0.1
 
 
 def test_it_is_the_same_whichever_rows_are_used(tmp_path: Path, rng: np.random.Generator) -> None:
-    scan = scan_of(tmp_path, *frames(rng, gain=1.0, photons=50.0))
-    assert counts_per_photon(scan.only_rows(0, 3)) == counts_per_photon(scan) > 0
+    scan = scan_of(tmp_path, *frames(rng, photons=50.0))
+    assert photons_of(scan.only_rows(0, 3)) == photons_of(scan)
 
 
 def test_shadows_damaged_pixels_and_a_frame_of_another_kind_do_not_count(
     tmp_path: Path, rng: np.random.Generator
 ) -> None:
-    white, dark = frames(rng, gain=2.0, photons=300.0, count=12)
+    data, white, dark = frames(rng, gain=2.0, photons=300.0, count=12)
     white[:, :, :80] = 100 + 5 * rng.standard_normal((12, ROWS, 80))
     white[3, 8, 130] = np.nan
     white[5, 9, 150] = 60000.0
     white[7] = white[7, :, ::-1]
     dark[0, 12, 190] = np.inf
-    assert counts_per_photon(scan_of(tmp_path, white, dark)) == pytest.approx(2.0, rel=0.05)
+    data[:, 10, 7] = np.nan
+    data[30] = 7.0
+    found = photons_of(scan_of(tmp_path, data, white, dark))
+    assert found.in_flats == pytest.approx(2.0, rel=0.1)
+    assert found.in_projections == pytest.approx(2.0, rel=0.1)
+
+
+def test_a_beam_that_moves_between_two_flats_does_not_count(tmp_path: Path, rng: np.random.Generator) -> None:
+    data, _, dark = frames(rng, photons=800.0)
+    pattern = 1 + 0.1 * np.sin(2 * np.pi * (np.arange(COLUMNS) + np.arange(ROWS)[:, None]) / 12)
+    white = 100 + rng.poisson(800 * np.stack([pattern, np.roll(pattern, 4, axis=1)]))
+    found = photons_of(scan_of(tmp_path, data, white, dark))
+    assert found.in_flats > 3
+    assert found.counts_each == pytest.approx(1.0, rel=0.1)
+    assert found.doubt is not None
+    assert "moved between flats" in found.doubt
+
+
+def test_projections_that_were_averaged_and_flats_that_were_not(tmp_path: Path, rng: np.random.Generator) -> None:
+    stack = [frames(rng, photons=50.0) for _ in range(8)]
+    averaged = np.mean([data for data, _, _ in stack], axis=0)
+    found = photons_of(scan_of(tmp_path, averaged, *stack[0][1:]))
+    assert found.counts_each == pytest.approx(1 / 8, rel=0.2)
+    assert found.doubt is not None
+    assert "averaged" in found.doubt
+
+
+@pytest.mark.parametrize("count", [1, 8])
+def test_flats_that_were_averaged_and_projections_that_were_not(
+    tmp_path: Path, rng: np.random.Generator, count: int
+) -> None:
+    data, _, dark = frames(rng, photons=50.0)
+    white = np.mean([frames(rng, photons=50.0, count=count)[1] for _ in range(10)], axis=0)
+    found = photons_of(scan_of(tmp_path, data, white, dark))
+    assert found.counts_each == pytest.approx(0.1 if count > 1 else 0.0, rel=0.1)
+    assert found.doubt is not None
+    assert f"give --counts-per-photon {found.in_projections:g}" in found.doubt
+    assert found.in_projections == pytest.approx(1.0, rel=0.1)
+
+
+def test_where_there_are_many_photons_nothing_is_said() -> None:
+    assert Photons(38.0, 1.5, 20000.0).doubt is None
+    assert Photons(0.0, 1.5, 20000.0).doubt is None
+    assert Photons(38.0, 1.5, 1000.0).doubt is not None
 
 
 @pytest.mark.parametrize(
-    ("white", "dark"),
+    ("data", "white", "dark"),
     [
-        pytest.param(np.full((1, ROWS, COLUMNS), 900.0), np.zeros((2, ROWS, COLUMNS)), id="one flat"),
-        pytest.param(np.full((ROWS, COLUMNS), 900.0), np.zeros((ROWS, COLUMNS)), id="one flat without an axis for it"),
-        pytest.param(np.full((3, ROWS, COLUMNS), 900.0), np.zeros((1, ROWS, COLUMNS)), id="flats without noise"),
-        pytest.param(np.full((3, ROWS, COLUMNS), 9.0), np.full((2, ROWS, COLUMNS), 10.0), id="no light"),
-        pytest.param(np.full((3, ROWS, COLUMNS), np.nan), np.zeros((2, ROWS, COLUMNS)), id="nothing finite"),
+        pytest.param(500.0, np.full((ROWS, COLUMNS), 900.0), np.zeros((ROWS, COLUMNS)), id="no axis of frames"),
+        pytest.param(500.0, np.full((3, ROWS, COLUMNS), 900.0), np.zeros((1, ROWS, COLUMNS)), id="no noise"),
+        pytest.param(9.0, np.full((3, ROWS, COLUMNS), 9.0), np.full((2, ROWS, COLUMNS), 10.0), id="no light"),
+        pytest.param(np.nan, np.full((3, ROWS, COLUMNS), np.nan), np.zeros((2, ROWS, COLUMNS)), id="nothing finite"),
+        pytest.param(0.0, np.full((3, ROWS, COLUMNS), 0.0), np.full((2, ROWS, COLUMNS), np.inf), id="infinite darks"),
     ],
 )
-def test_where_flats_do_not_tell_it_is_nothing(tmp_path: Path, white: np.ndarray, dark: np.ndarray) -> None:
-    assert counts_per_photon(scan_of(tmp_path, white, dark)) == 0.0
+def test_where_nothing_is_told_it_is_nothing(
+    tmp_path: Path, data: float, white: np.ndarray, dark: np.ndarray
+) -> None:
+    found = photons_of(scan_of(tmp_path, np.full((ANGLES, ROWS, COLUMNS), data), white, dark))
+    assert (found.in_flats, found.in_projections, found.doubt) == (0.0, 0.0, None)
+
+
+def test_two_projections_tell_nothing(tmp_path: Path, rng: np.random.Generator) -> None:
+    data, white, dark = frames(rng, photons=50.0)
+    assert photons_of(scan_of(tmp_path, data[:2], white, dark)).in_projections == 0.0
 
 
 def test_less_noise_with_light_than_without_is_no_gain_below_zero(tmp_path: Path, rng: np.random.Generator) -> None:
     dark = 100 + 5 * rng.standard_normal((6, ROWS, COLUMNS))
-    white = 1000 + rng.standard_normal((6, ROWS, COLUMNS))
-    assert counts_per_photon(scan_of(tmp_path, white, dark)) == 0.0
+    light = 1000 + rng.standard_normal((ANGLES, ROWS, COLUMNS))
+    found = photons_of(scan_of(tmp_path, light, light[:6], dark))
+    assert (found.in_flats, found.in_projections) == (0.0, 0.0)

@@ -76,10 +76,18 @@ def test_the_division_is_that_of_the_whole_volume(
             assert _of(mine, z, window.before_zyx[0], window.read_zyx, first) == _of(
                 whole, z + first, window.before_zyx[0], window.read_zyx, 0
             )
-    seen = validation_places(part.holdout, window, part.splits.shape, 64)
-    assert [{z + first for z in _read_zs(place.region, 0, part.splits.shape[0])} for place in seen] == [
-        _read_zs(place.region, 0, depth) for place in validation_places(expected, window, splits.shape, 64)
-    ]
+    seen, whole_seen = (
+        [_read_zs(place.region, place.box.start_zyx[0], place.box.stop_zyx[0]) for place in places]
+        for places in (
+            validation_places(part.holdout, window, part.splits.shape, 64),
+            validation_places(expected, window, splits.shape, 64),
+        )
+    )
+    assert [{z + first for z in zs} for zs in seen] == whole_seen
+    # Of what lies outside, the nearest neighbours only, however few slices were chosen.
+    used = range(part.used[0] + first, part.used[-1] + 1 + first)
+    assert chosen[0] - used[0] <= window.before_zyx[0]
+    assert used[-1] - chosen[-1] <= window.after_zyx[0]
 
 
 def _of(source: Source, z: int, before: int, read: tuple[int, int, int], first: int) -> set[int]:

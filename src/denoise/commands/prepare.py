@@ -17,13 +17,13 @@ from denoise.commands.display import progress_bar, say
 from denoise.commands.prepared import Layout, description, made_from, require_same_origin, stored_center
 from denoise.config import RunConfig, load_config
 from denoise.config.recipes import RECIPES
-from denoise.errors import ConfigError
+from denoise.errors import ConfigError, ScanError
 from denoise.files import require_free, write_text
 from denoise.memory import available_bytes, give_back_freed, large_arrays_given_back
 from denoise.projections.angles import SplitAngles
 from denoise.projections.axis import center_doubt, find_center
 from denoise.projections.footprint import RowPlan, plan_rows
-from denoise.projections.photon_transfer import counts_per_photon as counts_of
+from denoise.projections.photon_transfer import photons_of
 from denoise.projections.reconstruct import angles_warning, reconstruct_scan
 from denoise.projections.scan import Scan
 from denoise.readable import counted, gigabytes
@@ -62,7 +62,8 @@ def prepare(
         First detector row, and the first that is left out; None: from the first, to the last. Slices are
         numbered as rows.
     counts_per_photon
-        Of the detector, to correct the logarithm of low counts; None: from the flats; 0: no correction.
+        Variance of a pixel's counts over their mean, to correct the logarithm of low counts; None: from flats and
+        projections; 0: no correction.
     resume
         Go on with what a run that died has left, if it left something.
     max_memory
@@ -77,9 +78,7 @@ def prepare(
     scan = Scan.open(scan_path).only_rows(*rows)
     layout = Layout(out or _default_folder(scan), scan.sample_name, splits)
     dealt = SplitAngles.of(scan.angles_rad, splits)
-    counts = counts_of(scan) if counts_per_photon is None else counts_per_photon
-    if not 0 <= counts < math.inf:
-        raise ConfigError(f"--counts-per-photon is {counts}; expected a number from 0, counts of the detector")
+    counts = _counts_per_photon(scan, counts_per_photon)
     asked = made_from(scan, dealt, stripes=remove_stripes, center=center, counts_per_photon=counts)
     whole = [name for name in layout.volumes if resume and not overwrite and is_whole(layout.folder / name)]
     for name in whole:
@@ -109,7 +108,7 @@ def prepare(
     if warning := angles_warning(scan, splits):
         _log.warning("%s", warning)
     if counts and counts_per_photon is None:
-        _log.info("%s", f"{counts:g} detector counts for each photon, from the flats: low counts are corrected for it")
+        _log.info("a photon gives %g counts in a pixel: low counts are corrected for it", counts)
     plan = plan_rows(scan, splits, stripes=remove_stripes, max_memory=max_memory)
     if dry_run:
         _say_plan(scan, layout, shape, plan, center, counts)
@@ -155,6 +154,30 @@ def prepare(
     return layout.config
 
 
+def _counts_per_photon(scan: Scan, given: float | None) -> float:
+    """What is given, where it can be; otherwise what flats and projections tell, and a word where they differ."""
+    if given == 0:
+        return 0.0
+    if given is not None and not 0 <= given < math.inf:
+        raise ConfigError(f"--counts-per-photon is {given}; expected a number from 0, counts of the detector")
+    try:
+        found = photons_of(scan)
+    except ScanError as error:  # in rows that may not be asked for
+        if given is None:
+            _log.warning("low counts are not corrected (give --counts-per-photon to do so): %s", error)
+        return given or 0.0
+    if given is None:
+        if found.doubt:
+            _log.warning("%s", found.doubt)
+        return found.counts_each
+    if given > found.beam > 0:
+        raise ConfigError(
+            f"--counts-per-photon is {given:g}, and a pixel has {found.beam:g} counts in the beam, less than one "
+            "photon; expected the variance of a pixel's counts over their mean"
+        )
+    return given
+
+
 def _center(scan: Scan, given: float | None) -> float:
     """The one that is given, with a word where the projections have another; otherwise the one that they have."""
     # What the search leaves in this process would come on top of what reconstructing takes.
@@ -188,7 +211,7 @@ def _say_plan(scan: Scan, layout: Layout, shape: Triple, plan: RowPlan, center: 
         ("scan", f"{scan.path}: {angles} angles of {rows} x {columns} pixels, {size}"),
         *([] if scan.is_whole else [("rows", f"{describe_numbers(scan.rows)} ({len(scan.rows)} of {rows})")]),
         ("centre", "searched for" if center is None else f"column {center:g}, as given"),
-        ("photons", f"{counts:g} counts each" if counts else "counts of each not known; low counts are not corrected"),
+        ("photons", f"{counts:g} counts each in a pixel" if counts else "low counts are not corrected"),
         (
             "memory",
             f"about {gigabytes(plan.n_bytes)}, {counted(plan.rows, 'row')} at a time "

@@ -27,10 +27,18 @@ class Source:
 
 @dataclass(frozen=True)
 class HoldOut:
-    """Training sources and the held-out region of one volume."""
+    """Training sources and the held-out region of one volume.
+
+    Attributes
+    ----------
+    near
+        Slices that may be read: those that the user chose, and their neighbours as far as the context reaches. None:
+        all.
+    """
 
     sources: tuple[Source, ...]
     held_out: Region
+    near: range | None = None
 
     @classmethod
     def of(cls, shape: Triple, window: Window, fraction: float, train_z: range | None = None) -> HoldOut:
@@ -51,6 +59,8 @@ class HoldOut:
         if min(shape[1:]) < _SMALLEST_SCORED:
             raise VolumeError(f"slices of {shape[1]} x {shape[2]} voxels are too small to train on; {_LEAST}")
         limits = (train_z[0], train_z[-1] + 1) if train_z else (0, shape[0])
+        within = (max(0, limits[0] - window.before_zyx[0]), min(shape[0], limits[1] + window.after_zyx[0]))
+        near = range(*within) if train_z else None
         depth = limits[1] - limits[0]
         band = max(1, round(fraction * depth))
         places = ((limits[0] + limits[1] - band) // 2, limits[1] - band)
@@ -58,6 +68,7 @@ class HoldOut:
             cls(
                 _slices_around(shape, window, limits, (start, start + band)),
                 Region.of_slices(start, start + band, shape),
+                near,
             )
             for start in places
         )
@@ -66,7 +77,7 @@ class HoldOut:
         for candidate in (end, middle) if prefer_end else (middle, end):
             if 2 * candidate._trained_slices(window) > depth - band:
                 return candidate
-        return cls._of_rows(shape, window, fraction, limits)
+        return cls._of_rows(shape, window, fraction, limits, near)
 
     def _deep_enough(self, window: Window) -> list[Source]:
         """Sources where at most half of a block is reflected."""
@@ -81,7 +92,9 @@ class HoldOut:
         return sum(min(len(s.z_starts) - 1 + window.predict_zyx[0], s.box.shape_zyx[0]) for s in deep)
 
     @classmethod
-    def _of_rows(cls, shape: Triple, window: Window, fraction: float, limits: tuple[int, int]) -> HoldOut:
+    def _of_rows(
+        cls, shape: Triple, window: Window, fraction: float, limits: tuple[int, int], near: range | None
+    ) -> HoldOut:
         rows, columns = shape[1:]
         if rows < _FEWEST_ROWS:
             raise VolumeError(
@@ -92,13 +105,14 @@ class HoldOut:
         side = (rows - band) // 2
         start = side if side >= window.read_zyx[1] // 2 else rows - band
         # The z axis is not divided, so blocks have their true neighbours there.
+        first, last = (near[0], near[-1] + 1) if near else (0, shape[0])
         starts = range(limits[0], max(limits[0], limits[1] - window.predict_zyx[0]) + 1)
         sources = tuple(
-            Source(Region((0, low, 0), (shape[0], high - low, columns)), starts)
+            Source(Region((first, low, 0), (last - first, high - low, columns)), starts)
             for low, high in ((0, start), (start + band, rows))
             if high > low
         )
-        return cls(sources, Region((limits[0], start, 0), (limits[1] - limits[0], band, columns)))
+        return cls(sources, Region((limits[0], start, 0), (limits[1] - limits[0], band, columns)), near)
 
 
 #: The scores of sharpness need three voxels in a row; both parts get at least that.

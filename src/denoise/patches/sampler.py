@@ -219,8 +219,11 @@ def sliced(place: BlockPlace, window: Window, count: int) -> list[BlockPlace]:
 def validation_places(holdout: HoldOut, window: Window, shape: Triple, at_most: int) -> list[BlockPlace]:
     """Fixed, unturned blocks whose predicted parts cover the held-out region, evenly thinned to ``at_most``.
 
-    Blocks may read past the held-out region (that is context), never past the volume, where they are reflected.
+    Blocks may read past the held-out region (that is context), never past the volume or what the user chose of it,
+    where they are reflected.
     """
+    near = holdout.near or range(shape[0])
+    box = Region((near[0], 0, 0), (len(near), *shape[1:]))
     starts = []
     for axis in range(3):
         low, size = holdout.held_out.start_zyx[axis], holdout.held_out.shape_zyx[axis]
@@ -228,14 +231,14 @@ def validation_places(holdout: HoldOut, window: Window, shape: Triple, at_most: 
         if size >= predict:
             last = low + size - predict
             positions = sorted({*range(low, last, predict), last})
-        else:  # a band thinner than a block: centred on it as far as the volume allows
+        else:  # a band thinner than a block: centred on it as far as there is room
             centred = low + size // 2 - predict // 2
-            positions = [min(max(centred, 0), max(shape[axis] - predict, 0))]
+            face = box.start_zyx[axis]
+            positions = [min(max(centred, face), max(face + box.shape_zyx[axis] - predict, face))]
         starts.append([p - window.before_zyx[axis] for p in positions])
     grid = [(z, y, x) for z in starts[0] for y in starts[1] for x in starts[2]]
     chosen = np.unique(np.linspace(0, len(grid) - 1, min(at_most, len(grid))).round().astype(int))
-    whole = Region((0, 0, 0), shape)
-    return [BlockPlace(Region(grid[i], window.read_zyx), whole) for i in chosen]
+    return [BlockPlace(Region(grid[i], window.read_zyx), box) for i in chosen]
 
 
 def scored_part(place: BlockPlace, holdout: HoldOut, window: Window) -> tuple[slice, slice, slice]:

@@ -122,7 +122,8 @@ def simulate_foam_scan(
 ) -> FoamPhantom:
     """Write a DXchange scan of a foam: Poisson counts (uint16) at equal steps over 0 to 180 degrees, 180 excluded.
 
-    Flats and darks are noise-free, as the average of many would nearly be: two frames each, flats ``photons``, darks 0.
+    Two flats and two darks. The darks are 0. The flats differ as two exposures do, and their mean is noise-free, as
+    that of many would nearly be.
 
     Parameters
     ----------
@@ -153,6 +154,7 @@ def simulate_foam_scan(
     for start in range(0, angles, step):
         integrals = phantom.project(np.deg2rad(theta_deg[start : start + step]))
         counts[start : start + step] = rng.poisson(photons * np.exp(-integrals.astype(np.float64)))
-    white = np.full((2, slices, size), photons, dtype=np.float32)
+    noise = np.sqrt(photons / 2) * rng.standard_normal((slices, size))
+    white = (photons + np.stack([noise, -noise])).astype(np.float32)
     write_scan(path, counts, white, np.zeros_like(white), theta_deg, sample_name="foam")
     return phantom

@@ -1,37 +1,93 @@
-"""How many detector counts one photon gives, from how much the flats fluctuate: what the logarithm of few counts needs.
+"""How many counts one photon gives, from the fluctuations of flats and projections: for the logarithm of few counts.
 
 In: a ``Scan``. Out: one number for all of its pixels, the same whichever rows are used.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 from numpy.typing import NDArray
+from scipy.stats import chi2
 
 from denoise.projections.scan import Scan
 from denoise.volumes.volume import Float32Array
 
-#: Looked at: so many detector rows in the middle of the detector, so many frames of each kind.
-_ROWS, _FRAMES = 16, 32
+Float64Array = NDArray[np.float64]
+
+#: Looked at: so many detector rows in the middle of the detector, so many flats and darks; projections at so many
+#: places of the scan, three at each.
+_ROWS, _FRAMES, _PLACES = 16, 32, 8
 #: Pixels of a row that are taken together: what the beam does as a whole goes with their mean.
 _BLOCK = 32
 #: Blocks with less light than this share of the brightest are in a shadow, and say nothing.
 _LIT = 0.25
+#: Of all blocks of the projections: in the others the object moves, too.
+_CALM = 0.25
+#: Flats and projections are taken to differ from here on.
+_DIFFER = 1.5
+#: Photons in the beam from which on it does not matter: behind an object that lets a tenth through, 0.2 % of a line
+#: integral.
+_MANY = 1000.0
 
 
-def counts_per_photon(scan: Scan) -> float:
-    """The variance of a pixel's counts over their mean, less what the detector reads without light.
+@dataclass(frozen=True)
+class Photons:
+    """What the flats and the projections tell of the counts of a photon, each 0 where it tells nothing.
 
-    The photon transfer method (Janesick 2007, Photon Transfer, SPIE Press, doi 10.1117/3.725073, chapter 5): for
-    Poisson photons, each of which gives g counts, the variance is g times the mean. Differences of successive flats
+    Attributes
+    ----------
+    in_flats, in_projections
+        The variance of a pixel's counts over their mean, less what the detector reads without light.
+    beam
+        Mean counts of a pixel in the flats.
+    """
+
+    in_flats: float
+    in_projections: float
+    beam: float
+
+    @property
+    def counts_each(self) -> float:
+        """What is taken: the smaller, as all that is wrong makes one of them too large.
+
+        Flats of which several were averaged, or a single one, tell too little or nothing; then nothing is corrected
+        that is not certain.
+        """
+        return min(self.in_flats, self.in_projections)
+
+    @property
+    def doubt(self) -> str | None:
+        """What to tell the user where the two do not agree, and it matters."""
+        flats, projections = self.in_flats, self.in_projections
+        if self.beam > _MANY * projections:
+            return None
+        if flats > _DIFFER * projections:
+            return (
+                f"the flats fluctuate as if a photon gave {flats:g} counts, the projections as if it gave "
+                f"{projections:g}: projections that were averaged, or a beam that moved between flats; low counts are "
+                "corrected with the smaller (another: --counts-per-photon)"
+            )
+        if projections > _DIFFER * flats:
+            told = f"that a photon gives {flats:g} counts" if flats else "nothing of photons"
+            return (
+                f"the flats tell {told} (a single one, or averages?), and the projections fluctuate as if it gave "
+                f"{projections:g}: with so few photons dense objects come out too dense; give --counts-per-photon "
+                f"{projections:g} to correct that"
+            )
+        return None
+
+
+def photons_of(scan: Scan) -> Photons:
+    """Counts of a photon by photon transfer (Janesick 2007, SPIE Press, doi 10.1117/3.725073, chapter 5).
+
+    For Poisson photons, each of which gives g counts, the variance is g times the mean. Differences of successive flats
     are taken, in blocks of 32 pixels less what is proportional to the beam there, so that its flicker counts for
-    nothing; of all blocks and differences the median, so that a structure that moves through some of them counts for
-    little. Where light spreads over neighbouring pixels this is less than the counts of a photon in all of them; it is
-    what a single pixel's noise asks for.
-
-    Returns
-    -------
-    Counts, at least 0, rounded to four digits. 0 where it cannot be told: a single flat, or flats without noise.
+    nothing, and of all blocks and differences the median. In the projections, second differences of those that follow
+    each other in angle, and the lower quartile of all blocks, as the object moves in many. Where light spreads over
+    neighbouring pixels this is less than the counts of a photon in all of them; it is what a single pixel's noise
+    asks for.
 
     Raises
     ------
@@ -39,38 +95,69 @@ def counts_per_photon(scan: Scan) -> float:
         The file has become unreadable.
     """
     white, dark = scan.read_beam(_ROWS, _FRAMES)
-    if len(white) < 2:
-        return 0.0
+    level = dark.mean(axis=0)
+    read = _without_light(dark)
+    beam = white - level
+    flats = _over_mean(beam, 1, read, 0.5) if len(white) > 1 else 0.0
+    projections = 0.0
+    if len(scan.angles_rad) >= 3:
+        order = np.argsort(np.mod(scan.angles_rad, 2 * np.pi), kind="stable")
+        starts = np.unique(np.linspace(0, len(order) - 3, _PLACES).astype(int))
+        triples = [scan.read_frames(order[start : start + 3].tolist(), _ROWS) - level for start in starts]
+        projections = _over_mean(np.stack(triples), 2, read, _CALM)
+    finite = beam[np.isfinite(beam)]
+    return Photons(flats, projections, float(np.median(finite)) if finite.size else 0.0)
+
+
+def _over_mean(frames: Float32Array, order: int, read: float, share: float) -> float:
+    """A quantile over blocks of the variance of counts over their mean, rounded to four digits.
+
+    Parameters
+    ----------
+    frames
+        (..., frames, rows, columns), less the darks.
+    order
+        Of the differences between frames.
+    """
+    blocks = _blocks(frames)
     with np.errstate(invalid="ignore", over="ignore"):  # what is not finite makes its block so
-        beam = _blocks(white - dark.mean(axis=0)).mean(axis=0)
-        light = beam.mean(axis=2)
-        variances, read = _variances(white, beam), _variances(dark, np.ones_like(beam))
-    known = np.isfinite(light) & np.isfinite(variances).all(axis=0)
+        shape = blocks.mean(axis=-4, keepdims=True)
+        variance = _variances(blocks, shape, order, share)
+        light = np.broadcast_to(shape.mean(axis=-1), variance.shape)
+    known = np.isfinite(light) & np.isfinite(variance)
     lit = known & (light > max(0.0, _LIT * float(light[known].max(initial=0.0))))
     if not lit.any():
         return 0.0
-    without_light = float(np.median(read[np.isfinite(read)])) if np.isfinite(read).any() else 0.0
-    found = float(np.median((variances[:, lit] - without_light) / light[lit]))
-    return float(f"{max(0.0, found):.4g}")
+    return float(f"{max(0.0, float(np.quantile((variance[lit] - read) / light[lit], share))):.4g}")
 
 
-def _blocks(frames: Float32Array) -> NDArray[np.float64]:
-    """(frames, rows, columns) as (frames, rows, blocks, pixels of a block); columns that fill no block are left out."""
-    count, rows, columns = frames.shape
+def _without_light(dark: Float32Array) -> float:
+    """The variance that the detector reads in the dark; 0 where it is not known."""
+    if len(dark) < 2:
+        return 0.0
+    blocks = _blocks(dark)
+    with np.errstate(invalid="ignore", over="ignore"):
+        variances = _variances(blocks, np.ones_like(blocks[:1]), 1, 0.5)
+    finite = variances[np.isfinite(variances)]
+    return float(np.median(finite)) if finite.size else 0.0
+
+
+def _blocks(frames: Float32Array) -> Float64Array:
+    """(..., rows, columns) as (..., rows, blocks, pixels of a block); columns that fill no block are left out."""
+    columns = frames.shape[-1]
     width = min(_BLOCK, columns)
     used = columns // width * width
-    return frames[:, :, :used].astype(np.float64).reshape(count, rows, used // width, width)
+    return frames[..., :used].astype(np.float64).reshape(*frames.shape[:-1], used // width, width)
 
 
-def _variances(frames: Float32Array, shape: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Of a pixel's counts, (differences of successive frames, rows, blocks), such that their median is unbiased.
+def _variances(blocks: Float64Array, shape: Float64Array, order: int, share: float) -> Float64Array:
+    """Of a pixel's counts, (..., differences of frames, rows, blocks), such that this quantile of them is unbiased.
 
-    What is proportional to ``shape``, (rows, blocks, pixels), is left out.
+    What is proportional to ``shape``, (..., 1, rows, blocks, pixels), is left out.
     """
-    differences = np.diff(_blocks(frames), axis=0)
-    share = (differences * shape).sum(axis=3) / np.maximum((shape**2).sum(axis=2), np.finfo(float).tiny)
-    rest = differences - share[..., None] * shape
-    freedom = shape.shape[2] - 1
-    variance = 0.5 * (rest**2).sum(axis=3) / freedom
-    # The median of chi-squared over its mean; Wilson, Hilferty 1931, PNAS 17:684, doi 10.1073/pnas.17.12.684.
-    return np.asarray(variance / (1 - 2 / (9 * freedom)) ** 3)
+    differences = np.diff(blocks, order, axis=-4)
+    along = (differences * shape).sum(axis=-1) / np.maximum((shape**2).sum(axis=-1), np.finfo(float).tiny)
+    rest = differences - along[..., None] * shape
+    freedom = shape.shape[-1] - 1
+    weights = {1: 2.0, 2: 6.0}[order]
+    return np.asarray((rest**2).sum(axis=-1) / (weights * float(chi2.ppf(share, freedom))))

@@ -7,6 +7,7 @@ here; that is the job of ``preprocess``.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -147,15 +148,34 @@ class Scan:
         ScanError
             The file has become unreadable.
         """
-        there = self.detector_shape[1]
-        start = max(0, (there - rows) // 2)
-        stop = min(there, start + rows)
+        middle = self._middle(rows)
         with opened(self.path) as file:
-            white, dark = (self._read(file, name, start, stop, frames) for name in DATASETS[1:3])
+            white, dark = (
+                self._read(file, name, middle.start, middle.stop, slice(frames)) for name in DATASETS[1:3]
+            )
         return white, dark
 
-    def _read(self, file: h5py.File, name: str, start: int, stop: int, frames: int | None = None) -> Float32Array:
-        """Detector rows start..stop-1 of the first frames, (frames, rows, columns); None: of all."""
+    def read_frames(self, numbers: Sequence[int], rows: int) -> Float32Array:
+        """Some projections, of the same rows as ``read_beam``: (projections, rows or fewer, columns), as they are.
+
+        Raises
+        ------
+        ScanError
+            The file has become unreadable or changed since it was opened.
+        """
+        middle = self._middle(rows)
+        with opened(self.path) as file:
+            return np.concatenate(
+                [self._read(file, DATASETS[0], middle.start, middle.stop, slice(n, n + 1)) for n in numbers]
+            )
+
+    def _middle(self, rows: int) -> range:
+        there = self.detector_shape[1]
+        start = max(0, (there - rows) // 2)
+        return range(start, min(there, start + rows))
+
+    def _read(self, file: h5py.File, name: str, start: int, stop: int, frames: slice = slice(None)) -> Float32Array:
+        """Detector rows start..stop-1 of some frames, (frames, rows, columns)."""
         dataset = numeric_dataset(file, name, self.path)
         if name == "exchange/data" and tuple(dataset.shape) != self.detector_shape:
             raise ScanError(
@@ -163,7 +183,7 @@ class Scan:
                 "when the scan was opened; wait until the file is finished"
             )
         try:
-            chosen = dataset[start:stop] if dataset.ndim == 2 else dataset[:frames, start:stop]
+            chosen = dataset[start:stop] if dataset.ndim == 2 else dataset[frames, start:stop]
             values = np.asarray(chosen, dtype=np.float32)
         except (OSError, RuntimeError) as error:
             raise ScanError(

@@ -106,7 +106,7 @@ def _read(holdout: HoldOut, window: Window, shape: Triple) -> Iterator[tuple[int
         for z in (source.z_starts[0], source.z_starts[-1])
     ]
     scored = validation_places(holdout, window, shape, MOST_BLOCKS)
-    blocks += [(place.region.start_zyx[0], 0, shape[0]) for place in scored]
+    blocks += [(place.region.start_zyx[0], place.box.start_zyx[0], place.box.stop_zyx[0]) for place in scored]
     for start, low, high in blocks:
         indices = reflect_indices(start, depth, low, high)
         yield int(indices.min()), int(indices.max())
