@@ -293,3 +293,25 @@ def test_other_failures_of_the_system_keep_their_own_words(tmp_path):
     with pytest.raises(OSError, match="Input/output error") as caught, files.explained(tmp_path / "a"):
         raise OSError(errno.EIO, "Input/output error")
     assert not isinstance(caught.value, OutputError)
+
+
+@pytest.mark.parametrize(
+    ("path", "expected"),
+    [
+        ("out.h5", ("out.h5", "")),
+        ("out.h5::/exchange/data", ("out.h5", "/exchange/data")),
+        ("a::b/new.H5::/data", ("a::b/new.H5", "/data")),
+        ("a::b/new", ("a::b/new", "")),
+        ("a::b/there.dat::/data", ("a::b/there.dat", "/data")),
+        ("a::b", ("a::b", "")),
+        ("store.zarr::0", ("store.zarr", "0")),
+        ("store::0", ("store", "0")),
+        ("nowhere::/deep/data", ("nowhere", "/deep/data")),
+        ("new.tif::/data", ("new.tif", "/data")),
+    ],
+)
+def test_a_file_and_the_dataset_in_it_are_told_apart(tmp_path, monkeypatch, path, expected):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a::b").mkdir()
+    (tmp_path / "a::b" / "there.dat").touch()
+    assert files.file_and_dataset(path) == expected

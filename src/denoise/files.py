@@ -18,6 +18,26 @@ from pathlib import Path
 from denoise.errors import OutputError
 
 _PARTIAL = ".partial-"
+#: Of files and stores that hold datasets.
+_CONTAINERS = (".h5", ".hdf5", ".hdf", ".nxs", ".zarr")
+
+
+def file_and_dataset(path: str) -> tuple[str, str]:
+    """``FILE::/dataset`` in its two parts, the second empty where there is none. Names of folders may hold ``::``.
+
+    What stands before is a file that is there, or has the suffix of one; the whole is one path where it is there, or
+    where what is named last could be put into a folder that is there.
+    """
+    if os.path.lexists(path):
+        return path, ""
+    for found in re.finditer("::", path):
+        place = path[: found.start()]
+        if place.lower().endswith(_CONTAINERS) or (place and Path(place).is_file()):
+            return place, path[found.end() :]
+    before, colons, after = path.partition("::")
+    if "/" in after.lstrip("/") and Path(path).parent.is_dir():
+        return path, ""
+    return before, after if colons else ""
 
 
 def partial_path(final: Path) -> Path:

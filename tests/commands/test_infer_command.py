@@ -18,7 +18,7 @@ import tifffile
 
 from denoise.checkpoint import Checkpoint
 from denoise.normalization import Normalization
-from denoise.volumes import create_sink
+from denoise.volumes import create_sink, open_volume
 
 if TYPE_CHECKING:
     from tiny_dataset import Dataset, Outcome, Tools
@@ -364,7 +364,7 @@ def test_what_was_made_from_other_grey_values_is_neither_continued_nor_taken_for
         assert denoise(*command).code == 0
         anew(full + 0.5)
         before = tools.fingerprint(finished.folder)
-        assert "the input has changed since" in denoise(*command, "--resume").error
+        assert "dataset.mean and std) has changed since" in denoise(*command, "--resume").error
         assert tools.fingerprint(finished.folder) == before
         assert denoise(*command, "--resume", "--overwrite").code == 0
         assert "nothing is left to do" in denoise(*command, "--resume").log
@@ -480,6 +480,93 @@ def test_an_output_that_touches_any_reconstruction_of_the_config_is_refused_even
     )
     assert "--output" in outcome.error
     assert tools.fingerprint(finished.folder) == before
+
+
+@pytest.mark.parametrize("command", ["volume", "slice"])
+@pytest.mark.parametrize("output", ["whole_00003.tif", "new_00040.tif", "new.TIFF"])
+def test_an_output_among_slices_that_lie_loose_is_refused_even_with_overwrite(
+    finished: Dataset, denoise: Callable[..., Outcome], tools: Tools, tmp_path: Path, output: str, command: str
+) -> None:
+    loose = tmp_path / "loose"
+    loose.mkdir()
+    for n, image in enumerate(tools.read(finished.folder / "whole")):
+        tifffile.imwrite(loose / f"whole_{n:05d}.tif", image)
+    (loose / "foam.yaml").write_text("dataset: {folder: ., full: .}\n")
+    before = tools.fingerprint(loose)
+    which = ("--slice-number", 3) if command == "slice" else ()
+    start = (command, "--config", loose / "foam.yaml", "--model", finished.run, *which, "--overwrite", "--output")
+    assert "the input" in denoise(*start, loose / output).error
+    assert tools.fingerprint(loose) == before
+    assert denoise(*start, loose / "denoised" / output).code == 0
+
+
+def test_an_output_in_place_of_slices_that_the_input_links_to_is_refused_even_with_overwrite(
+    finished: Dataset, denoise: Callable[..., Outcome], tools: Tools
+) -> None:
+    (finished.folder / "some").mkdir()
+    for path in sorted((finished.folder / "whole").iterdir())[:4]:
+        (finished.folder / "some" / path.name).symlink_to(path)
+    shutil.copytree(finished.folder / "whole", finished.folder / "other")
+    config = finished.configured("full: whole", "full: some")
+    before = tools.fingerprint(finished.folder)
+    start = ("volume", "--config", config, "--overwrite", "--output")
+    for output in ("whole", "some", "whole/x_00012.tif"):
+        assert "the input" in denoise(*start, finished.folder / output).error
+    assert tools.fingerprint(finished.folder) == before
+    assert denoise(*start, finished.folder / "other").code == 0
+
+
+def test_folders_may_have_two_colons_in_their_names(
+    finished: Dataset, denoise: Callable[..., Outcome], tools: Tools
+) -> None:
+    folder = finished.folder.with_name("a::b")
+    finished.folder.rename(folder)
+    start = ("volume", "--config", folder / "foam.yaml", "--end-slice", 4, "--output")
+    for output in ("out", "out.h5::/exchange/data"):
+        outcome = denoise(*start, f"{folder}/{output}", "--confidence")
+        assert outcome.code == 0, outcome.err
+    assert {"out", "out_uncertainty", "out.h5", "out_uncertainty.h5"} <= {path.name for path in folder.iterdir()}
+
+
+def test_a_result_of_another_mean_and_deviation_is_not_taken_for_done(
+    finished: Dataset, denoise: Callable[..., Outcome]
+) -> None:
+    """Where the model, as those of the published tools, has none of its own."""
+    stored = finished.run / "best_val_model.pth"
+    model = finished.folder / "bare.pth"
+    own = Checkpoint.load(stored)
+    assert own.normalization is not None
+    dataclasses.replace(own, normalization=None).save(model)
+    mean, std = own.normalization.mean, own.normalization.std
+
+    def resumed(mean: float) -> Outcome:
+        config = finished.configured("  sample: foam\n", f"  sample: foam\n  mean: {mean}\n  std: {std}\n")
+        return denoise(
+            "volume", "--config", config, "--model", model, "--end-slice", 2, "--output", finished.folder / "out",
+            "--resume",
+        )  # fmt: skip
+
+    assert resumed(mean).code == 0
+    assert "dataset.mean and std) has changed" in resumed(mean + std).error
+    assert "nothing is left to do" in resumed(mean).log
+
+
+@pytest.mark.parametrize("splits", [2, 3])
+def test_the_type_of_the_input_is_that_of_the_files_however_many_splits_there_are(
+    finished: Dataset, denoise: Callable[..., Outcome], tools: Tools, splits: int
+) -> None:
+    images = [tools.read(finished.folder / name) for name in ("even", "odd", "even")]
+    for k, image in enumerate(images[:splits]):
+        with create_sink(finished.folder / f"s{k}", shape=image.shape, dtype=np.uint16) as sink:
+            sink.write(0, np.clip(image * 100, 0, 60000))
+    names = ", ".join(f"s{k}" for k in range(splits))
+    config = finished.configured("[even, odd]", f"[{names}]")
+    config.write_text(config.read_text().replace("infer: {", "infer: {input: splits, "))
+    start = ("volume", "--config", config, "--output", finished.folder / "out", "--dtype", "input")
+    outcome = denoise(*start)
+    assert outcome.code == 0, outcome.err
+    assert open_volume(finished.folder / "out").dtype == np.uint16
+    assert "nothing is left to do" in denoise(*start, "--resume").log
 
 
 @pytest.mark.parametrize("inside", ["", "::/exchange/data", "::/other"])

@@ -379,13 +379,39 @@ def test_a_split_that_is_gone_is_made_again_and_the_config_stays_as_the_user_has
     assert tools.fingerprint(out) == before
 
 
+def test_a_config_that_names_other_splits_than_are_made_is_kept_and_that_is_said(
+    scan: Path, denoise: Callable[..., Outcome]
+) -> None:
+    assert denoise("prepare", scan, *CENTER).code == 0
+    out = scan.with_name("raw_rec")
+    text = (out / "foam_config.yaml").read_text()
+    for name in ("full", "split0", "split1"):
+        shutil.rmtree(out / f"foam_{name}")
+    outcome = denoise("prepare", scan, *CENTER, "--resume", "--splits", 3)
+    assert outcome.code == 0
+    assert "names 2 splits where this run makes 3" in outcome.log
+    assert (out / "foam_config.yaml").read_text() == text
+    assert (out / "foam_split2").is_dir()
+
+
+def test_splits_of_two_divisions_of_one_scan_are_not_trained_on_together(
+    scan: Path, denoise: Callable[..., Outcome]
+) -> None:
+    assert denoise("prepare", scan, *CENTER, "--splits", 3).code == 0
+    assert denoise("prepare", scan, *CENTER, "--overwrite").code == 0
+    earlier = scan.with_name("raw_rec") / "foam_config_1.yaml"
+    for command in ("train", "check"):
+        assert "splits = 2 and 3" in denoise(command, "--config", earlier).error
+    assert denoise("check", "--config", scan.with_name("raw_rec") / "foam_config.yaml").code == 0
+
+
 @pytest.mark.parametrize(
     ("changed", "named"),
     [
         (("--center", 20), "centre = 23.5, this run has 20.0"),
         ((*CENTER, "--remove-stripes"), "stripes removed = False, this run has True"),
         ((*CENTER, "--splits", 3), "splits = 2, this run has 3"),
-        ((*CENTER, "--counts-per-photon", 2), "counts per photon = 0.0, this run has 2.0"),
+        ((*CENTER, "--counts-per-photon", 2), "this run has 2.0; set it back"),
     ],
 )
 def test_a_finished_reconstruction_is_not_taken_for_one_made_in_another_way(
@@ -513,7 +539,9 @@ def test_a_dry_run_says_what_it_would_take_and_writes_nothing(
     assert list(said) == ["scan", "centre", "photons", "memory", "disk", "config"]
     assert f"60 angles of {ROWS} x {SIZE} pixels" in said["scan"]
     assert "searched for" in said["centre"]
-    assert "not known" in said["photons"]
+    assert said["photons"].endswith("counts each in a pixel")
+    plain = denoise("prepare", scan, "--counts-per-photon", 0, "--dry-run")
+    assert "photons  low counts are not corrected" in plain.out
     assert f"{ROWS} rows at a time" in said["memory"]
     # Four volumes of 8 x 48 x 48 float32.
     assert "0.29 MB: 4 volumes of 8 x 48 x 48 float32" in said["disk"]

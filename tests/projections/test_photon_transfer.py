@@ -128,9 +128,7 @@ def test_where_there_are_many_photons_nothing_is_said() -> None:
         pytest.param(0.0, np.full((3, ROWS, COLUMNS), 0.0), np.full((2, ROWS, COLUMNS), np.inf), id="infinite darks"),
     ],
 )
-def test_where_nothing_is_told_it_is_nothing(
-    tmp_path: Path, data: float, white: np.ndarray, dark: np.ndarray
-) -> None:
+def test_where_nothing_is_told_it_is_nothing(tmp_path: Path, data: float, white: np.ndarray, dark: np.ndarray) -> None:
     found = photons_of(scan_of(tmp_path, np.full((ANGLES, ROWS, COLUMNS), data), white, dark))
     assert (found.in_flats, found.in_projections, found.doubt) == (0.0, 0.0, None)
 

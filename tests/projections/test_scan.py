@@ -99,6 +99,22 @@ def test_theta_without_a_unit_is_in_degrees(scan_file: Path) -> None:
         ({"detection_system/objective/resolution": (6.5e-7, "m")}, 0.65),
         ({"detector/actual_pixel_size_x": (650.0, "nm")}, 0.65),
         ({"detector/pixel_size_x": (6.5, "µm"), "detection_system/objective/magnification": (10.0, "")}, 0.65),
+        (
+            {
+                "detector/pixel_size_x": (6.5, "µm"),
+                "detection_system/objective/magnification": (10.0, ""),
+                "detector/binning_x": (1, ""),
+            },
+            0.65,
+        ),
+        (
+            {
+                "detector/pixel_size_x": (6.5, "µm"),
+                "detection_system/objective/magnification": (10.0, ""),
+                "detector/binning_y": (2, ""),
+            },
+            None,
+        ),
         ({"detector/pixel_size_x": (6.5, "um")}, None),
         ({"detection_system/objective/resolution": (0.65, None)}, None),
         ({"detection_system/objective/resolution": (0.65, "furlong")}, None),

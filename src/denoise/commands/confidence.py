@@ -24,7 +24,7 @@ from denoise.commands.origin import uncertainty_path
 from denoise.commands.report import held_out_region, runner
 from denoise.config import RunConfig
 from denoise.errors import ConfigError, DeviceError
-from denoise.files import require_free
+from denoise.files import file_and_dataset, require_free
 from denoise.inference.engine import Denoiser
 from denoise.inference.models import input_views
 from denoise.inference.run import Progress, besides_slabs, fill_share
@@ -274,7 +274,7 @@ def require_uncertainty(config: RunConfig, result: str, *, overwrite: bool) -> N
     """
     if not config.given_splits:
         raise ConfigError("--confidence needs the sub-reconstructions; name them in dataset.splits")
-    require_free(Path(uncertainty_path(result).partition("::")[0]), overwrite=overwrite)
+    require_free(Path(file_and_dataset(uncertainty_path(result))[0]), overwrite=overwrite)
 
 
 def run_uncertainty(world: World, job: UncertaintyJob) -> None:

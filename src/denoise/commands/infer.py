@@ -82,8 +82,8 @@ def denoise_volume(
     if choice.confidence:
         _denoise_with_uncertainty(config, compute, choice, checkpoint, inputs, z_range, output)
         return output
-    origin = Origin.of(checkpoint, inputs, z_range, config.infer.tta)
-    if _is_done(choice, output, inputs.grid, numbers, origin):
+    origin = Origin.of(config, checkpoint, inputs, z_range)
+    if _is_done(choice, output, inputs, numbers, origin):
         say(output)
     else:
         _denoise(config, compute, choice, checkpoint, inputs, z_range, output, origin)
@@ -107,10 +107,10 @@ def _denoise_with_uncertainty(
     uncertainty = None
     splits = open_splits(config)
     require_same_grid(splits.volumes[0], inputs.grid, "split 0", "the volume that is denoised")
-    origin = Origin.of(checkpoint, inputs, z_range, config.infer.tta)
+    origin = Origin.of(config, checkpoint, inputs, z_range)
     compared = origin.with_splits(splits.volumes, z_range)
     numbers = inputs.grid.slice_numbers[z_range.start : z_range.stop]
-    if not _is_done(replace(choice, dtype="float32"), beside, inputs.grid, numbers, compared):
+    if not _is_done(replace(choice, dtype="float32"), beside, inputs, numbers, compared):
         denoiser = _denoiser(config, compute, checkpoint, inputs.grid)
         sink = _sink(
             beside,
@@ -125,7 +125,7 @@ def _denoise_with_uncertainty(
         uncertainty = Uncertainty.of(
             config, compute, checkpoint, denoiser, model=model, grid=inputs.grid, z_range=z_range, sink=sink
         )
-    if _is_done(choice, output, inputs.grid, numbers, origin):
+    if _is_done(choice, output, inputs, numbers, origin):
         say(output)
     else:
         _denoise(config, compute, choice, checkpoint, inputs, z_range, output, origin)
@@ -163,11 +163,12 @@ def _sink(
     )
 
 
-def _is_done(choice: Choice, output: str, grid: Volume, numbers: range, origin: Origin) -> bool:
+def _is_done(choice: Choice, output: str, inputs: InferenceInputs, numbers: range, origin: Origin) -> bool:
     """Whether ``--resume`` finds a whole result."""
     if not choice.resume or choice.overwrite:
         return False
-    if not is_there(output, numbers, (grid.shape[1], grid.shape[2]), _output_type(choice.dtype, grid.dtype), origin):
+    _, rows, columns = inputs.grid.shape
+    if not is_there(output, numbers, (rows, columns), _output_type(choice.dtype, inputs.dtype), origin):
         return False
     _log.info("nothing is left to do for %s", output)
     return True
@@ -187,7 +188,7 @@ def denoise_slice(config: RunConfig, compute: Compute, choice: Choice, *, number
     output = choice.output or str(config.dataset.folder / f"{config.sample_name}_denoised_slices" / name)
     require_not_an_input(output, config)
     z_range = range(z, z + 1)
-    origin = Origin.of(checkpoint, inputs, z_range, config.infer.tta)
+    origin = Origin.of(config, checkpoint, inputs, z_range)
     return _denoise(config, compute, choice, checkpoint, inputs, z_range, output, origin)
 
 
@@ -223,7 +224,7 @@ def _denoise(
     say_device(devices, compute.device == "cpu")
     denoiser = _denoiser(config, compute, checkpoint, grid)
     _warn_of_another_scale(denoiser.normalization, grid, z_range)
-    output_type = _output_type(choice.dtype, grid.dtype)
+    output_type = _output_type(choice.dtype, inputs.dtype)
     _require_range(choice.dtype, output_type, denoiser.normalization)
     sink = _sink(
         output,

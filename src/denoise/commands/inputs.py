@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from denoise.checkpoint import Checkpoint
+from denoise.commands.prepared import require_one_division
 from denoise.config import RunConfig
 from denoise.errors import ConfigError, OutputError
+from denoise.files import file_and_dataset
 from denoise.inference.models import input_views
 from denoise.modes import mode_of
 from denoise.normalization import Normalization
 from denoise.projections.angles import SplitAngles
 from denoise.readable import counted
 from denoise.volumes import SplitSet, Volume, open_volume
+from denoise.volumes.combined import CombinedVolume
 
 
 @dataclass(frozen=True)
@@ -30,10 +35,18 @@ class InferenceInputs:
         """The volume that gives shape, voxel size, numbering and type."""
         return self.views[0]
 
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """That the files have; several splits that are combined are float32 whatever they are made of."""
+        grid = self.grid
+        return grid.volumes[0].dtype if isinstance(grid, CombinedVolume) else grid.dtype
+
 
 def open_splits(config: RunConfig) -> SplitSet:
     """The splits that a config lists, proven to belong together."""
-    return SplitSet.of([open_volume(path) for path in config.split_paths])
+    splits = SplitSet.of([open_volume(path) for path in config.split_paths])
+    require_one_division(config.split_paths)
+    return splits
 
 
 def open_inference_inputs(config: RunConfig, strategy: str) -> InferenceInputs:
@@ -129,12 +142,27 @@ def require_not_an_input(output: str, config: RunConfig, option: str = "--output
     target = _place(output)
     named = config.given_splits if config.full_path is None else (*config.given_splits, config.full_path)
     for path in named:
-        source = _place(path)
-        # Where the slices lie loose in the dataset's own folder, every output has its place among them.
-        lies_in = source in target.parents and source != config.dataset.folder.resolve()
-        if source == target or (target in source.parents and not may_hold) or lies_in:
-            raise OutputError(f"the output {output} is, holds or lies in the input {path}; choose another {option}")
+        own, linked = _place(path), _elsewhere(_place(path))
+        for source in (own, *linked):
+            lies_in = source in target.parents
+            if source in (*linked, config.dataset.folder.resolve()):
+                # Where slices lie loose in a folder, other outputs have their place beside them.
+                lies_in = source == target.parent and target.suffix.lower() in _SLICES
+            if source == target or (target in source.parents and not may_hold) or lies_in:
+                raise OutputError(f"the output {output} is, holds or lies in the input {path}; choose another {option}")
+
+
+_SLICES = (".tif", ".tiff")
 
 
 def _place(path: str) -> Path:
-    return Path(path.partition("::")[0]).resolve()
+    return Path(file_and_dataset(path)[0]).resolve()
+
+
+def _elsewhere(source: Path) -> set[Path]:
+    """Folders where slices of this one really lie, of which it holds links."""
+    if not source.is_dir():
+        return set()
+    with os.scandir(source) as entries:
+        links = [entry.path for entry in entries if entry.is_symlink() and entry.name.lower().endswith(_SLICES)]
+    return {Path(os.path.realpath(link)).parent for link in links} - {source}

@@ -14,8 +14,10 @@ import numpy as np
 
 from denoise.archive import software_versions
 from denoise.checkpoint import Checkpoint, digest
-from denoise.commands.inputs import InferenceInputs
+from denoise.commands.inputs import InferenceInputs, given_normalization
+from denoise.config import RunConfig
 from denoise.errors import OutputError
+from denoise.files import file_and_dataset
 from denoise.inference.engine import Denoiser
 from denoise.memory import give_back_freed
 from denoise.volumes import Volume, is_whole, open_volume, stored_description
@@ -24,6 +26,7 @@ from denoise.volumes.volume import describe_numbers
 
 _SOFTWARE = "ct-denoise"
 _MARK = re.compile("sha256:[0-9a-f]{64}")
+_SCALE = "mean and deviation"
 
 
 @dataclass(frozen=True)
@@ -39,11 +42,14 @@ class Origin:
     parts: Mapping[str, str]
 
     @classmethod
-    def of(cls, checkpoint: Checkpoint, inputs: InferenceInputs, z_range: range, turns: int = 1) -> Origin:
-        """Of a result for some slices, the mean over so many turned and mirrored tiles."""
+    def of(cls, config: RunConfig, checkpoint: Checkpoint, inputs: InferenceInputs, z_range: range) -> Origin:
+        """Of a result for some slices; a model without a normalisation of its own has that of the config."""
         volumes = [open_volume(path) for path in inputs.paths]
-        averaged = {"tta": str(turns)} if turns > 1 else {}  # without it as in earlier versions
-        return cls({"model": digest(checkpoint.weights), "grey values": _hash(volumes, z_range), **averaged})
+        turns, scale = config.infer.tta, given_normalization(config) if checkpoint.normalization is None else None
+        more = {"tta": str(turns)} if turns > 1 else {}  # without it as in earlier versions
+        if scale is not None:
+            more[_SCALE] = f"{scale.mean!r}, {scale.std!r}"
+        return cls({"model": digest(checkpoint.weights), "grey values": _hash(volumes, z_range), **more})
 
     def with_splits(self, splits: Sequence[Volume], z_range: range) -> Origin:
         """Of what is made from the splits too."""
@@ -52,7 +58,12 @@ class Origin:
     @property
     def mark(self) -> str:
         """As it stands in a result's description."""
-        return f"sha256:{hashlib.sha256(json.dumps(dict(self.parts), sort_keys=True).encode()).hexdigest()}"
+        return _mark(self.parts)
+
+    @property
+    def former_mark(self) -> str:
+        """As it stood there until 2026-11-28: whatever the config said of the scale."""
+        return _mark({name: part for name, part in self.parts.items() if name != _SCALE})
 
 
 def is_there(output: str, numbers: range, plane: tuple[int, int], dtype: np.dtype[Any], origin: Origin) -> bool:
@@ -83,21 +94,22 @@ def is_there(output: str, numbers: range, plane: tuple[int, int], dtype: np.dtyp
         raise OutputError(f"{output} is there already and is no result of this run; choose another --output")
     if found.dtype != dtype:
         raise OutputError(f"{output} is whole and of type {found.dtype}, this run makes {dtype}; {other}")
-    if said and said[0] != origin.mark:
+    if said and said[0] not in (origin.mark, origin.former_mark):
         raise OutputError(
-            f"{output} is whole, but another model or infer.tta made it, or the input has changed since; make it anew "
-            "with --overwrite, or choose another --output"
+            f"{output} is whole, but another model or infer.tta made it, or the input (or dataset.mean and std) has "
+            "changed since; make it anew with --overwrite, or choose another --output"
         )
     return True
 
 
 def uncertainty_path(result: str) -> str:
     """Beside the result, named after it."""
-    place, inside, dataset = result.partition("::")
+    place, dataset = file_and_dataset(result)
     path = Path(place)
     # What follows the last point of foam_volume_2.5d is no suffix: those of formats begin with a letter.
     suffix = path.suffix if path.suffix[1:2].isalpha() else ""
-    return f"{path.with_name(f'{path.name.removesuffix(suffix)}_uncertainty{suffix}')}{inside}{dataset}"
+    beside = str(path.with_name(f"{path.name.removesuffix(suffix)}_uncertainty{suffix}"))
+    return f"{beside}::{dataset}" if dataset else beside
 
 
 def described(facts: Mapping[str, Any], origin: Origin) -> str:
@@ -126,6 +138,10 @@ def made_how(denoiser: Denoiser, inputs: InferenceInputs) -> dict[str, Any]:
         "arithmetic": str(denoiser.dtype),
         "NaN filled": denoiser.fill_non_finite,
     }
+
+
+def _mark(parts: Mapping[str, str]) -> str:
+    return f"sha256:{hashlib.sha256(json.dumps(dict(parts), sort_keys=True).encode()).hexdigest()}"
 
 
 def _hash(volumes: Sequence[Volume], z_range: range) -> str:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from denoise.commands.display import progress_bar, say
-from denoise.commands.prepared import Layout, description, made_from, require_same_origin, stored_center
+from denoise.commands.prepared import Layout, description, made_from, of_part, require_same_origin, stored_center
 from denoise.config import RunConfig, load_config
 from denoise.config.recipes import RECIPES
 from denoise.errors import ConfigError, ScanError
@@ -84,6 +84,8 @@ def prepare(
     for name in whole:
         require_same_origin(layout.folder / name, scan, asked)
     written = layout.config.exists()
+    if written and not overwrite and resume:
+        _warn_of_other_splits(layout)
     if whole == layout.volumes and written:
         _warn_of_another_mode(layout.config, mode)
         _log.info("nothing is left to do")
@@ -121,7 +123,7 @@ def prepare(
         sinks = [
             WholeAlready(str(layout.folder / name))
             if name in whole
-            else _sink(layout.folder / name, shape, scan, {**facts, "part": name}, overwrite, resume)
+            else _sink(layout.folder / name, shape, scan, of_part(facts, name), overwrite, resume)
             for name in layout.volumes
         ]
         entered = [stack.enter_context(sink) for sink in sinks]
@@ -252,6 +254,17 @@ def _keep_changed(config: Path, text: str) -> None:
     kept = config.with_name(f"{config.stem}_{next(numbers)}.yaml")
     config.rename(kept)
     _log.warning("%s is written anew; the former one, which differs, is kept as %s", config, kept.name)
+
+
+def _warn_of_other_splits(layout: Layout) -> None:
+    """A config that stands is kept as it is, whatever splits are asked for."""
+    named, made = load_config(layout.config).dataset.splits, layout.dataset()["splits"]
+    if len(named) != len(made):
+        _log.warning(
+            "%s is kept as it is, and names %s where this run makes %d; change dataset.splits there, or make all anew "
+            "with --overwrite",
+            layout.config, counted(len(named), "split"), len(made),
+        )  # fmt: skip
 
 
 def _warn_of_another_mode(config: Path, mode: str | None) -> None:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import glob
 import html
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from denoise.errors import OutputError
+from denoise.errors import ConfigError, OutputError
 from denoise.projections.angles import SplitAngles
 from denoise.projections.scan import Scan
 from denoise.volumes import describe_numbers, open_volume, stored_description
@@ -21,6 +21,8 @@ _DEALT, _WEIGHTS, _COUNTS = "projections dealt", "weights", "counts per photon"
 _BEFORE = {_DEALT: "in turn", _WEIGHTS: "of each part", _COUNTS: 0.0}
 #: Facts that change where the scan is copied.
 _OF_THE_FILE = ("scan", "scan of")
+#: Which of the volumes it is.
+_PART = "part"
 
 
 @dataclass(frozen=True)
@@ -87,6 +89,11 @@ def made_from(
     }
 
 
+def of_part(facts: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """The same of one of the volumes."""
+    return {**facts, _PART: name}
+
+
 def description(facts: Mapping[str, Any]) -> str:
     """The same as a text to store with a volume."""
     return _MADE_FROM + json.dumps(facts)
@@ -98,7 +105,7 @@ def stored_center(path: Path, columns: int) -> float | None:
     return said if type(said) is float and 0 <= said <= columns - 1 else None
 
 
-def _stored_facts(path: Path) -> dict[str, Any]:
+def _stored_facts(path: str | Path) -> dict[str, Any]:
     """What a volume says that it was made from; nothing where it does not say."""
     text = html.unescape(stored_description(path))
     try:
@@ -106,6 +113,28 @@ def _stored_facts(path: Path) -> dict[str, Any]:
     except (ValueError, RecursionError):
         return {}
     return found if isinstance(found, dict) else {}
+
+
+def require_one_division(paths: Sequence[str]) -> None:
+    """Refuse splits of one scan that were not made together: parts of different divisions share projections.
+
+    Raises
+    ------
+    ConfigError
+        Names two of them, and the first difference.
+    """
+    facts = [_stored_facts(path) for path in paths]
+    for path, said in zip(paths[1:], facts[1:], strict=True):
+        if not all(name in said and said[name] == facts[0].get(name) for name in _OF_THE_FILE):
+            continue  # of another scan, or not made by `prepare`
+        for name in sorted((facts[0].keys() | said.keys()) - {_PART}):
+            one, other = (found.get(name, _BEFORE.get(name)) for found in (facts[0], said))
+            if one != other:
+                raise ConfigError(
+                    f"{paths[0]} and {path} were made from one scan, but not together: with {name} = {one!r} and "
+                    f"{other!r}, so that their noise is not independent or their grey values differ; name splits of "
+                    "one `denoise prepare`, or make them anew with --overwrite"
+                )
 
 
 def require_same_origin(path: Path, scan: Scan, asked: Mapping[str, Any]) -> None:

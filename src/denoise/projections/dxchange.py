@@ -153,13 +153,17 @@ def voxel_size_of(file: h5py.File) -> float | None:
     """Give the pixel size at the sample in micrometres; None unless the file says it with a unit.
 
     DXchange keeps it as the objective's ``resolution``; some beamlines write ``actual_pixel_size``. The detector's
-    own ``pixel_size`` counts only together with a magnification: alone it would be several times too large.
+    own ``pixel_size`` counts only together with a magnification: alone it would be several times too large; and only
+    where pixels are not binned, as some mean the size before and some that after.
     """
     for system in ("detection_system", "detector", "detection_system/objective", "detector/objective"):
         for entry in ("resolution", "actual_pixel_size", "actual_pixel_size_x"):
             size = _micrometres(file, f"{_INSTRUMENT}/{system}/{entry}")
             if size is not None:
                 return size
+    binning = (_positive(_metadata(file, f"{_INSTRUMENT}/detector/binning_{axis}")) for axis in "xy")
+    if any(number not in (None, 1.0) for number in binning):
+        return None
     for system in ("detection_system/objective", "detection_system", "detector", "objective"):
         magnification = _positive(_metadata(file, f"{_INSTRUMENT}/{system}/magnification"))
         for entry in ("pixel_size", "pixel_size_x"):

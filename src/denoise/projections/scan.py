@@ -150,9 +150,7 @@ class Scan:
         """
         middle = self._middle(rows)
         with opened(self.path) as file:
-            white, dark = (
-                self._read(file, name, middle.start, middle.stop, slice(frames)) for name in DATASETS[1:3]
-            )
+            white, dark = (self._read(file, name, middle.start, middle.stop, slice(frames)) for name in DATASETS[1:3])
         return white, dark
 
     def read_frames(self, numbers: Sequence[int], rows: int) -> Float32Array:

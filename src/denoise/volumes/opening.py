@@ -16,6 +16,7 @@ from numpy.typing import DTypeLike
 
 from denoise import files
 from denoise.errors import OutputError, VolumeError, damage_reason, printable
+from denoise.files import file_and_dataset
 from denoise.tiles import Triple
 from denoise.volumes.compression import BLOSC, COMPRESSIONS, GZIP, NONE
 from denoise.volumes.sink import WholeVolumeSink
@@ -190,9 +191,7 @@ def _compression(final: Path, kind: str, asked: str | None) -> str:
 
 def _split(path: str) -> tuple[Path, str]:
     """The path on disk and the place inside of the file (empty where none was given)."""
-    if Path(path).exists():
-        return Path(path), ""
-    place, _, inner = path.partition("::")
+    place, inner = file_and_dataset(path)
     return Path(place), inner
 
 
