@@ -22,7 +22,7 @@ from denoise.tiles import Region, Triple, Window
 from denoise.training.data import ResidentBlocks, bytes_per_voxel, resident_bytes
 from denoise.training.footprint import Footprint
 from denoise.training.memory_plan import plan_memory
-from denoise.training.reading import Pieces, common_dtype
+from denoise.training.reading import Pieces, common_dtype, sampled_normalization
 from denoise.training.validation import MOST_BLOCKS
 from denoise.volumes import ArrayVolume
 from denoise.volumes.volume import SplitSet
@@ -142,3 +142,21 @@ def test_what_reading_takes_is_planned_for_where_it_is_more_than_what_comes_with
     )
     two = replace(footprint, processes=2)
     assert plan_memory(large, None, two, None).data_bytes == resident_bytes(large) + 2 * (reading - two.not_yet_bytes)
+
+
+@pytest.mark.parametrize("looked_at", ["all", "some"])
+@pytest.mark.parametrize("value", [1e30, -3.4e38, 1e8])
+def test_a_slice_of_fill_values_beside_which_all_else_is_nothing_is_named(
+    cpu: World, looked_at: str, value: float
+) -> None:
+    splits = watched((9, 32, 32), 1)
+    splits.volumes[1].array[6, 2, 2] = value
+    with pytest.raises(VolumeError, match=r"slice 6 of .* has a standard deviation of .* mean something else"):
+        read(splits, cpu) if looked_at == "all" else sampled_normalization(splits, cpu, "error")
+
+
+def test_an_object_beside_air_is_no_slice_of_fill_values(cpu: World) -> None:
+    splits = watched((9, 32, 32), 1)
+    for volume in splits.volumes:
+        volume.array[:7] *= 1e-3
+    read(splits, cpu).close()

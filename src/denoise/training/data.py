@@ -30,8 +30,8 @@ from denoise.training.reading import (
     common_dtype,
     merged,
     moments_of,
-    refuse_empty,
     refuse_non_finite,
+    refuse_unusable,
     shared_array,
 )
 from denoise.volumes.volume import SplitSet
@@ -148,7 +148,7 @@ class ResidentBlocks:
         rows = world.sum(table).numpy()
         found_in_all = merged(rows)
         normalization = normalization or found_in_all.normalization()
-        refuse_empty(rows, splits)
+        refuse_unusable(rows, splits, range(shape[0]))
         if found_in_all.non_finite:
             fill = stored.type(normalization.mean)
             for k in range(len(splits)):

@@ -6,7 +6,7 @@ import logging
 import mmap
 import os
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,8 @@ _SAMPLED_SLICES = 64
 #: 2048^2, 16 of 4096^2.
 _SAMPLED_VOXELS = 2**28
 _FEWEST_SAMPLED = 4
+#: Of the deviations of most slices: no object, and no metal, is so far beyond air.
+_FAR_BEYOND = 10_000
 #: Of a slice that is looked at for its moments at a time, which takes 24 bytes for each voxel.
 _BAND_VOXELS = 2**20
 _BYTES_FOR_MOMENTS = 24
@@ -136,7 +138,7 @@ def sampled_normalization(splits: SplitSet, world: World, non_finite: str, used:
         rows[i] = as_row(moments)
     found = world.sum(torch.from_numpy(rows)).numpy()
     normalization = merged(found).normalization()
-    refuse_empty(found, splits)
+    refuse_unusable(found, splits, chosen.tolist())
     return normalization
 
 
@@ -169,13 +171,15 @@ def merged(rows: NDArray[np.float64]) -> Moments:
     return total
 
 
-def refuse_empty(rows: NDArray[np.float64], splits: SplitSet) -> None:
-    """Raise a VolumeError that names a split which shows nothing, from the moments of its slices.
+def refuse_unusable(rows: NDArray[np.float64], splits: SplitSet, zs: Sequence[int]) -> None:
+    """Raise a VolumeError that names a split which shows nothing, or a slice beside which all others show nothing.
 
     Parameters
     ----------
     rows
-        Split after split, as many of each.
+        Moments of slices, split after split, as many of each.
+    zs
+        Which slices (counted from 0) these are of each split.
     """
     for volume, mine in zip(splits.volumes, np.split(rows, len(splits)), strict=True):
         seen = mine[mine[:, 0] > 0]
@@ -183,6 +187,16 @@ def refuse_empty(rows: NDArray[np.float64], splits: SplitSet) -> None:
             raise VolumeError(
                 f"every voxel of {volume.name} that was looked at has the same value {seen[0, 1]:g}: nothing can be "
                 "learnt from it; check the file"
+            )
+        deviations = np.sqrt(mine[:, 2] / np.maximum(mine[:, 0], 1))
+        usual = float(np.median(deviations[mine[:, 0] > 0])) if len(seen) else 0.0
+        worst = int(np.argmax(deviations))
+        if usual > 0 and deviations[worst] > _FAR_BEYOND * usual:
+            raise VolumeError(
+                f"slice {volume.slice_numbers[zs[worst]]} of {volume.name} has a standard deviation of "
+                f"{deviations[worst]:.3g}, the others have {usual:.3g}: it holds values that mean something else, which "
+                "would leave nothing of the rest; replace them (by NaN, with dataset.non_finite: fill), or leave the "
+                "slice out (dataset.train_start_slice, train_end_slice)"
             )
 
 
