@@ -194,9 +194,9 @@ def refuse_unusable(rows: NDArray[np.float64], splits: SplitSet, zs: Sequence[in
         if usual > 0 and deviations[worst] > _FAR_BEYOND * usual:
             raise VolumeError(
                 f"slice {volume.slice_numbers[zs[worst]]} of {volume.name} has a standard deviation of "
-                f"{deviations[worst]:.3g}, the others have {usual:.3g}: it holds values that mean something else, which "
-                "would leave nothing of the rest; replace them (by NaN, with dataset.non_finite: fill), or leave the "
-                "slice out (dataset.train_start_slice, train_end_slice)"
+                f"{deviations[worst]:.3g}, the others have {usual:.3g}: it holds values that mean something else, "
+                "beside which the rest would be nothing; replace them (by NaN, with dataset.non_finite: fill), or leave "
+                "the slice out (dataset.train_start_slice, train_end_slice)"
             )
 
 
