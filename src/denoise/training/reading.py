@@ -195,8 +195,8 @@ def refuse_unusable(rows: NDArray[np.float64], splits: SplitSet, zs: Sequence[in
             raise VolumeError(
                 f"slice {volume.slice_numbers[zs[worst]]} of {volume.name} has a standard deviation of "
                 f"{deviations[worst]:.3g}, the others have {usual:.3g}: it holds values that mean something else, "
-                "beside which the rest would be nothing; replace them (by NaN, with dataset.non_finite: fill), or leave "
-                "the slice out (dataset.train_start_slice, train_end_slice)"
+                "beside which the rest is nothing; replace them (by NaN, with dataset.non_finite: fill), or leave the "
+                "slice out (dataset.train_start_slice, train_end_slice)"
             )
 
 
