@@ -464,6 +464,42 @@ def test_low_counts_are_corrected_for_what_the_flats_tell_of_photons_and_on_requ
     assert "this run has 0.0" in plain_again.error
 
 
+@pytest.mark.parametrize("state", ["whole", "half"])
+def test_what_an_earlier_version_began_without_the_correction_is_gone_on_with_without_it(
+    scan: Path, denoise: Callable[..., Outcome], tools: Tools, tmp_path: Path, state: str
+) -> None:
+    plain = (*CENTER, "--counts-per-photon", 0)
+    assert denoise("prepare", scan, *plain, "--out", tmp_path / "straight").code == 0
+    straight = tools.read(tmp_path / "straight" / "foam_split1")
+    out = tmp_path / "out"
+    if state == "whole":
+        assert denoise("prepare", scan, *plain, "--out", out).code == 0
+        shutil.rmtree(out / "foam_split1")
+    else:
+        from denoise.projections import footprint, reconstruct
+
+        real, made = reconstruct.reconstruct_rows, []
+
+        def dies(sinograms: np.ndarray, *others: object) -> np.ndarray:
+            made.append(len(sinograms))
+            if len(made) == 5:
+                raise Died
+            return real(sinograms, *others)  # type: ignore[arg-type]
+
+        with pytest.MonkeyPatch.context() as broken:
+            broken.setattr(footprint, "_MOST_ROWS", 2)
+            broken.setattr(reconstruct, "reconstruct_rows", dies)
+            with pytest.raises(Died):
+                denoise("prepare", scan, *plain, "--out", out)
+        assert (out / ".foam_full.unfinished").is_dir()
+    outcome = denoise("prepare", scan, *CENTER, "--out", out, "--resume")
+    assert outcome.code == 0, outcome.err
+    assert "low counts are not corrected, as in what is there" in outcome.log
+    np.testing.assert_array_equal(tools.read(out / "foam_split1"), straight)
+    assert "this run has 0.9" in denoise("prepare", scan, *CENTER, "--out", out, "--resume",
+                                         "--counts-per-photon", 0.9).error  # fmt: skip
+
+
 def test_the_centre_of_what_is_there_is_that_of_what_is_missing(
     scan: Path, denoise: Callable[..., Outcome], tools: Tools
 ) -> None:

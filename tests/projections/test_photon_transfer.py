@@ -126,6 +126,7 @@ def test_where_there_are_many_photons_nothing_is_said() -> None:
         pytest.param(9.0, np.full((3, ROWS, COLUMNS), 9.0), np.full((2, ROWS, COLUMNS), 10.0), id="no light"),
         pytest.param(np.nan, np.full((3, ROWS, COLUMNS), np.nan), np.zeros((2, ROWS, COLUMNS)), id="nothing finite"),
         pytest.param(0.0, np.full((3, ROWS, COLUMNS), 0.0), np.full((2, ROWS, COLUMNS), np.inf), id="infinite darks"),
+        pytest.param(np.inf, np.full((3, ROWS, COLUMNS), np.inf), np.full((2, ROWS, COLUMNS), np.inf), id="infinite"),
     ],
 )
 def test_where_nothing_is_told_it_is_nothing(tmp_path: Path, data: float, white: np.ndarray, dark: np.ndarray) -> None:

@@ -14,7 +14,15 @@ from typing import Any
 import numpy as np
 
 from denoise.commands.display import progress_bar, say
-from denoise.commands.prepared import Layout, description, made_from, of_part, require_same_origin, stored_center
+from denoise.commands.prepared import (
+    Layout,
+    begun_counts,
+    description,
+    made_from,
+    of_part,
+    require_same_origin,
+    stored_center,
+)
 from denoise.config import RunConfig, load_config
 from denoise.config.recipes import RECIPES
 from denoise.errors import ConfigError, ScanError
@@ -78,7 +86,8 @@ def prepare(
     scan = Scan.open(scan_path).only_rows(*rows)
     layout = Layout(out or _default_folder(scan), scan.sample_name, splits)
     dealt = SplitAngles.of(scan.angles_rad, splits)
-    counts = _counts_per_photon(scan, counts_per_photon)
+    begun = begun_counts(layout) if resume and not overwrite and counts_per_photon is None else None
+    counts = _counts_per_photon(scan, counts_per_photon) if begun is None else begun
     asked = made_from(scan, dealt, stripes=remove_stripes, center=center, counts_per_photon=counts)
     whole = [name for name in layout.volumes if resume and not overwrite and is_whole(layout.folder / name)]
     for name in whole:
@@ -109,7 +118,9 @@ def prepare(
         )
     if warning := angles_warning(scan, splits):
         _log.warning("%s", warning)
-    if counts and counts_per_photon is None:
+    if begun == 0:
+        _log.info("low counts are not corrected, as in what is there")
+    elif counts and counts_per_photon is None:
         _log.info("a photon gives %g counts in a pixel: low counts are corrected for it", counts)
     plan = plan_rows(scan, splits, stripes=remove_stripes, max_memory=max_memory)
     if dry_run:

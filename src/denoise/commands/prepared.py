@@ -5,6 +5,7 @@ from __future__ import annotations
 import glob
 import html
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,12 +14,13 @@ from typing import Any
 from denoise.errors import ConfigError, OutputError
 from denoise.projections.angles import SplitAngles
 from denoise.projections.scan import Scan
-from denoise.volumes import describe_numbers, open_volume, stored_description
+from denoise.volumes import describe_numbers, is_whole, open_volume, stored_description
+from denoise.volumes.unfinished import Unfinished
 
 _MADE_FROM = "denoise prepare "
 #: Stated where it is not what it always was until 2026-11-28.
 _DEALT, _WEIGHTS, _COUNTS = "projections dealt", "weights", "counts per photon"
-_BEFORE = {_DEALT: "in turn", _WEIGHTS: "of each part", _COUNTS: 0.0}
+_BEFORE: Mapping[str, Any] = {_DEALT: "in turn", _WEIGHTS: "of each part", _COUNTS: 0.0}
 #: Facts that change where the scan is copied.
 _OF_THE_FILE = ("scan", "scan of")
 #: Which of the volumes it is.
@@ -105,6 +107,23 @@ def stored_center(path: Path, columns: int) -> float | None:
     return said if type(said) is float and 0 <= said <= columns - 1 else None
 
 
+def begun_counts(layout: Layout) -> float | None:
+    """The counts of a photon that what is there was made with, whole or not; None where nothing is there, or says.
+
+    Raises
+    ------
+    OutputError
+        The description of an unfinished volume is damaged.
+    """
+    for path in (layout.folder / name for name in layout.volumes):
+        unfinished = Unfinished(path)
+        found = _stored_facts(path) if is_whole(path) else unfinished.facts if unfinished.exists else {}
+        if _OF_THE_FILE[0] in found:
+            said = found.get(_COUNTS, _BEFORE[_COUNTS])
+            return float(said) if isinstance(said, int | float) and 0 <= said < math.inf else None
+    return None
+
+
 def _stored_facts(path: str | Path) -> dict[str, Any]:
     """What a volume says that it was made from; nothing where it does not say."""
     text = html.unescape(stored_description(path))
@@ -123,7 +142,8 @@ def require_one_division(paths: Sequence[str]) -> None:
     ConfigError
         Names two of them, and the first difference.
     """
-    facts = [_stored_facts(path) for path in paths]
+    # What `prepare` writes are folders; it takes a while to look into others.
+    facts = [_stored_facts(path) if Path(path).is_dir() else {} for path in paths]
     for path, said in zip(paths[1:], facts[1:], strict=True):
         if not all(name in said and said[name] == facts[0].get(name) for name in _OF_THE_FILE):
             continue  # of another scan, or not made by `prepare`

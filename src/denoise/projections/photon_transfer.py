@@ -94,6 +94,12 @@ def photons_of(scan: Scan) -> Photons:
     ScanError
         The file has become unreadable.
     """
+    # What is not finite makes its block so, which is left out.
+    with np.errstate(invalid="ignore", over="ignore"):
+        return _photons_of(scan)
+
+
+def _photons_of(scan: Scan) -> Photons:
     white, dark = scan.read_beam(_ROWS, _FRAMES)
     level = dark.mean(axis=0)
     read = _without_light(dark)
@@ -120,10 +126,9 @@ def _over_mean(frames: Float32Array, order: int, read: float, share: float) -> f
         Of the differences between frames.
     """
     blocks = _blocks(frames)
-    with np.errstate(invalid="ignore", over="ignore"):  # what is not finite makes its block so
-        shape = blocks.mean(axis=-4, keepdims=True)
-        variance = _variances(blocks, shape, order, share)
-        light = np.broadcast_to(shape.mean(axis=-1), variance.shape)
+    shape = blocks.mean(axis=-4, keepdims=True)
+    variance = _variances(blocks, shape, order, share)
+    light = np.broadcast_to(shape.mean(axis=-1), variance.shape)
     known = np.isfinite(light) & np.isfinite(variance)
     lit = known & (light > max(0.0, _LIT * float(light[known].max(initial=0.0))))
     if not lit.any():
@@ -136,8 +141,7 @@ def _without_light(dark: Float32Array) -> float:
     if len(dark) < 2:
         return 0.0
     blocks = _blocks(dark)
-    with np.errstate(invalid="ignore", over="ignore"):
-        variances = _variances(blocks, np.ones_like(blocks[:1]), 1, 0.5)
+    variances = _variances(blocks, np.ones_like(blocks[:1]), 1, 0.5)
     finite = variances[np.isfinite(variances)]
     return float(np.median(finite)) if finite.size else 0.0
 

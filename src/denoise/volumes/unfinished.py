@@ -28,7 +28,7 @@ _RUN, _LOCK, _REPLACED, _NAMED = "run.json", "lock", "replaced", "named"
 #: In the description of a run: whether what it has done is to be kept for another.
 KEPT = "kept for --resume"
 #: Facts that runs of earlier versions do not state.
-_NEW = {"grey values", "splits", "tta", "dataset"}
+_NEW = {"grey values", "splits", "tta", "dataset", "mean and deviation"}
 #: Where the input is known by its grey values, its files may have moved.
 _KNOWN_BY, _PLACES = "grey values", "inputs"
 
@@ -57,9 +57,20 @@ class Unfinished:
         return (self.folder / _RUN).is_file() and not was_named
 
     @property
+    def facts(self) -> dict[str, Any]:
+        """What the run that began it said that it is made from.
+
+        Raises
+        ------
+        OutputError
+            The description is damaged.
+        """
+        return _facts(self.folder / _RUN)
+
+    @property
     def is_kept(self) -> bool:
         """Whether the run that began it meant it to be continued: another may not clear it away unasked."""
-        return self.exists and bool(_facts(self.folder / _RUN).get(KEPT))
+        return self.exists and bool(self.facts.get(KEPT))
 
     @contextmanager
     def locked(self) -> Iterator[None]:
@@ -90,7 +101,7 @@ class Unfinished:
         OutputError
             Names the first difference.
         """
-        then = _facts(self.folder / _RUN)
+        then = self.facts
         now = json.loads(json.dumps(facts))
         untold = _NEW - then.keys() | ({_PLACES} if _KNOWN_BY in then and _KNOWN_BY in now else set())
         for name in sorted({*then, *now} - untold):
