@@ -155,8 +155,9 @@ def test_a_slice_of_fill_values_beside_which_all_else_is_nothing_is_named(
         read(splits, cpu) if looked_at == "all" else sampled_normalization(splits, cpu, "error")
 
 
-def test_an_object_beside_air_is_no_slice_of_fill_values(cpu: World) -> None:
+@pytest.mark.parametrize(("empty", "noise"), [(7, 1e-3), (6, 1e-9), (6, 0.0)])
+def test_an_object_beside_air_is_no_slice_of_fill_values(cpu: World, empty: int, noise: float) -> None:
     splits = watched((9, 32, 32), 1)
     for volume in splits.volumes:
-        volume.array[:7] *= 1e-3
+        volume.array[:empty] *= noise
     read(splits, cpu).close()
