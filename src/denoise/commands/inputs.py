@@ -161,7 +161,7 @@ def _place(path: str) -> Path:
 
 def _elsewhere(source: Path) -> set[Path]:
     """Folders where slices of this one really lie, of which it holds links."""
-    if not source.is_dir():
+    if not source.is_dir() or not os.access(source, os.R_OK):
         return set()
     with os.scandir(source) as entries:
         links = [entry.path for entry in entries if entry.is_symlink() and entry.name.lower().endswith(_SLICES)]

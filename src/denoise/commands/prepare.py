@@ -269,7 +269,11 @@ def _keep_changed(config: Path, text: str) -> None:
 
 def _warn_of_other_splits(layout: Layout) -> None:
     """A config that stands is kept as it is, whatever splits are asked for."""
-    named, made = load_config(layout.config).dataset.splits, layout.dataset()["splits"]
+    try:
+        named, made = load_config(layout.config).dataset.splits, layout.dataset()["splits"]
+    except ConfigError as error:
+        _log.warning("%s is kept as it is: %s", layout.config, error)
+        return
     if len(named) != len(made):
         _log.warning(
             "%s is kept as it is, and names %s where this run makes %d; change dataset.splits there, or make all anew "

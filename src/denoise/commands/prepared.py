@@ -180,7 +180,7 @@ def require_same_origin(path: Path, scan: Scan, asked: Mapping[str, Any]) -> Non
         )
     said = _stored_facts(path)
     for name, value in {**_BEFORE, **asked}.items():
-        before = said.get(name, _BEFORE.get(name, value))
+        before = said.get(name, _BEFORE.get(name, value) if said else value)
         if name not in _OF_THE_FILE and before != value:
             raise OutputError(
                 f"{path} is whole and was made with {name} = {before!r}, this run has {value!r}; set it back to "

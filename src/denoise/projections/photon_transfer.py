@@ -21,7 +21,7 @@ Float64Array = NDArray[np.float64]
 _ROWS, _FRAMES, _PLACES = 16, 32, 8
 #: Pixels of a row that are taken together: what the beam does as a whole goes with their mean.
 _BLOCK = 32
-#: Blocks with less light than this share of the brightest are in a shadow, and say nothing.
+#: Blocks with less light than this share of the bright ones are in a shadow, and say nothing.
 _LIT = 0.25
 #: Of all blocks of the projections: in the others the object moves, too.
 _CALM = 0.25
@@ -69,12 +69,10 @@ class Photons:
                 f"{projections:g}: projections that were averaged, or a beam that moved between flats; low counts are "
                 "corrected with the smaller (another: --counts-per-photon)"
             )
-        if projections > _DIFFER * flats:
-            told = f"that a photon gives {flats:g} counts" if flats else "nothing of photons"
+        if projections and not flats:
             return (
-                f"the flats tell {told} (a single one, or averages?), and the projections fluctuate as if it gave "
-                f"{projections:g}: with so few photons dense objects come out too dense; give --counts-per-photon "
-                f"{projections:g} to correct that"
+                "the flats tell nothing of photons (a single one, or averages?), so that low counts are not corrected; "
+                f"the projections fluctuate as if a photon gave {projections:g} counts at most (--counts-per-photon)"
             )
         return None
 
@@ -130,7 +128,9 @@ def _over_mean(frames: Float32Array, order: int, read: float, share: float) -> f
     variance = _variances(blocks, shape, order, share)
     light = np.broadcast_to(shape.mean(axis=-1), variance.shape)
     known = np.isfinite(light) & np.isfinite(variance)
-    lit = known & (light > max(0.0, _LIT * float(light[known].max(initial=0.0))))
+    # Not the brightest of all: that may be one pixel which always says the most that it can.
+    bright = float(np.quantile(light[known], 0.9)) if known.any() else 0.0
+    lit = known & (light > max(0.0, _LIT * bright))
     if not lit.any():
         return 0.0
     return float(f"{max(0.0, float(np.quantile((variance[lit] - read) / light[lit], share))):.4g}")
