@@ -3,9 +3,11 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -14,7 +16,10 @@ from denoise.config.recipes import Adam
 from denoise.errors import CheckpointError, Interrupted
 from denoise.networks.spec import NetworkSpec
 from denoise.run_folder import RunFolder
+from denoise.seen import NOTHING, AllSeen
 from denoise.training.job import TrainJob
+from denoise.training.state import SEEN
+from denoise.volumes.contents import Contents
 
 Train = Callable[..., Any]
 Jobs = Callable[..., TrainJob]
@@ -161,6 +166,28 @@ def test_resuming_with_other_splits_is_refused(
     train(jobs(tmp_path, max_epochs=1))
     with pytest.raises(CheckpointError, match=r"shape = \[12, 32, 32\], the config now has \[13, 32, 32\]"):
         train(jobs(tmp_path, splits=splits_of(noise((13, 32, 32))), resume=True))
+
+
+def test_a_run_goes_on_whose_version_read_more_of_the_neighbours(
+    train: Train, jobs: Jobs, splits_of: Splits, noise: Splits, tmp_path: Path
+) -> None:
+    """What it saw is known by the slices that were looked at then, and is kept; among other grey values it is refused."""
+    arrays = noise((16, 32, 32))
+    splits, chosen = splits_of(arrays), {"train_slices": range(6, 10), "network": DEEP}
+    train(jobs(tmp_path / "parts", splits=splits, max_epochs=1, **chosen))
+    path = RunFolder(tmp_path / "parts").state
+    state = TrainState.load(path)
+    (now,) = AllSeen.of_plain(state.fingerprint[SEEN]).runs
+    assert len(now.slices) < 16
+    then = NOTHING.then(replace(now, slices=range(16), contents=Contents.of(splits.volumes, range(16))))
+    replace(state, fingerprint={**state.fingerprint, SEEN: then.as_plain()}).save(path)
+
+    other = splits_of([array + (np.arange(16) == 0)[:, None, None].astype(np.float32) for array in arrays])
+    with pytest.raises(CheckpointError, match="reconstructed anew"):
+        train(jobs(tmp_path / "parts", splits=other, max_epochs=2, resume=True, **chosen))
+    watcher = train(jobs(tmp_path / "parts", splits=splits, max_epochs=2, resume=True, **chosen))
+    assert [step for step, _, _ in watcher.steps] == [3, 4]
+    assert AllSeen.of_plain(TrainState.load(path).fingerprint[SEEN]).runs[0].slices == range(16)
 
 
 def test_resuming_without_a_state_begins(train: Train, jobs: Jobs, tmp_path: Path, assert_same_run: Same) -> None:

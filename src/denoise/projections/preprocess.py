@@ -6,6 +6,7 @@ to be repaired on the way is counted and handed back, never silent.
 
 from __future__ import annotations
 
+import math
 import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -21,6 +22,9 @@ from denoise.volumes.volume import Float32Array
 # of 9.2 instead of infinity.
 _LEAST_COUNT = 0.5
 _LEAST_TRANSMISSION = 1e-4
+#: How much the logarithm of no photons is lowered below that of half a one. 0.25 leaves the least error from 1.5 photons
+#: on; more makes it noisier (0.5: 0.05 off, and a standard deviation of 0.94 instead of 0.82 with one photon).
+_LOWERED = 0.25
 #: Narrower than any detector; with two columns the smoothing fits a line through one point.
 _FEWEST_COLUMNS = 5
 
@@ -73,8 +77,9 @@ def line_integrals(raw: RawRows, counts_per_photon: float = 0.0) -> tuple[Float3
     The logarithm of counts N with mean m and variance g m, g counts for each photon, is log m - g / (2 m) on average:
     rays that few photons pass seem more attenuated than they are, by 1 / (2 photons), in all splits alike. The average
     of log(N + g / 2) is log m up to terms of 1 / photons^2 (Haldane 1956, Ann. Hum. Genet. 20:309, doi
-    10.1111/j.1469-1809.1955.tb01285.x): from 3 photons on it is right to 0.003, where log N is 0.18 off, and its
-    standard deviation is a little less. Nothing is right below that: with 1 photon it is 0.17 too high.
+    10.1111/j.1469-1809.1955.tb01285.x). Below 3 photons it is too high; counts of less than one photon are lowered for
+    that, by 0.25 at none. So it is right to 0.011 from 1.5 photons on, where log N is up to 0.19 off; with 1 photon it
+    is 0.08 too high, with half a photon 0.33.
 
     Parameters
     ----------
@@ -108,13 +113,27 @@ def line_integrals(raw: RawRows, counts_per_photon: float = 0.0) -> tuple[Float3
     floor = least.astype(np.float32)
     clipped = int(np.count_nonzero((values < floor) & ~dead))
     if counts_per_photon:
-        values += (0.5 * counts_per_photon / beam).astype(np.float32)
+        _expect_photons(values, (counts_per_photon / beam).astype(np.float32))
+        floor *= np.float32(math.exp(-_LOWERED))
     np.maximum(values, floor, out=values)
     np.log(values, out=values)
     np.negative(values, out=values)
     for damaged in np.flatnonzero(dead.any(axis=1)):
         _fill(values[:, damaged], ~dead[damaged])
     return values, Repairs(int(dead.sum()), clipped, values.size)
+
+
+def _expect_photons(values: Float32Array, photon: Float32Array) -> None:
+    """Turn transmissions into such whose logarithm is right on average; ``photon``, (rows, columns), is that of one.
+
+    Below none there is the detector's noise alone, and its logarithm would be a long tail.
+    """
+    np.maximum(values, 0, out=values)
+    for frame in values:  # one by one: what this takes beside them is small
+        lowered = np.exp(_LOWERED * np.minimum(frame / photon - 1, 0)) if (frame < photon).any() else None
+        frame += photon / 2
+        if lowered is not None:
+            frame *= lowered
 
 
 def remove_stripes(sinograms: Float32Array) -> Float32Array:

@@ -172,20 +172,21 @@ def seen_so_far(job: TrainJob, part: TrainingPart, state: TrainState | None, fol
     CheckpointError
         The run that goes on was trained on other grey values.
     """
+    stored = state.fingerprint.get(SEEN) if state else None
+    seen = parsed_seen(stored if isinstance(stored, dict) else {}, folder.state) if state else job.seen_before
+    begun = state is not None and bool(seen.runs)
     with large_arrays_given_back():  # what stayed in this process would come on top of what training may take
-        now = part.seen()
+        if not begun:
+            seen = seen.then(part.seen())
+        # The slices that were looked at then: of a range of slices, earlier versions read other neighbours.
+        elif not seen.runs[-1].contents.are_those_of(job.splits.volumes):
+            raise CheckpointError(
+                f"the splits are not those that the run in {folder.path} was trained on: their grey values differ, as "
+                "if they had been reconstructed anew; train on these with another --output-dir (--finetune begins from "
+                "a model), or bring those back to resume"
+            )
     give_back_freed()
-    if state is None:
-        return job.seen_before.then(now)
-    stored = state.fingerprint.get(SEEN)
-    seen = parsed_seen(stored if isinstance(stored, dict) else {}, folder.state)
-    if seen.runs and seen.runs[-1].contents.sha256 != now.contents.sha256:
-        raise CheckpointError(
-            f"the splits are not those that the run in {folder.path} was trained on: their grey values differ, as if "
-            "they had been reconstructed anew; train on these with another --output-dir (--finetune begins from a "
-            "model), or bring those back to resume"
-        )
-    return seen if seen.runs else seen.then(now)
+    return seen
 
 
 def restore_optimizer(optimizer: torch.optim.Optimizer, stored: Mapping[str, Any]) -> None:
