@@ -156,3 +156,8 @@ def test_less_noise_with_light_than_without_is_no_gain_below_zero(tmp_path: Path
     light = 1000 + rng.standard_normal((ANGLES, ROWS, COLUMNS))
     found = photons_of(scan_of(tmp_path, light, light[:6], dark))
     assert (found.in_flats, found.in_projections) == (0.0, 0.0)
+
+
+def test_what_fluctuates_by_more_than_a_photon_in_the_beam_is_no_photons() -> None:
+    assert Photons(150.0, 120.0, 100.0).counts_each == 0.0
+    assert Photons(150.0, 80.0, 100.0).counts_each == 80.0

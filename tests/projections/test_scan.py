@@ -5,6 +5,7 @@ from __future__ import annotations
 import pickle
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
@@ -107,13 +108,16 @@ def test_theta_without_a_unit_is_in_degrees(scan_file: Path) -> None:
             },
             0.65,
         ),
-        (
-            {
-                "detector/pixel_size_x": (6.5, "µm"),
-                "detection_system/objective/magnification": (10.0, ""),
-                "detector/binning_y": (2, ""),
-            },
-            None,
+        *(
+            (
+                {
+                    "detector/pixel_size_x": (6.5, "µm"),
+                    "detection_system/objective/magnification": (10.0, ""),
+                    f"detector/{name}": (value, ""),
+                },
+                None,
+            )
+            for name, value in (("binning_y", 2), ("binning", "2x2"), ("binning", [1, 2]), ("binning_x", "two"))
         ),
         ({"detector/pixel_size_x": (6.5, "um")}, None),
         ({"detection_system/objective/resolution": (0.65, None)}, None),
@@ -123,7 +127,7 @@ def test_theta_without_a_unit_is_in_degrees(scan_file: Path) -> None:
     ],
 )
 def test_the_voxel_size_is_given_only_where_the_file_is_clear(
-    scan_file: Path, entries: dict[str, tuple[float, str | None]], expected: float | None
+    scan_file: Path, entries: dict[str, tuple[Any, str | None]], expected: float | None
 ) -> None:
     with h5py.File(scan_file, "a") as file:
         for name, (value, unit) in entries.items():

@@ -171,7 +171,7 @@ def test_resuming_with_other_splits_is_refused(
 def test_a_run_goes_on_whose_version_read_more_of_the_neighbours(
     train: Train, jobs: Jobs, splits_of: Splits, noise: Splits, tmp_path: Path
 ) -> None:
-    """What it saw is known by the slices that were looked at then, and is kept; among other grey values it is refused."""
+    """What it saw is known by the slices that were looked at then, and is kept; other grey values are refused."""
     arrays = noise((16, 32, 32))
     splits, chosen = splits_of(arrays), {"train_slices": range(6, 10), "network": DEEP}
     train(jobs(tmp_path / "parts", splits=splits, max_epochs=1, **chosen))

@@ -155,9 +155,16 @@ def test_a_slice_of_fill_values_beside_which_all_else_is_nothing_is_named(
         read(splits, cpu) if looked_at == "all" else sampled_normalization(splits, cpu, "error")
 
 
-@pytest.mark.parametrize(("empty", "noise"), [(7, 1e-3), (6, 1e-9), (6, 0.0)])
+@pytest.mark.parametrize(("empty", "noise"), [(7, 1e-3), (7, 1e-9), (6, 1e-9), (6, 0.0)])
 def test_an_object_beside_air_is_no_slice_of_fill_values(cpu: World, empty: int, noise: float) -> None:
     splits = watched((9, 32, 32), 1)
     for volume in splits.volumes:
         volume.array[:empty] *= noise
     read(splits, cpu).close()
+
+
+def test_values_that_no_reconstruction_has_are_no_object_in_however_many_slices(cpu: World) -> None:
+    splits = watched((9, 32, 32), 1)
+    splits.volumes[0].array[[2, 6], 3, 3] = [1e29, 1e30]
+    with pytest.raises(VolumeError, match=r"slice 6 of .* mean something else"):
+        read(splits, cpu)

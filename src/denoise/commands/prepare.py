@@ -31,7 +31,7 @@ from denoise.memory import available_bytes, give_back_freed, large_arrays_given_
 from denoise.projections.angles import SplitAngles
 from denoise.projections.axis import center_doubt, find_center
 from denoise.projections.footprint import RowPlan, plan_rows
-from denoise.projections.photon_transfer import photons_of
+from denoise.projections.photon_transfer import beam_of, photons_of
 from denoise.projections.reconstruct import angles_warning, reconstruct_scan
 from denoise.projections.scan import Scan
 from denoise.readable import counted, gigabytes
@@ -174,19 +174,20 @@ def _counts_per_photon(scan: Scan, given: float | None) -> float:
     if given is not None and not 0 <= given < math.inf:
         raise ConfigError(f"--counts-per-photon is {given}; expected a number from 0, counts of the detector")
     try:
-        found = photons_of(scan)
+        if given is None:
+            found = photons_of(scan)
+            if found.doubt:
+                _log.warning("%s", found.doubt)
+            return found.counts_each
+        beam = beam_of(scan)
     except ScanError as error:  # in rows that may not be asked for
         if given is None:
             _log.warning("low counts are not corrected (give --counts-per-photon to do so): %s", error)
         return given or 0.0
-    if given is None:
-        if found.doubt:
-            _log.warning("%s", found.doubt)
-        return found.counts_each
-    if given > found.beam > 0:
+    if given > beam > 0:
         raise ConfigError(
-            f"--counts-per-photon is {given:g}, and a pixel has {found.beam:g} counts in the beam, less than one "
-            "photon; expected the variance of a pixel's counts over their mean"
+            f"--counts-per-photon is {given:g}, and a pixel has {beam:g} counts in the beam, less than one photon; "
+            "expected the variance of a pixel's counts over their mean"
         )
     return given
 

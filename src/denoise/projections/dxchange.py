@@ -161,8 +161,7 @@ def voxel_size_of(file: h5py.File) -> float | None:
             size = _micrometres(file, f"{_INSTRUMENT}/{system}/{entry}")
             if size is not None:
                 return size
-    binning = (_positive(_metadata(file, f"{_INSTRUMENT}/detector/binning_{axis}")) for axis in "xy")
-    if any(number not in (None, 1.0) for number in binning):
+    if any(_may_be_binned(file, f"{_INSTRUMENT}/detector/binning{axis}") for axis in ("_x", "_y", "")):
         return None
     for system in ("detection_system/objective", "detection_system", "detector", "objective"):
         magnification = _positive(_metadata(file, f"{_INSTRUMENT}/{system}/magnification"))
@@ -171,6 +170,15 @@ def voxel_size_of(file: h5py.File) -> float | None:
             if magnification and size:
                 return size / magnification
     return None
+
+
+def _may_be_binned(file: h5py.File, name: str) -> bool:
+    """Whether there is anything but a 1 under a name: what is written in another way may be any binning."""
+    try:
+        there = _inside(file, name, Path(file.filename)) is not None
+    except (ScanError, *DAMAGE):
+        return True
+    return there and _positive(_metadata(file, name)) != 1.0
 
 
 def _micrometres(file: h5py.File, name: str) -> float | None:

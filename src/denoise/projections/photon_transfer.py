@@ -53,9 +53,10 @@ class Photons:
         """What is taken: the smaller, as all that is wrong makes one of them too large.
 
         Flats of which several were averaged, or a single one, tell too little or nothing; then nothing is corrected
-        that is not certain.
+        that is not certain. What fluctuates by more than a photon in the beam has other reasons than photons.
         """
-        return min(self.in_flats, self.in_projections)
+        found = min(self.in_flats, self.in_projections)
+        return found if found <= self.beam else 0.0
 
     @property
     def doubt(self) -> str | None:
@@ -107,10 +108,28 @@ def _photons_of(scan: Scan) -> Photons:
     if len(scan.angles_rad) >= 3:
         order = np.argsort(np.mod(scan.angles_rad, 2 * np.pi), kind="stable")
         starts = np.unique(np.linspace(0, len(order) - 3, _PLACES).astype(int))
-        triples = [scan.read_frames(order[start : start + 3].tolist(), _ROWS) - level for start in starts]
-        projections = _over_mean(np.stack(triples), 2, read, _CALM)
-    finite = beam[np.isfinite(beam)]
-    return Photons(flats, projections, float(np.median(finite)) if finite.size else 0.0)
+        triples = np.stack([order[start : start + 3] for start in starts])
+        projections = _over_mean(scan.read_frames(triples, _ROWS) - level, 2, read, _CALM)
+    return Photons(flats, projections, _median(beam))
+
+
+def beam_of(scan: Scan) -> float:
+    """Mean counts of a pixel in the flats, as ``Photons.beam``; reads no projection.
+
+    Raises
+    ------
+    ScanError
+        The file has become unreadable.
+    """
+    with np.errstate(invalid="ignore", over="ignore"):
+        white, dark = scan.read_beam(_ROWS, _FRAMES)
+        return _median(white - dark.mean(axis=0))
+
+
+def _median(values: Float32Array) -> float:
+    """Of what is finite; 0 where nothing is."""
+    finite = values[np.isfinite(values)]
+    return float(np.median(finite)) if finite.size else 0.0
 
 
 def _over_mean(frames: Float32Array, order: int, read: float, share: float) -> float:

@@ -22,8 +22,8 @@ from denoise.volumes.volume import Float32Array
 # of 9.2 instead of infinity.
 _LEAST_COUNT = 0.5
 _LEAST_TRANSMISSION = 1e-4
-#: How much the logarithm of no photons is lowered below that of half a one. 0.25 leaves the least error from 1.5 photons
-#: on; more makes it noisier (0.5: 0.05 off, and a standard deviation of 0.94 instead of 0.82 with one photon).
+#: How much the logarithm of no photons is lowered below that of half a one. 0.25 leaves the least error from 1.5
+#: photons on; more makes it noisier (0.5: 0.05 off, and a standard deviation of 0.94 instead of 0.82 with one photon).
 _LOWERED = 0.25
 #: Narrower than any detector; with two columns the smoothing fits a line through one point.
 _FEWEST_COLUMNS = 5

@@ -7,7 +7,6 @@ here; that is the job of ``preprocess``.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -153,8 +152,12 @@ class Scan:
             white, dark = (self._read(file, name, middle.start, middle.stop, slice(frames)) for name in DATASETS[1:3])
         return white, dark
 
-    def read_frames(self, numbers: Sequence[int], rows: int) -> Float32Array:
-        """Some projections, of the same rows as ``read_beam``: (projections, rows or fewer, columns), as they are.
+    def read_frames(self, numbers: NDArray[np.int64], rows: int) -> Float32Array:
+        """Some projections, of the same rows as ``read_beam``, as they are; what is stored together is read once.
+
+        Returns
+        -------
+        float32, the shape of ``numbers`` and after it (rows or fewer, columns).
 
         Raises
         ------
@@ -162,17 +165,19 @@ class Scan:
             The file has become unreadable or changed since it was opened.
         """
         middle = self._middle(rows)
+        wanted, places = np.unique(numbers, return_inverse=True)
         with opened(self.path) as file:
-            return np.concatenate(
-                [self._read(file, DATASETS[0], middle.start, middle.stop, slice(n, n + 1)) for n in numbers]
-            )
+            frames = self._read(file, DATASETS[0], middle.start, middle.stop, wanted.tolist())
+        return frames[places.reshape(numbers.shape)]
 
     def _middle(self, rows: int) -> range:
         there = self.detector_shape[1]
         start = max(0, (there - rows) // 2)
         return range(start, min(there, start + rows))
 
-    def _read(self, file: h5py.File, name: str, start: int, stop: int, frames: slice = slice(None)) -> Float32Array:
+    def _read(
+        self, file: h5py.File, name: str, start: int, stop: int, frames: slice | list[int] = slice(None)
+    ) -> Float32Array:
         """Detector rows start..stop-1 of some frames, (frames, rows, columns)."""
         dataset = numeric_dataset(file, name, self.path)
         if name == "exchange/data" and tuple(dataset.shape) != self.detector_shape:

@@ -32,6 +32,10 @@ _SAMPLED_VOXELS = 2**28
 _FEWEST_SAMPLED = 4
 #: Of the deviations of most slices: no object, and no metal, is so far beyond air.
 _FAR_BEYOND = 10_000
+#: As a share of the slices that are looked at: of more than these they are the object, beside slices of nothing.
+_EXCEPTIONS = 0.02
+#: No reconstruction has grey values as large, whatever its unit.
+_NO_GREY_VALUE = 1e15
 #: Of a slice that is looked at for its moments at a time, which takes 24 bytes for each voxel.
 _BAND_VOXELS = 2**20
 _BYTES_FOR_MOMENTS = 24
@@ -189,10 +193,11 @@ def refuse_unusable(rows: NDArray[np.float64], splits: SplitSet, zs: Sequence[in
                 "learnt from it; check the file"
             )
         deviations = np.sqrt(mine[:, 2] / np.maximum(mine[:, 0], 1))
-        # Where most slices are empty, nearly, those of the object are no exception yet.
+        # Where most slices are empty, nearly, those of the object are no exception.
         usual = float(np.quantile(deviations[mine[:, 0] > 0], 0.75)) if len(seen) else 0.0
         worst = int(np.argmax(deviations))
-        if usual > 0 and deviations[worst] > _FAR_BEYOND * usual:
+        beyond = int(np.count_nonzero(deviations > _FAR_BEYOND * usual)) if usual > 0 else 0
+        if beyond and (beyond <= max(1, _EXCEPTIONS * len(seen)) or deviations[worst] > _NO_GREY_VALUE):
             raise VolumeError(
                 f"slice {volume.slice_numbers[zs[worst]]} of {volume.name} has a standard deviation of "
                 f"{deviations[worst]:.3g}, the others have {usual:.3g}: it holds values that mean something else, "
