@@ -168,3 +168,16 @@ def test_values_that_no_reconstruction_has_are_no_object_in_however_many_slices(
     splits.volumes[0].array[[2, 6], 3, 3] = [1e29, 1e30]
     with pytest.raises(VolumeError, match=r"slice 6 of .* mean something else"):
         read(splits, cpu)
+
+
+@pytest.mark.parametrize(("deviation", "told"), [(6.0, True), (6000.0, False)])
+def test_grey_values_that_single_precision_cannot_tell_apart_are_refused(
+    cpu: World, rng: np.random.Generator, deviation: float, told: bool
+) -> None:
+    arrays = [1e9 + deviation * rng.standard_normal((4, 32, 32)) for _ in range(2)]
+    splits = SplitSet.of([ArrayVolume(array, f"split {k}") for k, array in enumerate(arrays)])
+    if told:
+        with pytest.raises(VolumeError, match=r"split 0 are 1000000000 \+- 6.*, and single .* steps of 64 there"):
+            sampled_normalization(splits, cpu, "error")
+    else:
+        sampled_normalization(splits, cpu, "error")

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
+from statistics import median
 from typing import Any
 
 from denoise.report.svg import Axis, Curve, Mark, Number, chart, number_text
@@ -170,12 +172,16 @@ def _training(content: Plain) -> Iterable[Figure]:
         return [number(r.get(name)) for r in history]
 
     steps = Axis("training step", "steps", low=0)
+    trained = of("train_loss")
+    lasted = [b - a for a, b in pairwise([0.0, *step]) if a is not None and b is not None]
+    if len(lasted) == len(step) > 1 and lasted[-1] < median(lasted) / 2:
+        trained[-1] = None  # of the few steps that were left for a last epoch: chance
     yield Figure(
         "Loss",
         chart(
             "Training and held-out loss",
             [
-                *_curve("training loss", "before", step, of("train_loss"), dots=True),
+                *_curve("training loss", "before", step, trained, dots=True),
                 *_curve("held-out L1 (val)", "after", step, of("val_l1"), dots=True),
             ],
             steps,

@@ -26,6 +26,7 @@ UNKNOWN = "unknown"
 _SEVERITIES = {"invalid": "not valid", "reservation": "reservation", "note": "note", "fine": "fine"}
 _VERDICTS = {"fine": "fine", "usable with reservations": "reservation", "not valid": "invalid"}
 _CITED = re.compile(r"(?P<doi>10\.\d{4,9}/[^\s,;)]+[^\s,;).])|arXiv (?P<arxiv>\d{4}\.\d{4,5})")
+_CODE = re.compile(r"`([^`]+)`")
 _KIND_NAMES = {"before": "before", "after": "after", "residual": "taken away", "other": "other split"}
 
 
@@ -47,7 +48,7 @@ class Test:
     question: str
     severity: str
     word: str
-    sentence: str
+    sentence: Markup
     number: str
     limit: str
     why: str
@@ -116,12 +117,13 @@ def headline(content: Plain) -> list[Tile]:
     before, after = (_interval(scores.get(n)) for n in ("psnr_before", "psnr_after"))
     size = number(content.get("voxel_size_um"))
     coarse, fine = (_period(scores.get(n), size) for n in ("resolution_before", "resolution_after"))
+    bound = " or finer" if scores.get("resolution_is_bound") and fine != UNKNOWN else ""
+    resolution = Tile("Resolution", f"{coarse} → {fine}{bound}", "period with a correlation of 0.5 with the truth")
     if scores.get("error_is_bound"):
-        return _bounds(gain[2], dose[2], before[0], after[2], f"{coarse} → {fine}")
-    bound = " or finer" if scores.get("resolution_is_bound") else ""
+        return _bounds(gain[2], dose[2], before[0], after[2], resolution)
     return [
         Tile("Gain", _signed(gain[0], " dB"), _between(gain, " dB")),
-        Tile("Resolution", f"{coarse} → {fine}{bound}", "period with a correlation of 0.5 with the truth"),
+        resolution,
         Tile(
             "Equivalent dose",
             UNKNOWN if dose[0] is None else f"as if exposed {_rounded(dose[0])} times as long",
@@ -133,15 +135,25 @@ def headline(content: Plain) -> list[Tile]:
 
 
 def _bounds(
-    gain: float | None, dose: float | None, before: float | None, after: float | None, resolution: str
+    gain: float | None, dose: float | None, before: float | None, after: float | None, resolution: Tile
 ) -> list[Tile]:
     """The same where a part of the error is hidden: upper ends of intervals."""
-    hidden = "upper bound: streaks hide a part of the error"
+
+    def tile(title: str, value: float | None, told: str, otherwise: str = UNKNOWN) -> Tile:
+        if value is None:
+            return Tile(title, otherwise, "streaks hide the error: not even a bound can be told")
+        return Tile(title, told, "upper bound: streaks hide a part of the error")
+
     return [
-        Tile("Gain", UNKNOWN if gain is None else f"at most {_signed(gain, ' dB')}", hidden),
-        Tile("Resolution", resolution, "period with a correlation of 0.5 with the truth"),
-        Tile("Equivalent dose", UNKNOWN if dose is None else f"at most {_rounded(dose)} times as long", hidden),
-        Tile("PSNR", UNKNOWN if after is None else f"{_plain(before, '')} → at most {_plain(after, ' dB')}", hidden),
+        tile("Gain", gain, f"at most {_signed(gain, ' dB')}"),
+        resolution,
+        tile("Equivalent dose", dose, "" if dose is None else f"at most {_rounded(dose)} times as long"),
+        tile(
+            "PSNR",
+            after,
+            f"{_plain(before, '')} → at most {_plain(after, ' dB')}",
+            f"{_plain(before, ' dB')} → {UNKNOWN}",
+        ),
     ]
 
 
@@ -160,7 +172,7 @@ def tests(content: Plain) -> list[Test]:
                 question=text(finding.get("question")),
                 severity=severity,
                 word=_SEVERITIES[severity],
-                sentence=text(finding.get("sentence")),
+                sentence=_with_code(text(finding.get("sentence"))),
                 number="not measured" if value is None else f"{number_text(value)} {unit}".strip(),
                 limit=_limit(finding, value, threshold),
                 why=text(finding.get("why")),
@@ -186,6 +198,11 @@ def cited(source: str) -> Markup:
         parts.append(f'<a href="{escape(address)}" rel="noreferrer noopener">{escape(match[0])}</a>')
         end = match.end()
     return Markup("".join([*parts, escape(source[end:])]))
+
+
+def _with_code(sentence: str) -> Markup:
+    """What stands between backticks as code."""
+    return Markup(_CODE.sub(r"<code>\1</code>", escape(sentence)))
 
 
 def _interval(value: object) -> tuple[float | None, float | None, float | None]:

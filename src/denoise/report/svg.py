@@ -25,6 +25,8 @@ _LINE = 16
 #: Of a character on average, at the font size of the style sheet.
 _CHARACTER = 6.3
 _TICKS = 5
+#: Whole numbers below are written out.
+_COUNTED = 100_000
 _RAISED = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
@@ -137,7 +139,9 @@ def chart(title: str, curves: Sequence[Curve], x: Axis, y: Axis, marks: Sequence
 
 
 def number_text(value: float) -> str:
-    """Three digits, powers of ten as people write them."""
+    """Three digits, powers of ten as people write them; whole numbers of up to five digits as they are."""
+    if value == round(value) and abs(value) < _COUNTED:
+        return f"{value:.0f}".replace("-", "−")
     text = f"{value:.3g}"
     if "e" not in text:
         return text.replace("-", "−")

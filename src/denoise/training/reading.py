@@ -32,6 +32,8 @@ _SAMPLED_VOXELS = 2**28
 _FEWEST_SAMPLED = 4
 #: Of the deviations of most slices: no object, and no metal, is so far beyond air.
 _FAR_BEYOND = 10_000
+#: So many of the smallest steps of float32 are to be in the standard deviation within slices.
+_STEPS = 10
 #: As a share of the slices that are looked at: of more than these they are the object, beside slices of nothing.
 _EXCEPTIONS = 0.02
 #: No reconstruction has grey values as large, whatever its unit.
@@ -204,6 +206,18 @@ def refuse_unusable(rows: NDArray[np.float64], splits: SplitSet, zs: Sequence[in
                 "beside which the rest is nothing; replace them (by NaN, with dataset.non_finite: fill), or leave the "
                 "slice out (dataset.train_start_slice, train_end_slice)"
             )
+        _refuse_too_far_from_zero(seen, volume)
+
+
+def _refuse_too_far_from_zero(rows: NDArray[np.float64], volume: Volume) -> None:
+    count = max(1.0, float(rows[:, 0].sum()))
+    mean, deviation = float(rows[:, 0] @ rows[:, 1]) / count, float(np.sqrt(rows[:, 2].sum() / count))
+    step = float(np.spacing(np.float32(abs(mean))))
+    if 0 < deviation < _STEPS * step:
+        raise VolumeError(
+            f"the grey values of {volume.name} are {mean:.10g} +- {deviation:.3g}, and single precision, in which all "
+            f"is computed, tells apart steps of {step:g} there; subtract an offset from all volumes"
+        )
 
 
 def refuse_non_finite(moments: Moments, volume: Volume, z: int, non_finite: str) -> None:

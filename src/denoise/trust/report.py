@@ -24,7 +24,7 @@ from denoise.trust.pictures import Profile, edge_profiles
 from denoise.trust.scores import RESOLVED, Scores, scores_of
 from denoise.trust.seams import Seams, find_seams
 from denoise.trust.spectra import RingSums, ring_sums
-from denoise.trust.streaks import ENOUGH_ANGLES, StreakFacts, judge_streaks, measure_streaks
+from denoise.trust.streaks import ENOUGH_ANGLES, StreakFacts, judge_streaks, measure_streaks, not_simulated
 from denoise.trust.support import BandSupport, support_of
 from denoise.trust.verdict import Finding, Severity, Verdict, finite
 
@@ -112,7 +112,8 @@ class Report:
         """Gain, dose, resolution and verdict, one sentence each."""
         scores = self.scores
         gain, dose = scores.gain, scores.equivalent_dose
-        bound = "at least " if scores.resolution_is_bound else ""
+        fine = self.as_length(scores.resolution_after)
+        bound = " or finer" if scores.resolution_is_bound and fine != _UNKNOWN else ""
         most = scores.error_is_bound
         told = _said(dose, " times", most)
         return (
@@ -122,7 +123,7 @@ class Report:
             if told == _UNKNOWN
             else f"Equivalent dose: the plain reconstruction would have this squared error if exposed {told} as long.",
             f"Resolution (correlation with the truth 0.5): {self.as_length(scores.resolution_before)} before, "
-            f"{bound}{self.as_length(scores.resolution_after)} after.",
+            f"{fine}{bound} after.",
             self.verdict.sentence,
         )
 
@@ -130,6 +131,8 @@ class Report:
         """A frequency as the period that it stands for, in voxels and micrometres."""
         if math.isinf(resolution.value):
             return "2 voxels (the finest there is)"
+        if math.isnan(resolution.value):
+            return _UNKNOWN
         period = 1 / resolution.value
         size = "" if self.voxel_size_um is None else f" = {period * self.voxel_size_um:.3g} um"
         return f"{period:.1f} voxels{size}"
@@ -198,7 +201,15 @@ def _scored(
         f.name == "enough_angles" and f.severity >= Severity.RESERVATION for f in inputs.findings
     )
     scores = scores_of(evidence, errors, rings)
-    return (scores.as_bounds(), None, (judge_streaks(None),)) if few else (scores, None, ())
+    if not few:
+        return scores, None, ()
+    if len(evidence.splits) > 2:
+        reason = "there are more than two splits"
+    elif evidence.shape[1] < columns:
+        reason = "only parts of slices were held out"
+    else:
+        reason = "the angles are not known"
+    return scores.as_bounds(), None, (not_simulated(reason),)
 
 
 def _said(interval: Interval, unit: str, is_bound: bool = False) -> str:

@@ -26,6 +26,10 @@ from denoise.trust.streaks import StreakFacts
 RANGE_PERCENTILES = (0.1, 99.9)
 #: Correlation with the truth at which detail counts as resolved.
 RESOLVED = 0.5
+_UNRESOLVED = Interval(math.nan, math.nan, math.nan)
+#: Above 1 a correlation is impossible: by so many standard errors (so much each, of too few slices to tell), and so
+#: much.
+_BEYOND_CHANCE, _OF_FEW, _ROUNDED = 4.0, 0.05, 0.05
 _FEWEST_SLICES = 4
 #: An upper end by so much above the value, dB, stands for an error of less than a tenth of the estimate, which cannot
 #: be told from none.
@@ -49,7 +53,9 @@ class Scores:
         How many times as long the scan would have to be for the plain reconstruction to have the same squared error:
         10^(gain / 10), as that error falls as 1/dose.
     resolution_before, resolution_after
-        Cycles per voxel where the correlation with the truth falls below 0.5; infinite: not before the Nyquist limit.
+        Cycles per voxel where the correlation with the truth falls below 0.5; infinite: not before the Nyquist limit;
+        NaN: not known, as the estimate of the correlation is above 1 before that by more than chance, where what
+        differs between the splits is no independent noise.
     resolution_is_bound
         The splits cannot tell what lies beyond ``resolution_after``: it is at least that.
     error_is_bound
@@ -80,11 +86,12 @@ class Scores:
         )
 
     def as_plain(self) -> dict[str, object]:
-        """For JSON."""
-        return {
+        """For JSON; a resolution that is not known is null."""
+        plain = {
             name: value.as_plain() if isinstance(value := getattr(self, name), Interval) else value
             for name in self.__dataclass_fields__
         }
+        return {**plain, "resolution_after": None} if math.isnan(self.resolution_after.value) else plain
 
 
 def scores_of(evidence: Evidence, errors: ErrorSums, rings: RingSums, streaks: StreakFacts | None = None) -> Scores:
@@ -125,7 +132,7 @@ def scores_of(evidence: Evidence, errors: ErrorSums, rings: RingSums, streaks: S
         gain=gain,
         equivalent_dose=Interval(*(10 ** (v / 10) for v in (gain.value, gain.low, gain.high))),
         resolution_before=_resolution(rings, RingSums.correlation_before),
-        resolution_after=_resolution(rings, RingSums.correlation_after),
+        resolution_after=_UNRESOLVED if _is_impossible(rings) else _resolution(rings, RingSums.correlation_after),
         resolution_is_bound=_is_bound(rings),
     )
 
@@ -146,6 +153,15 @@ def _resolution(rings: RingSums, curve: Callable[[RingSums], NDArray[np.float64]
         return Interval(statistic(everything), math.nan, math.nan)
     low, high = bootstrap(statistic, len(everything), draws=100)
     return Interval(statistic(everything), low, high)
+
+
+def _is_impossible(rings: RingSums) -> bool:
+    """Whether the correlation with the truth comes out above 1, by more than chance, where it is resolved."""
+    correlation, error = rings.correlation_after(), rings.error_after()
+    limit = crossing(rings, correlation)
+    with np.errstate(invalid="ignore"):
+        beyond = correlation - np.maximum(_BEYOND_CHANCE * np.where(np.isnan(error), _OF_FEW, error), _ROUNDED) > 1
+    return bool((beyond & (rings.frequencies < limit)).any())
 
 
 def _is_bound(rings: RingSums) -> bool:

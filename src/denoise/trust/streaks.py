@@ -177,20 +177,25 @@ def measure_streaks(evidence: Evidence, rings: RingSums, angles: SplitAngles, *,
     )
 
 
-def judge_streaks(facts: StreakFacts | None) -> Finding:
-    """What streaks do to the estimates of error; None: they are there, and cannot be simulated."""
-    asked = "Do streaks of the splits disturb the estimated error?"
-    if facts is None:
-        return Finding(
-            "streaks", asked, None, "times the object's own streaks", None,
-            "Streaks that differ between the splits hide a part of the error. They can be computed from the result and "
-            "the angles of the scan, which `denoise prepare` writes beside its splits, for two "
-            "splits and whole held-out slices.",
-            Severity.RESERVATION,
-            "Splits with so few angles have streaks of their own, which hide a part of the error; the angles are not "
-            "known, only parts of slices were held out, or there are more than two splits, so that gain and PSNR are "
-            "upper bounds.",
-        )  # fmt: skip
+_ASKED = "Do streaks of the splits disturb the estimated error?"
+_TIMES = "times the object's own streaks"
+
+
+def not_simulated(reason: str) -> Finding:
+    """What streaks do to the estimates of error where they are there, and cannot be simulated for this reason."""
+    return Finding(
+        "streaks", _ASKED, None, _TIMES, None,
+        "Streaks that differ between the splits hide a part of the error. They can be computed from the result and the "
+        "angles of the scan, which `denoise prepare` writes beside its splits, for two splits and whole held-out "
+        "slices.",
+        Severity.RESERVATION,
+        "Splits with so few angles have streaks of their own, which hide a part of the error, and cannot be computed, "
+        f"as {reason}: gain and PSNR are upper bounds.",
+    )  # fmt: skip
+
+
+def judge_streaks(facts: StreakFacts) -> Finding:
+    """What streaks that were simulated do to the estimates of error."""
     why = (
         "Streaks were computed from the result, as this scan would make them, and looked for in the difference of the "
         "splits: how strong they are there is 1 to 6 as a rule, or 0 or less if the angles, their order, or the "
@@ -223,7 +228,7 @@ def judge_streaks(facts: StreakFacts | None) -> Finding:
             + "; correlation, resolution and the tests of detail are not."
         )
     return Finding(
-        "streaks", asked, facts.coefficient, "times the object's own streaks", 1.0, why,
+        "streaks", _ASKED, facts.coefficient, _TIMES, 1.0, why,
         Severity.NOTE if facts.can_be_told else Severity.RESERVATION, sentence,
     )  # fmt: skip
 
