@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from denoise.report.curves import figures
 from denoise.report.images import KINDS, Picture, Pictures, Plate, Trial, Window
 from denoise.report.page import cited, render_page
 from denoise.report.page import tests as findings_of
@@ -175,6 +176,29 @@ def test_ends_of_an_interval_that_are_not_known_are_put_in_words(
 ) -> None:
     scores = {**CONTENT["scores"], "psnr_after": interval(9.0, low, high)}
     assert f"{said}, after" in Read(render_page({**CONTENT, "scores": scores})).words
+
+
+def test_what_is_not_known_of_streaks_is_no_upper_bound() -> None:
+    unknown, told = interval(None, None, None), interval(9.0, None, 12.0)
+    scores = {**CONTENT["scores"], "error_is_bound": True, "gain": told, "psnr_after": unknown,
+              "equivalent_dose": unknown, "resolution_after": None}  # fmt: skip
+    words = Read(render_page({**CONTENT, "scores": scores})).words
+    assert "Gainat most +12.0 dBupper bound: streaks hide a part of the error" in words
+    assert "PSNR20.0 dB → unknownstreaks hide the error: not even a bound can be told" in words
+    assert "Equivalent doseunknownstreaks hide the error" in words
+    assert "Resolution4.0 voxels (6 µm) → unknownperiod" in words
+
+
+def test_commands_in_sentences_are_code_and_nothing_else_is() -> None:
+    told = {**finding("seams", "reservation"), "sentence": "as `prepare --x <b>` does, 5 ` more"}
+    assert "as <code>prepare --x &lt;b&gt;</code> does, 5 ` more" in render_page({**CONTENT, "findings": [told]})
+
+
+@pytest.mark.parametrize(("last", "drawn"), [(401, 4), (480, 5)])
+def test_the_loss_of_the_few_steps_that_were_left_is_chance(last: int, drawn: int) -> None:
+    history = [{"step": s, "train_loss": 1.0 / s} for s in (100, 200, 300, 400, last)]
+    loss = figures({"history": history})["training"][0].svg
+    assert loss.count("<circle") == drawn
 
 
 def test_the_gravest_findings_come_first_and_a_test_that_was_not_made_says_so() -> None:

@@ -63,7 +63,9 @@ def test_higher_values_lie_higher() -> None:
 
 
 @pytest.mark.parametrize(
-    ("value", "shown"), [(0.5, "0.5"), (-3.0, "−3"), (1.2e-7, "1.2·10⁻⁷"), (1e9, "10⁹"), (-1e9, "−10⁹"), (0.0, "0")]
+    ("value", "shown"),
+    [(0.5, "0.5"), (-3.0, "−3"), (1.2e-7, "1.2·10⁻⁷"), (1e9, "10⁹"), (-1e9, "−10⁹"), (0.0, "0")]
+    + [(3000.0, "3000"), (123456.0, "1.23·10⁵"), (0.123456, "0.123")],
 )
 def test_numbers_are_written_as_people_do(value: float, shown: str) -> None:
     assert number_text(value) == shown

@@ -186,7 +186,20 @@ def test_without_angles_a_result_of_few_angles_is_a_bound_that_holds() -> None:
         "value": report.scores.gain.value, "low": None, "high": report.scores.gain.high,
     }  # fmt: skip
     assert "at most" in next(f.sentence for f in report.verdict.findings if f.name == "gain")
+    assert "as the angles are not known:" in next(f.sentence for f in report.verdict.findings if f.name == "streaks")
     assert report.as_plain()["streaks"] is None
+
+
+@pytest.mark.parametrize(
+    ("count", "rows", "reason"),
+    [(2, 64, "only parts of slices were held out"), (3, SIZE, "there are more than two splits")],
+)
+def test_it_is_said_why_streaks_are_not_computed(count: int, rows: int, reason: str) -> None:
+    splits = (2 * scanned(96)[1])[:count]
+    volumes = [ArrayVolume(split, name=f"split {k}") for k, split in enumerate(splits)]
+    evidence = collect(volumes, Region((0, 0, 0), (SLICES, rows, SIZE)), smoothed)
+    (finding,) = (f for f in Report.of(evidence, inputs=few_angles()).verdict.findings if f.name == "streaks")
+    assert f"as {reason}:" in finding.sentence
 
 
 def test_nothing_is_said_of_streaks_where_there_are_enough_angles() -> None:

@@ -1,0 +1,36 @@
+"""The headline where estimates contradict themselves."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from conftest import Float32Array, white
+from scipy.ndimage import gaussian_filter
+
+from denoise.tiles import Region
+from denoise.trust.evidence import collect
+from denoise.trust.report import Report
+from denoise.volumes import ArrayVolume, Volume
+
+
+@pytest.mark.parametrize("slices", [2, 12])
+def test_a_correlation_above_one_is_no_resolution(slices: int) -> None:
+    """What is opposed in the splits counts as noise, and hides so much of the object: 1 / sqrt(1 - 0.6^2) = 1.25."""
+    shape = (slices, 96, 96)
+    truth, opposed = (gaussian_filter(white(seed, shape), (0, 1, 1)).astype(np.float32) for seed in (0, 1))
+
+    def right(volume: Volume, z_range: range) -> Float32Array:
+        return truth[z_range.start : z_range.stop]
+
+    def report(strength: float) -> Report:
+        splits = [truth + sign * strength * opposed + 0.01 * white(7 + sign, shape) for sign in (-1, 1)]
+        volumes = [ArrayVolume(split.astype(np.float32), f"split {sign}") for sign, split in enumerate(splits)]
+        return Report.of(collect(volumes, Region((0, 0, 0), shape), right))
+
+    told = report(0.6)
+    assert math.isnan(told.scores.resolution_after.value)
+    assert told.headline[2].endswith(" before, unknown after.")
+    assert told.as_plain()["scores"]["resolution_after"] is None
+    assert not math.isnan(report(0.0).scores.resolution_after.value)
