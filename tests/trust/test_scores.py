@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 import pytest
-from conftest import Float32Array, white
+from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
 
 from denoise.tiles import Region
@@ -19,13 +19,14 @@ from denoise.volumes import ArrayVolume, Volume
 def test_a_correlation_above_one_is_no_resolution(slices: int) -> None:
     """What is opposed in the splits counts as noise, and hides so much of the object: 1 / sqrt(1 - 0.6^2) = 1.25."""
     shape = (slices, 96, 96)
-    truth, opposed = (gaussian_filter(white(seed, shape), (0, 1, 1)).astype(np.float32) for seed in (0, 1))
+    rng = np.random.default_rng(0)
+    truth, opposed = (gaussian_filter(rng.standard_normal(shape), (0, 1, 1)).astype(np.float32) for _ in range(2))
 
-    def right(volume: Volume, z_range: range) -> Float32Array:
+    def right(volume: Volume, z_range: range) -> NDArray[np.float32]:
         return truth[z_range.start : z_range.stop]
 
     def report(strength: float) -> Report:
-        splits = [truth + sign * strength * opposed + 0.01 * white(7 + sign, shape) for sign in (-1, 1)]
+        splits = [truth + sign * strength * opposed + 0.01 * rng.standard_normal(shape) for sign in (-1, 1)]
         volumes = [ArrayVolume(split.astype(np.float32), f"split {sign}") for sign, split in enumerate(splits)]
         return Report.of(collect(volumes, Region((0, 0, 0), shape), right))
 
