@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter, shift
 
 from denoise.normalization import Moments, Normalization
+from denoise.projections.phantom import FoamPhantom
 from denoise.projections.projector import project_slices
 from denoise.projections.reconstruct import reconstruct_rows
 from denoise.trust.before import check_splits, judge_full, judge_scale
@@ -126,6 +127,52 @@ def test_many_photons_are_no_shared_noise_and_edges_are_no_gaps_between_projecti
         elsewhere = np.roll(0.5 * (splits[0] - splits[1]), 2, axis=0)
         shared = checked(splits[0] + elsewhere, splits[1] + elsewhere)
         assert severities(shared)["noise_independent"] > Severity.NOTE
+
+
+def _foam(photons: NDArray[np.float64], filtered: Callable[[Float32Array], Float32Array] | None = None) -> Verdict:
+    """Of pores two voxels wide and more in 128 columns; photons of each projection, (400,)."""
+    phantom = FoamPhantom.create(size=128, slices=8, seed=1, n_pores=60)
+    angles = np.arange(400) * np.pi / 400
+    beam = photons[:, None, None]
+    counts = np.random.default_rng(1).poisson(beam * np.exp(-phantom.project(angles).astype(np.float64)))
+    lines = -np.log((counts + 0.5) / beam).astype(np.float32)
+    lines = lines if filtered is None else filtered(lines)
+    return checked(
+        *(reconstruct_rows(np.ascontiguousarray(lines[k::2]), angles[k::2], phantom.center) for k in range(2))
+    )
+
+
+@pytest.mark.parametrize("photons", [4000.0, 10_000.0])
+def test_pores_in_many_photons_are_no_shared_noise(photons: float) -> None:
+    assert severities(_foam(np.full(400, photons)))["noise_independent"] <= Severity.NOTE
+
+
+def test_a_filter_of_each_projection_for_phase_contrast_shares_no_noise() -> None:
+    def paganin(lines: Float32Array) -> Float32Array:
+        y, x = np.fft.fftfreq(lines.shape[1])[:, None], np.fft.rfftfreq(lines.shape[2])[None]
+        smoothed = np.fft.rfft2(np.exp(-lines), axes=(1, 2)) / (1 + 16 * np.pi**2 * (y**2 + x**2))
+        return -np.log(np.fft.irfft2(smoothed, lines.shape[1:], axes=(1, 2))).astype(np.float32)
+
+    assert severities(_foam(np.full(400, 400.0), paganin))["noise_independent"] <= Severity.NOTE
+
+
+@pytest.mark.parametrize("ratio", [1.5, 3.0])
+def test_the_ratio_of_noise_is_right_beside_much_detail(ratio: float) -> None:
+    verdict = _foam(np.where(np.arange(400) % 2 == 0, 10_000.0, 10_000.0 * ratio))
+    (finding,) = (f for f in verdict.findings if f.name == "equal_noise")
+    assert finding.severity is Severity.RESERVATION
+    assert finding.value == pytest.approx(ratio, rel=0.05)
+
+
+def test_voxels_without_a_number_hide_nothing_and_accuse_of_nothing(pair: tuple[Float32Array, Float32Array]) -> None:
+    """Far from zero: what is put in their place must be neither an edge nor an extreme value."""
+    rng = np.random.default_rng(4)
+    missing = rng.random(pair[0].shape) < 1e-3
+    for holes in ((missing, missing), (missing, np.zeros_like(missing))):
+        verdict = checked(
+            *(np.where(hole, np.nan, 1000 * split + 5000) for split, hole in zip(pair, holes, strict=True))
+        )
+        assert {name for name, severity in severities(verdict).items() if severity > Severity.NOTE} == {"finite"}
 
 
 @pytest.mark.parametrize("first", [0, 6, 20])

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,13 +18,14 @@ from denoise.resolution import Rings
 from denoise.tiles import Region
 from denoise.trust.evidence import ellipse_of, shown_in
 from denoise.trust.layout import RingProfiles, Shift, rim, shift_between, spoke_scatter
+from denoise.trust.smooth import SmoothPlaces
 from denoise.volumes import SplitSet, Volume
 
 Float64Array = NDArray[np.float64]
 
 #: Of ``measure``: anyhow, for each pixel of a slice, and for each of each split; within 10 % of what was measured on
 #: slices of 512^2 to 4096^2 of 2 and of 4 splits.
-_BYTES, _BYTES_PER_PIXEL, _BYTES_PER_PIXEL_OF_A_SPLIT = 13_000_000, 70, 55
+_BYTES, _BYTES_PER_PIXEL, _BYTES_PER_PIXEL_OF_A_SPLIT = 13_000_000, 95, 55
 _MOST_SLICES = 24
 _MOST_VOXELS = 24_000_000
 """Of one split: 6 slices of 2048 x 2048."""
@@ -52,6 +54,8 @@ class SplitFacts:
     fine_correlation: float
     fine_correlation_error: float
     is_flat: bool
+    smooth_correlation: float | None
+    smooth_correlation_error: float
     shift: float
     shift_error: float
     shift_is_seen: bool
@@ -60,6 +64,7 @@ class SplitFacts:
     scale_error: float
     offset_error: float
     noise_ratio: float
+    noise_ratio_error: float
     spokes: float
     rings: float
     rings_certainty: float
@@ -135,6 +140,7 @@ class _Sums:
         self.shifts: list[float] = []
         self.mode_noise, self.mode_signal = np.zeros((2, height, width // 2 + 1))
         self.profiles = RingProfiles(height, width)
+        self.smooth = SmoothPlaces(count, mask & (self.rings.window.numpy() == 1))
         self.rim_covariance: list[float] = []
 
     def add(self, z: int, images: NDArray[np.float32]) -> None:
@@ -142,14 +148,14 @@ class _Sums:
         self.looked_at += 1
         finite = np.isfinite(images)
         self.bad += int(finite.size - np.count_nonzero(finite))
-        if not finite.all():
-            images = np.where(finite, images, 0)
-        if any(image.min() == image.max() for image in images):
+        known = [image[here] for image, here in zip(images, finite & self.mask, strict=True)]
+        if any(not values.size or values.min() == values.max() for values in known):
             self.constant += 1
             return
-        inside = images[:, self.mask].astype(np.float64)
-        self.means[z] = inside.mean(axis=1)
-        self.clipped.append(max(_at_extremes(values) for values in inside))
+        self.means[z] = np.array([values.mean(dtype=np.float64) for values in known])
+        self.clipped.append(max(_at_extremes(values) for values in known))
+        if not finite.all():  # as the mean, which says nothing
+            images = np.where(finite, images, self.means[z][:, None, None].astype(np.float32))
         centred = np.where(self.mask, images - self.means[z][:, None, None], 0).astype(np.float64)
         spectra = [self.rings.transform(torch.from_numpy(image)) for image in centred]
         self.power.append(np.array([self.rings.sums(f, f).numpy() for f in spectra]))
@@ -160,6 +166,7 @@ class _Sums:
         cross = np.array([plain[0] * f.conj() for f in plain[1:]])
         self.cross_spectrum += cross
         self.shifts.append(max(shift_between(c, centred.shape[2]).length for c in cross))
+        self.smooth.add(plain)
         self.mode_signal += cross[0].real
         self.mode_noise += np.square(np.abs(plain[0])) - cross[0].real
         self.profiles.add(centred[0], centred[1])
@@ -188,9 +195,10 @@ class _Sums:
         per_slice = [p[:, coherent].sum(axis=1) for p in self.power] if coherent.any() else self.power
         ratios = [float(np.sqrt(p.max() / max(p.min(), 1e-300))) for p in per_slice]
         offsets = [float(np.ptp(m) / known) for m in self.means.values()]
-        noisy = power[:, _between(frequencies, (0.25, 0.5))].sum(axis=1)
         shift = max((shift_between(c, self.mask.shape[1]) for c in self.cross_spectrum), key=lambda s: s.length)
         chance = _Chance.of(self.rings, mean_power / slices, cross / slices, slices)
+        in_smooth = self.smooth.correlation()
+        ratio, ratio_error = self.smooth.noise_ratio() or _noise_ratio(frequencies, power)
         rings, certainty = self.profiles.strength()
         return SplitFacts(
             slices=self.looked_at,
@@ -202,6 +210,8 @@ class _Sums:
             # The field of view and noise that differs from place to place leave fewer independent modes: by a half.
             fine_correlation_error=float(1.5 / np.sqrt(2 * modes[fine].sum() * slices * self.count / 2)),
             is_flat=_is_flat(frequencies, cross, mean_power),
+            smooth_correlation=None if in_smooth is None else in_smooth[0],
+            smooth_correlation_error=0.0 if in_smooth is None else in_smooth[1],
             shift=shift.length,
             shift_error=max(_error_of_mean(self.shifts), chance.shift_error),
             shift_is_seen=chance.is_seen(shift),
@@ -209,7 +219,8 @@ class _Sums:
             offset=float(np.ptp(np.mean(list(self.means.values()), axis=0)) / known),
             scale_error=max(_error_of_mean(ratios), chance.scale_error(coherent)),
             offset_error=max(_error_of_mean(offsets), chance.mean_error(int(self.mask.sum())) / known),
-            noise_ratio=float(noisy.max() / max(noisy.min(), 1e-300)),
+            noise_ratio=ratio,
+            noise_ratio_error=ratio_error,
             spokes=spoke_scatter(self.mode_noise / slices, self.mode_signal / slices, slices),
             rings=float(rings / np.sqrt(max(noise / self.count, 1e-300))),
             rings_certainty=certainty,
@@ -281,11 +292,17 @@ class _Chance:
         return float(np.sqrt(2 * coarse / (voxels * self.slices)))
 
 
+def _noise_ratio(frequencies: Float64Array, power: Float64Array) -> tuple[float, float]:
+    """Of slices that are too small to have smooth places: of all there is in the upper half of the frequencies."""
+    noisy = power[:, _between(frequencies, (0.25, 0.5))].sum(axis=1)
+    return float(noisy.max() / max(noisy.min(), 1e-300)), 0.0
+
+
 def _error_of_mean(values: Sequence[float]) -> float:
     return float(np.std(values, ddof=1) / np.sqrt(len(values))) if len(values) > 1 else 0.0
 
 
-def _at_extremes(values: Float64Array) -> float:
+def _at_extremes(values: NDArray[Any]) -> float:
     """Share of values that equal the largest or the smallest, beyond the one that there has to be."""
     at = int((values == values.max()).sum() + (values == values.min()).sum()) - 2
     return at / values.size
