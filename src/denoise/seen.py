@@ -73,7 +73,10 @@ class Seen:
         volumes, numbers = splits.volumes, splits.volumes[0].slice_numbers
         if splits.shape[1:] != (self.contents.rows, self.contents.columns):
             size = f"{self.contents.rows} x {self.contents.columns}"
-            return None, f"the model was trained on slices of {size} voxels, taken for those of another scan"
+            return None, (
+                f"the model was trained on slices of {size} voxels, taken for those of another scan: if they are this "
+                "one, cropped or binned, these slices were seen"
+            )
         if self.contents.are_those_of(volumes):
             return numbers, "held out in training"
         first, step = self.slices.start, self.slices.step
@@ -83,14 +86,17 @@ class Seen:
         alike = self.contents.show_one_object(volumes)
         if alike is False:
             return None, (
-                "the model was trained on what looks like another scan: then no slice of this one was seen, unless the "
-                "rotation centre of one of the two was far off"
+                "the model was trained on what looks like another scan: then no slice of this one was seen, unless one "
+                "of the two was turned, mirrored or reconstructed about a centre that was far off"
             )
         if not any(number in self.slices for number in numbers):
             known = "the model was trained on slices"
             return None, f"{known} {describe_numbers(self.slices)}: none of these, if they are numbered alike"
         if alike:
-            return numbers, "held out in training, on other grey values of what looks like this object"
+            return numbers, (
+                "held out in training, if slices have the numbers that they had then: these are other grey values of "
+                "what looks like this object"
+            )
         return numbers, _IN_DOUBT
 
     def rows_unseen(self, number: int, rows: int) -> range:

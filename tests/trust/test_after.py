@@ -177,6 +177,9 @@ def test_how_good_a_result_is_at_most_stays_open_where_its_error_is_nearly_nothi
     assert f"{dose.value:.1f} times ({dose.low:.1f} times or more)" in report.headline[1]
     assert f"({gain.low:.1f} dB or more)" in report.verdict.findings[0].sentence
     assert report.as_plain()["scores"]["gain"]["high"] is None
+    bounds = replace(report, scores=report.scores.as_bounds())
+    assert bounds.headline[0].startswith("Gain: unknown;")
+    assert bounds.headline[1] == "Equivalent dose: unknown."
 
 
 def test_grey_values_of_materials_are_those_of_the_object(scans: Callable[..., Scan]) -> None:

@@ -11,7 +11,8 @@ import pytest
 from denoise.errors import VolumeError
 from denoise.tiles import Region
 from denoise.trust.confidence import Confidence, calibrated, disagreement_of
-from denoise.trust.evidence import collect, field_of_view, probe_weights
+from denoise.trust.evidence import collect, field_of_view, probe_weights, shown_in
+from denoise.trust.spectra import ring_sums
 from denoise.trust.verdict import Finding, Severity, Verdict
 from denoise.volumes import ArrayVolume, Volume
 
@@ -74,6 +75,27 @@ def test_a_circle_that_was_cut_smaller_is_the_field_of_view(ratio: float, rng: n
     np.testing.assert_array_equal(field_of_view([np.where(inside, noise, np.nan).astype(np.float32)]), found)
     assert not found[~inside].any()
     assert np.count_nonzero(found) > 0.9 * np.count_nonzero(inside)
+
+
+@pytest.mark.parametrize("delivers", ["full", "splits"])
+@pytest.mark.parametrize(("count", "strategy"), [(2, "X:1"), (3, "X:1"), (4, "X:1"), (4, "1:X")])
+def test_what_changes_nothing_lets_all_noise_through(
+    scans: Callable[..., Scan], count: int, strategy: str, delivers: str
+) -> None:
+    rings = ring_sums(scans(3, count=count).evidence(lambda stack: stack, delivers=delivers, strategy=strategy))
+    np.testing.assert_allclose(rings.passed.sum(0), rings.noise.sum(0), rtol=0.01 if delivers == "splits" else 0.5)
+    assert rings.passed.sum() == pytest.approx(rings.noise.sum(), rel=0.1)
+
+
+@pytest.mark.parametrize("outside", [0.0, 1000.0, -3.5])
+def test_what_a_mask_put_outside_is_not_shown_whatever_its_grey_value(outside: float, rng: np.random.Generator) -> None:
+    y, x = np.mgrid[:64, :64] - 31.5
+    circle = np.hypot(y, x) < 28
+    stacks = [np.where(circle, rng.standard_normal((2, 64, 64)), outside).astype(np.float32) for _ in range(2)]
+    found = field_of_view(stacks)
+    assert not found[~circle].any()
+    assert np.count_nonzero(found) > 0.85 * np.count_nonzero(circle)
+    np.testing.assert_array_equal(shown_in(stacks), circle)
 
 
 def test_the_uncertainty_of_slices_does_not_depend_on_which_others_are_asked_for(scan: Scan) -> None:

@@ -30,6 +30,8 @@ _SECONDS_PER_PICTURE = 20.0
 _SECONDS_PER_LINE = 30.0
 #: What curves are drawn from.
 _DRAWN = ("epoch", "train_loss", "val_l1", "val_lcl", "val_edge")
+#: What a record has to have; the rest judges whether training was long enough.
+_READ = ("step", "learning_rate", "val_mse", *_DRAWN)
 
 
 def observers_of(job: TrainJob, folder: RunFolder) -> list[Observer]:
@@ -99,7 +101,7 @@ def read_history(path: Path) -> list[dict[str, Any]]:
             record = json.loads(line)
         except (ValueError, RecursionError) as error:
             raise _damaged_history(path, number) from error
-        if not isinstance(record, dict) or not all(type(record.get(n)) in (int, float) for n in ("step", *_DRAWN)):
+        if not isinstance(record, dict) or not all(type(record.get(n)) in (int, float) for n in _READ):
             raise _damaged_history(path, number)
         records.append(record)
     return records

@@ -68,7 +68,9 @@ def rings(facts: SplitFacts) -> Finding:
         "gone.",
         Severity.RESERVATION if failed else Severity.FINE,
         f"Rings common to the splits, {value:.2f} times as strong as the noise, count as signal: they will stay, "
-        "clearer than before. `denoise prepare --remove-stripes` removes them from the projections."
+        "clearer than before. If they are the detector's, `denoise prepare --remove-stripes` removes them from the "
+        "projections; if the object is round about the rotation axis (tubes, windings), they are the object, which "
+        "that would damage."
         if failed
         else "There are no rings that would stay.",
     )

@@ -34,6 +34,10 @@ _FLOOR = 0.01
 _UNLIKE = 0.5
 
 
+#: What voxels say of how far a class may be off counts as much as so many slices.
+_AS_SLICES = 4
+
+
 @dataclass(frozen=True)
 class Confidence:
     """The error to be expected for a disagreement, both in grey values; ascending, linear between the knots."""
@@ -104,13 +108,14 @@ def calibrated(parts: Iterable[Evidence]) -> Confidence:
             wrong.append(error_maps(one).delivered[0][one.mask].astype(np.float32))
     edges = np.quantile(np.concatenate(said), _CLASSES)
     count = len(_CLASSES) + 1
-    sums = np.zeros((len(said), 4, count))
+    sums = np.zeros((len(said), 5, count))
     for of_slice, values, errors in zip(sums, said, wrong, strict=True):
         place = np.searchsorted(edges, values)
-        for row, weights in zip(of_slice, (None, values, np.square(values), errors), strict=True):
+        of_voxels = (None, values, np.square(values), errors, np.square(errors, dtype=np.float64))
+        for row, weights in zip(of_slice, of_voxels, strict=True):
             row += np.bincount(place, weights=weights, minlength=count)
     sums = sums[:, :, sums[:, 0].sum(axis=0) > 0]
-    voxels, disagreement, squared, error = sums.sum(axis=0)
+    voxels, disagreement, squared, error, _ = sums.sum(axis=0)
     mean = float(error.sum() / voxels.sum())
     if not mean > 0 or disagreement.max() == 0:
         raise VolumeError(
@@ -130,11 +135,14 @@ def _steadied(sums: Float64Array, ratio: float) -> Float64Array:
     Parameters
     ----------
     sums
-        Voxels, disagreements, their squares, squared errors: (slices, 4, classes).
+        Voxels, disagreements, their squares, squared errors, the squares of these: (slices, 5, classes).
     """
-    voxels, _, squared, error = sums.sum(axis=0)
+    voxels, _, squared, error, fourth = sums.sum(axis=0)
     mean, expected = error / voxels, ratio * squared / voxels
-    by_chance = np.square(sums[:, 3] - mean * sums[:, 0]).sum(axis=0) / np.square(voxels)
+    by_slices = np.square(sums[:, 3] - mean * sums[:, 0]).sum(axis=0) / np.square(voxels)
+    # A few slices may agree by chance; then it counts more what their voxels would do if all were independent.
+    by_voxels = np.maximum(fourth / voxels - np.square(mean), 0) / voxels
+    by_chance = (len(sums) * by_slices + _AS_SLICES * by_voxels) / (len(sums) + _AS_SLICES)
     trust = np.square(_UNLIKE * expected)
     total = trust + by_chance
     steadied: Float64Array = np.divide(mean * trust + expected * by_chance, total, out=mean.copy(), where=total > 0)

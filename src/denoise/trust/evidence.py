@@ -219,8 +219,17 @@ def field_of_view(stacks: Sequence[Float32Array]) -> NDArray[np.bool_]:
 
 
 def shown_in(stacks: Sequence[Float32Array]) -> NDArray[np.bool_]:
-    """Voxels that are a number, and not zero, in some slice of some stack, bool (Y, X)."""
-    return np.asarray(np.any([np.any((stack != 0) & np.isfinite(stack), axis=0) for stack in stacks], axis=0))
+    """Voxels that are a number, and not what masks put outside, in some slice of some stack, bool (Y, X)."""
+    return np.asarray(
+        np.any([np.any((stack != _outside(stack)) & np.isfinite(stack), axis=0) for stack in stacks], axis=0)
+    )
+
+
+def _outside(stack: Float32Array) -> float:
+    """What all corners of all slices have, as where a mask was scaled to whole numbers; otherwise zero."""
+    corners = stack[:, [0, 0, -1, -1], [0, -1, 0, -1]]
+    masked = (corners == corners[0, 0]).all() and not (stack == corners[0, 0]).all()
+    return float(corners[0, 0]) if masked else 0.0
 
 
 def ellipse_of(shown: NDArray[np.bool_]) -> NDArray[np.bool_]:

@@ -216,6 +216,6 @@ def _said(interval: Interval, unit: str, is_bound: bool = False) -> str:
     """A value with the ends of its interval, as far as they are known; of a bound, its upper end."""
     if is_bound and math.isfinite(interval.high):
         return f"at most {interval.high:.1f}{unit}"
-    if not math.isfinite(interval.value):
+    if is_bound or not math.isfinite(interval.value):
         return _UNKNOWN
     return f"{interval.value:.1f}{unit} ({interval.ends(unit)})"

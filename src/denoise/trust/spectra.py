@@ -129,6 +129,7 @@ def ring_sums(evidence: Evidence) -> RingSums:
     def power(one: torch.Tensor, other: torch.Tensor) -> NDArray[np.float64]:
         return np.asarray(rings.sums(one, other).numpy())
 
+    independent = np.array_equal(evidence.views[0][:1], evidence.splits[0][:1])
     for part in evidence.slices():
         splits, others, outputs = (
             [rings.transform(torch.from_numpy(v[0])) for v in stacks]
@@ -141,7 +142,9 @@ def ring_sums(evidence: Evidence) -> RingSums:
         view_signal = sum(power(f, t) for f, t in zip(outputs, others, strict=True)) / len(outputs)
         if part.response is None:
             cross = view_signal
-            passed = sum(power(f - delivered, f - delivered) for f in outputs) / (count * (count - 1))
+            # Views without one split each differ by that one over all others.
+            apart = 1 if independent else (count - 1) ** 2
+            passed = apart * sum(power(f - delivered, f - delivered) for f in outputs) / (count * (count - 1))
         else:
             probe, response = (rings.transform(torch.from_numpy(v[0])) for v in (part.probe, part.response))
             cross = power(delivered, full) - power(probe, response)

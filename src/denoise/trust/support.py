@@ -39,6 +39,8 @@ _CLEAR = 1.0
 _SLICES, _WAVES = 1.0, 0.25
 #: What is divided by is at least this; float32 knows nothing much smaller.
 _TINY = 1e-30
+#: Of the mean noise power: no place has less, or what rounds to something there would stand out from nothing.
+_LEAST = 0.01
 
 
 @dataclass(frozen=True)
@@ -187,7 +189,9 @@ def _strength(stacks: list[Stack], signal: Stack, inside: Stack, width: float) -
     square = _mean([np.square(v) for v in stacks])
     edge = 2 * round(width) + 1
     seen = np.maximum(uniform_filter(inside, edge), 1e-3)
-    return np.asarray(np.maximum(uniform_filter((square - signal) * inside, (3, edge, edge)) / seen, 0))
+    usual = float(((square - signal) * inside).sum(dtype=np.float64) / max(inside.sum() * len(square), 1))
+    local = uniform_filter((square - signal) * inside, (3, edge, edge)) / seen
+    return np.asarray(np.maximum(local, _LEAST * max(usual, 0.0)))
 
 
 def _alike(result: Stack, noise: list[Stack], width: float, inside: Stack) -> float:
