@@ -239,9 +239,18 @@ def test_moments_of_another_shape_are_refused() -> None:
         restore_optimizer(torch.optim.Adam(torch.nn.Linear(2, 1).parameters()), stored_state)
 
 
-@pytest.mark.parametrize("line", [b"{", b"5", b"[]", b"{}", b'{"step": "x"}', b"\xff", b"[" * 100_000])
+_RECORD = dict.fromkeys(("train_loss", "val_l1", "val_mse", "val_lcl", "val_edge", "learning_rate"), 0.1)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        *(b"{", b"5", b"[]", b"{}", b'{"step": "x"}', b"\xff", b"[" * 100_000),
+        *(json.dumps({"epoch": 2, "step": 2, **_RECORD, name: None}).encode() for name in _RECORD),
+    ],
+)
 def test_a_damaged_history_names_the_line(tmp_path: Path, line: bytes) -> None:
-    record = {"epoch": 1, "step": 1, "train_loss": 0.1, "val_l1": 0.1, "val_lcl": 0.1, "val_edge": 0.1}
+    record = {"epoch": 1, "step": 1, **_RECORD}
     (tmp_path / "history.jsonl").write_bytes(json.dumps(record).encode() + b"\n" + line + b"\n")
     with pytest.raises(CheckpointError, match=r"history\.jsonl, line 2"):
         read_history(tmp_path / "history.jsonl")
