@@ -13,6 +13,7 @@ import pytest
 
 from denoise.config import load_config
 from denoise.projections.angles import SplitAngles
+from denoise.projections.lost import LostProjections
 from denoise.projections.phantom import FoamPhantom, simulate_foam_scan
 from denoise.projections.reconstruct import reconstruct_rows
 from denoise.projections.scan import Scan
@@ -149,6 +150,58 @@ def test_a_centre_that_seems_wrong_is_doubted_and_taken(
     assert "--center is 20, but in detector rows" in outcome.log
     assert "seems to be at column 23." in outcome.log
     assert "--center" not in denoise("prepare", scan, *CENTER, "--overwrite").log
+
+
+def without(scan: Path, lost: list[int]) -> Path:
+    """The same scan without some projections, in a folder of its own."""
+    other = scan.parent / "clean" / scan.name
+    other.parent.mkdir()
+    shutil.copy(scan, other)
+    with h5py.File(other, "r+") as file:
+        for name in ("exchange/data", "exchange/theta"):
+            kept, attributes = np.delete(file[name][()], lost, axis=0), dict(file[name].attrs)
+            del file[name]
+            file[name] = kept
+            file[name].attrs.update(attributes)
+    return other
+
+
+def test_projections_without_light_are_named_and_left_out(
+    scan: Path, denoise: Callable[..., Outcome], tools: Tools
+) -> None:
+    lost = [0, 20, 21, 22, 41]
+    clean = without(scan, lost)
+    with h5py.File(scan, "r+") as file:
+        file["exchange/data"][lost] = np.zeros((len(lost), ROWS, SIZE))
+    for path in (clean, scan):
+        outcome = denoise("prepare", path, *CENTER)
+        assert outcome.code == 0, outcome.err
+    assert f"projections 0, 20..22, 41 of {scan} have no light (beam lost?) and are left out" in outcome.log
+    out, expected = scan.with_name("raw_rec"), clean.with_name("raw_rec")
+    for name in ("foam_full", "foam_split0", "foam_split1"):
+        np.testing.assert_array_equal(tools.read(out / name), tools.read(expected / name))
+    assert (out / "foam_angles.txt").read_text() == (expected / "foam_angles.txt").read_text()
+    assert "55 angles" in denoise("prepare", scan, *CENTER, "--out", out.with_name("new"), "--dry-run").out
+
+    made = tools.fingerprint(out)
+    (out / "foam_angles.txt").unlink()
+    shutil.rmtree(out / "foam_split1")
+    assert denoise("prepare", scan, *CENTER, "--resume").code == 0
+    assert tools.fingerprint(out) == made
+
+
+def test_what_an_earlier_version_made_with_projections_without_light_is_not_gone_on_with(
+    scan: Path, denoise: Callable[..., Outcome], tools: Tools, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with h5py.File(scan, "r+") as file:
+        file["exchange/data"][20:23] = 0
+    with monkeypatch.context() as before:
+        before.setattr("denoise.commands.prepare.lost_projections", lambda scan: LostProjections())
+        assert denoise("prepare", scan, *CENTER).code == 0
+    made = tools.fingerprint(scan.parent)
+    said = "projections left out = 'none', this run has '20..22'"
+    assert said in denoise("prepare", scan, *CENTER, "--resume").error
+    assert tools.fingerprint(scan.parent) == made
 
 
 def refuse(*_: object, **__: object) -> None:

@@ -70,6 +70,16 @@ def peak_of_arrays(scan: Scan, rows: int, stripes: bool) -> int:
         tracemalloc.stop()
 
 
+@pytest.mark.parametrize("left_out", [0, 20, 200])
+def test_projections_that_are_left_out_are_read_all_the_same(
+    scan: Scan, left_out: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(footprint, "_MOST_ROWS", 40)
+    used = scan.without(tuple(range(50, 50 + left_out)))
+    planned = plan_rows(used, 2, stripes=False, max_memory=10**12).n_bytes - OTHERS
+    assert 0.7 * planned < peak_of_arrays(used, 40, False) < 1.1 * planned
+
+
 @pytest.mark.parametrize("rows", [4, 17, 40])
 @pytest.mark.parametrize("stripes", [False, True])
 def test_what_is_predicted_is_what_arrays_take(

@@ -245,6 +245,19 @@ def test_a_single_flat_and_dark_image_will_do(scan_file: Path) -> None:
     assert Scan.open(scan_file).read_rows(0, 2).white.shape == (1, 2, COLUMNS)
 
 
+def test_projections_can_be_left_out_as_if_they_had_not_been_taken(scan_file: Path) -> None:
+    whole = Scan.open(scan_file)
+    scan = whole.without((0, 5, 6)).without((1,)).only_rows(1, 3)
+    used = [1, 3, 4, 7, 8, 9, 10, 11]
+    assert (scan.left_out, scan.shape) == ((0, 2, 5, 6), (8, 2, COLUMNS))
+    np.testing.assert_array_equal(scan.angles_rad, whole.angles_rad[used])
+    np.testing.assert_array_equal(scan.read_rows(0, 2).data, whole.read_rows(1, 3).data[used])
+    for numbers in ([[0, 1], [2, 1]], [3, 4, 5]):  # with a gap in the file, and without
+        chosen = np.array(numbers)
+        expected = whole.read_frames(np.array(used)[chosen], 2)
+        np.testing.assert_array_equal(scan.read_frames(chosen, 2), expected)
+
+
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_a_pixel_that_is_no_number_is_named(scan_file: Path, value: float) -> None:
     data = np.ones((ANGLES, ROWS, COLUMNS), np.float32)

@@ -31,6 +31,7 @@ from denoise.memory import available_bytes, give_back_freed, large_arrays_given_
 from denoise.projections.angles import SplitAngles
 from denoise.projections.axis import center_doubt, find_center
 from denoise.projections.footprint import RowPlan, plan_rows
+from denoise.projections.lost import lost_projections
 from denoise.projections.photon_transfer import beam_of, photons_of
 from denoise.projections.reconstruct import angles_warning, reconstruct_scan
 from denoise.projections.scan import Scan
@@ -83,7 +84,7 @@ def prepare(
     dry_run
         Check all that can be checked, say what it would take, and write nothing.
     """
-    scan = Scan.open(scan_path).only_rows(*rows)
+    scan = _without_lost(Scan.open(scan_path).only_rows(*rows))
     layout = Layout(out or _default_folder(scan), scan.sample_name, splits)
     dealt = SplitAngles.of(scan.angles_rad, splits)
     begun = begun_counts(layout) if resume and not overwrite and counts_per_photon is None else None
@@ -167,6 +168,18 @@ def prepare(
     return layout.config
 
 
+def _without_lost(scan: Scan) -> Scan:
+    """The scan without projections that say nothing, and a word about them."""
+    try:
+        lost = lost_projections(scan)
+    except ScanError as error:  # in rows that may not be asked for
+        _log.warning("projections without light are not looked for: %s", error)
+        return scan
+    for sentence in lost.sentences(scan.path):
+        _log.warning("%s", sentence)
+    return scan.without(lost.numbers) if lost.numbers else scan
+
+
 def _counts_per_photon(scan: Scan, given: float | None) -> float:
     """What is given, where it can be; otherwise what flats and projections tell, and a word where they differ."""
     if given == 0:
@@ -215,14 +228,14 @@ def _default_folder(scan: Scan) -> Path:
 
 def _say_plan(scan: Scan, layout: Layout, shape: Triple, plan: RowPlan, center: float | None, counts: float) -> None:
     """What ``--dry-run`` prints; refuses a disk that is too small, as the run would."""
-    angles, rows, columns = scan.detector_shape
+    _, rows, columns = scan.detector_shape
     size = "voxel size unknown" if scan.voxel_size_um is None else f"voxels of {scan.voxel_size_um:g} um"
     each = 4 * int(np.prod(shape, dtype=np.int64))
     volumes = layout.splits + 1
     require_space(layout.folder / layout.full, volumes * each)
     room = free_bytes(layout.folder / layout.full)
     lines = [
-        ("scan", f"{scan.path}: {angles} angles of {rows} x {columns} pixels, {size}"),
+        ("scan", f"{scan.path}: {scan.shape[0]} angles of {rows} x {columns} pixels, {size}"),
         *([] if scan.is_whole else [("rows", f"{describe_numbers(scan.rows)} ({len(scan.rows)} of {rows})")]),
         ("centre", "searched for" if center is None else f"column {center:g}, as given"),
         ("photons", f"{counts:g} counts each in a pixel" if counts else "low counts are not corrected"),

@@ -13,14 +13,15 @@ from typing import Any
 
 from denoise.errors import ConfigError, OutputError
 from denoise.projections.angles import SplitAngles
+from denoise.projections.lost import runs_of
 from denoise.projections.scan import Scan
 from denoise.volumes import describe_numbers, is_whole, open_volume, stored_description
 from denoise.volumes.unfinished import Unfinished
 
 _MADE_FROM = "denoise prepare "
 #: Stated where it is not what it always was until 2026-11-28.
-_DEALT, _WEIGHTS, _COUNTS = "projections dealt", "weights", "counts per photon"
-_BEFORE: Mapping[str, Any] = {_DEALT: "in turn", _WEIGHTS: "of each part", _COUNTS: 0.0}
+_LEFT_OUT, _DEALT, _WEIGHTS, _COUNTS = "projections left out", "projections dealt", "weights", "counts per photon"
+_BEFORE: Mapping[str, Any] = {_LEFT_OUT: "none", _DEALT: "in turn", _WEIGHTS: "of each part", _COUNTS: 0.0}
 #: Facts that change where the scan is copied.
 _OF_THE_FILE = ("scan", "scan of")
 #: Which of the volumes it is.
@@ -51,7 +52,7 @@ class Layout:
 
     @property
     def angles(self) -> Path:
-        """The angles of all projections, in degrees, one a line, and which split each belongs to."""
+        """The angles of all projections that are used, in degrees, one a line, and which split each belongs to."""
         return self.folder / f"{self.sample}_angles.txt"
 
     @property
@@ -87,6 +88,7 @@ def made_from(
         **({} if center is None else {"centre": float(center)}),
         "stripes removed": stripes,
         **({_COUNTS: counts_per_photon} if counts_per_photon else {}),
+        **({_LEFT_OUT: ", ".join(runs_of(scan.left_out))} if scan.left_out else {}),
         **({} if scan.is_whole else {"rows": [scan.rows[0], scan.rows[-1] + 1]}),
     }
 

@@ -72,7 +72,9 @@ def _slab_bytes(scan: Scan, rows: int, stripes: bool) -> int:
     angles, _, columns = scan.shape
     sinograms, slices = 4 * angles * rows * columns, 4 * rows * columns * columns
     together = min(rows, ROWS_TOGETHER)
-    corrected = 5 * sinograms // 2  # counts, line integrals, and which of them had to be repaired
+    # Counts as they are stored and as they are used; counts, line integrals, and which of them had to be repaired.
+    read = 4 * scan.detector_shape[0] * rows * columns + sinograms if scan.left_out else 0
+    corrected = max(read, 5 * sinograms // 2)
     filtered = 3 * 4 * min(FILTERED_TOGETHER, 2 * angles * together * columns)
     projected = 2 * sinograms + slices + (sinograms + slices) * together // rows + filtered
     cleaned = 3 * sinograms + min(os.cpu_count() or 1, rows) * _STRIPE_COPIES * sinograms // rows

@@ -59,6 +59,10 @@ class Scan:
         (angles, rows, columns) in the file.
     rows
         The detector rows that are used.
+    angles_rad
+        Of the projections that are used.
+    left_out
+        The projections of the file that are not, ascending.
     """
 
     path: Path
@@ -67,6 +71,7 @@ class Scan:
     angles_rad: NDArray[np.float64] = field(repr=False, compare=False)
     sample_name: str
     voxel_size_um: float | None
+    left_out: tuple[int, ...] = ()
 
     @classmethod
     def open(cls, path: str | Path) -> Scan:
@@ -90,8 +95,7 @@ class Scan:
     @property
     def shape(self) -> tuple[int, int, int]:
         """(angles, rows, columns) of what is used."""
-        angles, _, columns = self.detector_shape
-        return angles, len(self.rows), columns
+        return len(self.angles_rad), len(self.rows), self.detector_shape[2]
 
     @property
     def is_whole(self) -> bool:
@@ -115,8 +119,15 @@ class Scan:
             )
         return replace(self, rows=range(first, end))
 
+    def without(self, numbers: tuple[int, ...]) -> Scan:
+        """The scan as if some projections, ascending, counted from 0 among those that are used, had not been taken."""
+        angles = np.delete(self.angles_rad, numbers)
+        angles.setflags(write=False)
+        left_out = sorted({*self.left_out, *map(int, self._used[list(numbers)])})
+        return replace(self, angles_rad=angles, left_out=tuple(left_out))
+
     def read_rows(self, start: int, stop: int) -> RawRows:
-        """Read rows start..stop-1 of those that are used, counted from 0, of every projection, flat and dark.
+        """Read rows start..stop-1 of those that are used, counted from 0, of every such projection, flat and dark.
 
         Raises
         ------
@@ -133,6 +144,8 @@ class Scan:
             for values, name in zip((data, white, dark), DATASETS, strict=False):
                 _require_finite(values, name, start, self.path)
             whole_counts = np.issubdtype(file["exchange/data"].dtype, np.integer)
+        if self.left_out:
+            data = data[self._used]
         return RawRows(data, white, dark, bool(whole_counts), str(self.path), start)
 
     def read_beam(self, rows: int, frames: int) -> tuple[Float32Array, Float32Array]:
@@ -165,10 +178,18 @@ class Scan:
             The file has become unreadable or changed since it was opened.
         """
         middle = self._middle(rows)
-        wanted, places = np.unique(numbers, return_inverse=True)
+        wanted, places = np.unique(self._used[numbers], return_inverse=True)
+        first, end = int(wanted[0]), int(wanted[-1]) + 1
+        # h5py takes a list number by number.
+        chosen = slice(first, end) if end - first == len(wanted) else wanted.tolist()
         with opened(self.path) as file:
-            frames = self._read(file, DATASETS[0], middle.start, middle.stop, wanted.tolist())
+            frames = self._read(file, DATASETS[0], middle.start, middle.stop, chosen)
         return frames[places.reshape(numbers.shape)]
+
+    @property
+    def _used(self) -> NDArray[np.int64]:
+        """(projections that are used,): their numbers in the file."""
+        return np.delete(np.arange(self.detector_shape[0]), self.left_out)
 
     def _middle(self, rows: int) -> range:
         there = self.detector_shape[1]

@@ -1,0 +1,125 @@
+"""Projections that say nothing of the sample: those that were taken without light.
+
+In: a ``Scan`` with all of its projections. Out: their numbers, found in two rows in the middle of the detector,
+whichever rows are used. Leaving them out is the job of ``Scan.without``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from denoise.projections.scan import Scan
+from denoise.volumes import describe_numbers
+
+Float64Array = NDArray[np.float64]
+
+#: Looked at: so many rows in the middle of the detector, so many darks; and so many projections at a time.
+_ROWS, _DARKS, _TOGETHER = 2, 32, 256
+#: What all but a tenth of the projections do not exceed is the light of a typical one.
+_TYPICAL = 0.9
+#: Of a typical projection: less is no light, and more beside it in angle is an end that no sample has.
+_NO_LIGHT, _BRIGHT = 0.01, 0.25
+#: So many times as much light must there be as successive projections differ by: else it is chance.
+_CERTAIN = 5.0
+#: Runs of numbers that a message names.
+_NAMED = 8
+
+
+@dataclass(frozen=True)
+class LostProjections:
+    """Numbers of projections, counted from 0, ascending.
+
+    Attributes
+    ----------
+    dark
+        Those without light.
+    """
+
+    dark: tuple[int, ...] = ()
+
+    @property
+    def numbers(self) -> tuple[int, ...]:
+        """All of them."""
+        return self.dark
+
+    def sentences(self, path: Path) -> list[str]:
+        """What to tell the user of them."""
+        said = []
+        if self.dark:
+            have, are = ("have", "are") if len(self.dark) > 1 else ("has", "is")
+            said.append(f"{_named(self.dark)} of {path} {have} no light (beam lost?) and {are} left out")
+        return said
+
+
+def lost_projections(scan: Scan) -> LostProjections:
+    """Find the projections that are better left out.
+
+    No light is in those that transmit less than 1 % of what a typical one does, where those beside them in angle are
+    bright: a sample that lets hardly anything through lets more and more through, to both sides.
+
+    Raises
+    ------
+    ScanError
+        The file has become unreadable.
+    """
+    _, darks = scan.read_beam(_ROWS, _DARKS)
+    light = np.empty(scan.shape[0])
+    # What is not finite is refused where it is used; here it does not count.
+    with np.errstate(invalid="ignore", over="ignore"):
+        level = darks.mean(axis=0)
+        for start in range(0, len(light), _TOGETHER):
+            stop = min(start + _TOGETHER, len(light))
+            frames = scan.read_frames(np.arange(start, stop), _ROWS)
+            light[start:stop] = _mean_light(frames - level)
+    dark = _without_light(light, scan.angles_rad)
+    return LostProjections(tuple(map(int, np.flatnonzero(dark))))
+
+
+def runs_of(numbers: Sequence[int]) -> list[str]:
+    """Ascending numbers as a user would say them: ``40..47``, ``60``."""
+    parts = np.split(np.asarray(numbers), np.flatnonzero(np.diff(numbers) > 1) + 1) if numbers else []
+    return [describe_numbers(range(int(part[0]), int(part[-1]) + 1)) for part in parts]
+
+
+def _mean_light(frames: NDArray[np.float32]) -> Float64Array:
+    """Of the finite pixels of each frame; NaN where it has none."""
+    finite = np.isfinite(frames)
+    total = np.where(finite, frames, 0).sum(axis=(1, 2), dtype=np.float64)
+    return np.asarray(total / finite.sum(axis=(1, 2)))
+
+
+def _without_light(light: Float64Array, angles_rad: Float64Array) -> NDArray[np.bool_]:
+    """(projections,): whether there is none in it."""
+    lost = np.zeros(len(light), np.bool_)
+    order = np.argsort(np.mod(angles_rad, np.pi), kind="stable")
+    by_angle = light[order]
+    known = light[np.isfinite(light)]
+    if known.size < 2:
+        return lost
+    typical = float(np.quantile(known, _TYPICAL))
+    # By angle, as successive ones may show the sample from elsewhere; by time, as half of a full turn may be lost.
+    if typical <= _CERTAIN * min(_step(light), _step(by_angle)):
+        return lost
+    dim = by_angle < _NO_LIGHT * typical
+    lit = np.concatenate([[0.0], by_angle[~dim], [0.0]])
+    after = np.cumsum(~dim)[dim] + 1
+    lost[order[dim]] = np.fmax(lit[after - 1], lit[after]) > _BRIGHT * typical
+    return lost
+
+
+def _step(light: Float64Array) -> float:
+    """By how much neighbours differ, for half of them."""
+    steps = np.abs(np.diff(light))
+    steps = steps[np.isfinite(steps)]
+    return float(np.median(steps)) if steps.size else np.inf
+
+
+def _named(numbers: Sequence[int]) -> str:
+    runs = runs_of(numbers)
+    text = ", ".join(runs[:_NAMED]) + (f" and others ({len(numbers)} in all)" if len(runs) > _NAMED else "")
+    return f"projections {text}" if len(numbers) > 1 else f"projection {text}"

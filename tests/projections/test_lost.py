@@ -1,0 +1,89 @@
+"""Projections that say nothing: which are found, and which are not taken for such."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from denoise.projections.lost import LostProjections, lost_projections
+from denoise.projections.scan import Scan, write_scan
+
+ANGLES, ROWS, COLUMNS = 300, 6, 64
+HALF_TURN = np.arange(ANGLES) * 180.0 / ANGLES
+ORDERS = {
+    "half turn": HALF_TURN,
+    "full turn": 2 * HALF_TURN,
+    "golden angle": np.arange(ANGLES) * 137.508,
+    "backwards": 90 - HALF_TURN,
+}
+
+
+def counts(rng: np.random.Generator, transmission: np.ndarray | float = 1.0, photons: float = 500.0) -> np.ndarray:
+    """Projections of a detector with an offset of 100 and some noise of its own, in a beam that flickers."""
+    flicker = 1 + 0.05 * rng.standard_normal((ANGLES, 1, 1))
+    light = rng.poisson(photons * flicker * np.broadcast_to(transmission, (ANGLES, ROWS, COLUMNS)))
+    return light + 100 + 2 * rng.standard_normal(light.shape)
+
+
+def found(folder: Path, data: np.ndarray, theta: np.ndarray = HALF_TURN) -> LostProjections:
+    dark = 100 + 2 * np.random.default_rng(1).standard_normal((10, ROWS, COLUMNS))
+    write_scan(folder / "scan.h5", data, dark + 500, dark, theta, "lost")
+    scan = Scan.open(folder / "scan.h5")
+    assert lost_projections(scan.only_rows(0, 1)) == lost_projections(scan)
+    return lost_projections(scan)
+
+
+@pytest.mark.parametrize("theta", ORDERS.values(), ids=ORDERS.keys())
+@pytest.mark.parametrize("level", ["nothing", "dark"])
+@pytest.mark.parametrize(
+    "numbers", [[7], [0, 1], [ANGLES - 1], [40, 41, 42, 43, 44, 45, 46, 47, 90], range(120, ANGLES)], ids=str
+)
+def test_projections_without_light_are_found(
+    tmp_path: Path, rng: np.random.Generator, theta: np.ndarray, level: str, numbers: list[int]
+) -> None:
+    data = counts(rng)
+    lost = list(numbers)
+    data[lost] = 0 if level == "nothing" else counts(rng, 0.0)[lost]
+    assert found(tmp_path, data, theta).dark == tuple(lost)
+
+
+def plate(theta: np.ndarray) -> np.ndarray:
+    """Transmissions of a plate that is wider than the beam; edge-on, nothing passes."""
+    return np.exp(-0.2 / np.maximum(np.abs(np.sin(np.deg2rad(theta))), 1e-9))[:, None, None]
+
+
+@pytest.mark.parametrize("theta", ORDERS.values(), ids=ORDERS.keys())
+def test_a_sample_that_lets_nothing_through_is_light_enough(
+    tmp_path: Path, rng: np.random.Generator, theta: np.ndarray
+) -> None:
+    data = counts(rng, plate(theta))
+    assert (data.mean(axis=(1, 2)) < 103).sum() >= 5
+    assert found(tmp_path, data, theta).numbers == ()
+
+
+@pytest.mark.parametrize("photons", [0.0, 0.01, 0.5])
+def test_where_there_is_hardly_a_photon_none_is_missed(
+    tmp_path: Path, rng: np.random.Generator, photons: float
+) -> None:
+    assert found(tmp_path, counts(rng, photons=photons)).numbers == ()
+
+
+def test_pixels_that_are_no_numbers_say_nothing(tmp_path: Path, rng: np.random.Generator) -> None:
+    data = counts(rng)
+    data[7] = 100
+    data[:, :, 5] = np.nan
+    data[9] = np.nan
+    data[11, :, 6] = np.inf
+    assert found(tmp_path, data).numbers == (7,)
+    assert found(tmp_path, np.full_like(data, np.nan)).numbers == ()
+
+
+def test_what_is_said_names_runs_and_not_too_many() -> None:
+    path = Path("scan.h5")
+    said = LostProjections(dark=(4,)).sentences(path)
+    assert said == ["projection 4 of scan.h5 has no light (beam lost?) and is left out"]
+    (said,) = LostProjections(dark=(1, 2, *range(10, 60, 5))).sentences(path)
+    assert said.startswith("projections 1..2, 10, 15, 20, 25, 30, 35, 40 and others (12 in all) of scan.h5 have")
+    assert LostProjections().sentences(path) == []
