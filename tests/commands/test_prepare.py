@@ -166,22 +166,25 @@ def without(scan: Path, lost: list[int]) -> Path:
     return other
 
 
-def test_projections_without_light_are_named_and_left_out(
+def test_projections_without_light_and_copies_are_named_and_left_out(
     scan: Path, denoise: Callable[..., Outcome], tools: Tools
 ) -> None:
-    lost = [0, 20, 21, 22, 41]
-    clean = without(scan, lost)
+    dark, copies = [0, 20, 21, 22, 41], [30, 31]
+    clean = without(scan, sorted(dark + copies))
     with h5py.File(scan, "r+") as file:
-        file["exchange/data"][lost] = np.zeros((len(lost), ROWS, SIZE))
+        data = file["exchange/data"][()]
+        data[dark], data[copies] = 0, data[29]
+        file["exchange/data"][()] = data
     for path in (clean, scan):
         outcome = denoise("prepare", path, *CENTER)
         assert outcome.code == 0, outcome.err
     assert f"projections 0, 20..22, 41 of {scan} have no light (beam lost?) and are left out" in outcome.log
+    assert f"projections 30..31 of {scan} are copies of the one before" in outcome.log
     out, expected = scan.with_name("raw_rec"), clean.with_name("raw_rec")
     for name in ("foam_full", "foam_split0", "foam_split1"):
         np.testing.assert_array_equal(tools.read(out / name), tools.read(expected / name))
     assert (out / "foam_angles.txt").read_text() == (expected / "foam_angles.txt").read_text()
-    assert "55 angles" in denoise("prepare", scan, *CENTER, "--out", out.with_name("new"), "--dry-run").out
+    assert "53 angles" in denoise("prepare", scan, *CENTER, "--out", out.with_name("new"), "--dry-run").out
 
     made = tools.fingerprint(out)
     (out / "foam_angles.txt").unlink()

@@ -80,10 +80,46 @@ def test_pixels_that_are_no_numbers_say_nothing(tmp_path: Path, rng: np.random.G
     assert found(tmp_path, np.full_like(data, np.nan)).numbers == ()
 
 
+@pytest.mark.parametrize("numbers", [[7], [1, 2, 255, 256, 257, 299], range(20, ANGLES)], ids=str)
+@pytest.mark.parametrize("photons", [1.0, 500.0])
+def test_copies_of_the_one_before_are_found(
+    tmp_path: Path, rng: np.random.Generator, numbers: list[int], photons: float
+) -> None:
+    data = rng.poisson(photons, (ANGLES, ROWS, COLUMNS)).astype(np.uint16) + 100
+    for number in numbers:
+        data[number] = data[number - 1]
+    assert found(tmp_path, data) == LostProjections(copies=tuple(numbers))
+
+
+def test_copies_of_a_projection_without_light_have_none_either(tmp_path: Path, rng: np.random.Generator) -> None:
+    data = counts(rng)
+    data[50:60] = counts(rng, 0.0)[50]
+    data[81] = data[80]
+    assert found(tmp_path, data) == LostProjections(dark=tuple(range(50, 60)), copies=(81,))
+
+
+def test_what_is_equal_without_noise_is_no_copy(tmp_path: Path, rng: np.random.Generator) -> None:
+    beam = np.broadcast_to(500 + np.arange(COLUMNS), (ANGLES, ROWS, COLUMNS)).astype(np.uint16)
+    assert found(tmp_path, beam).numbers == ()
+    turning = beam.copy()
+    turning[::10, :, 20:22] += 1
+    assert found(tmp_path, turning).numbers == ()
+    hardly = beam * 0 + rng.poisson(0.01, beam.shape).astype(np.uint16)
+    assert found(tmp_path, hardly).numbers == ()
+
+
+def test_saturated_projections_are_no_copies(tmp_path: Path, rng: np.random.Generator) -> None:
+    data = counts(rng)
+    data[70:80] = 65535
+    assert found(tmp_path, data).numbers == ()
+
+
 def test_what_is_said_names_runs_and_not_too_many() -> None:
     path = Path("scan.h5")
     said = LostProjections(dark=(4,)).sentences(path)
     assert said == ["projection 4 of scan.h5 has no light (beam lost?) and is left out"]
     (said,) = LostProjections(dark=(1, 2, *range(10, 60, 5))).sentences(path)
     assert said.startswith("projections 1..2, 10, 15, 20, 25, 30, 35, 40 and others (12 in all) of scan.h5 have")
+    said = LostProjections(dark=(4,), copies=(6, 7, 8)).sentences(path)
+    assert said[1].startswith("projections 6..8 of scan.h5 are copies of the one before, whose noise would be in")
     assert LostProjections().sentences(path) == []

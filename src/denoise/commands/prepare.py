@@ -173,7 +173,7 @@ def _without_lost(scan: Scan) -> Scan:
     try:
         lost = lost_projections(scan)
     except ScanError as error:  # in rows that may not be asked for
-        _log.warning("projections without light are not looked for: %s", error)
+        _log.warning("projections without light, and copies, are not looked for: %s", error)
         return scan
     for sentence in lost.sentences(scan.path):
         _log.warning("%s", sentence)

@@ -1,4 +1,4 @@
-"""Projections that say nothing of the sample: those that were taken without light.
+"""Projections that say nothing of the sample: taken without light, or copies of the one before.
 
 In: a ``Scan`` with all of its projections. Out: their numbers, found in two rows in the middle of the detector,
 whichever rows are used. Leaving them out is the job of ``Scan.without``.
@@ -26,6 +26,9 @@ _TYPICAL = 0.9
 _NO_LIGHT, _BRIGHT = 0.01, 0.25
 #: So many times as much light must there be as successive projections differ by: else it is chance.
 _CERTAIN = 5.0
+#: Where noise makes successive projections differ in so many pixels at least, and in this share of them, equal ones are
+#: copies; where they differ in fewer, there may be no noise, or hardly a photon.
+_FEWEST, _SHARE = 30, 0.1
 #: Runs of numbers that a message names.
 _NAMED = 8
 
@@ -38,14 +41,17 @@ class LostProjections:
     ----------
     dark
         Those without light.
+    copies
+        Others whose pixels are those of the one before, noise and all: a detector that froze.
     """
 
     dark: tuple[int, ...] = ()
+    copies: tuple[int, ...] = ()
 
     @property
     def numbers(self) -> tuple[int, ...]:
         """All of them."""
-        return self.dark
+        return tuple(sorted((*self.dark, *self.copies)))
 
     def sentences(self, path: Path) -> list[str]:
         """What to tell the user of them."""
@@ -53,6 +59,12 @@ class LostProjections:
         if self.dark:
             have, are = ("have", "are") if len(self.dark) > 1 else ("has", "is")
             said.append(f"{_named(self.dark)} of {path} {have} no light (beam lost?) and {are} left out")
+        if self.copies:
+            are, they = ("are copies", "they are") if len(self.copies) > 1 else ("is a copy", "it is")
+            said.append(
+                f"{_named(self.copies)} of {path} {are} of the one before, whose noise would be in several splits: "
+                f"{they} left out"
+            )
         return said
 
 
@@ -60,7 +72,8 @@ def lost_projections(scan: Scan) -> LostProjections:
     """Find the projections that are better left out.
 
     No light is in those that transmit less than 1 % of what a typical one does, where those beside them in angle are
-    bright: a sample that lets hardly anything through lets more and more through, to both sides.
+    bright: a sample that lets hardly anything through lets more and more through, to both sides. Copies are equal in
+    all pixels, where others that follow each other differ in many.
 
     Raises
     ------
@@ -68,7 +81,8 @@ def lost_projections(scan: Scan) -> LostProjections:
         The file has become unreadable.
     """
     _, darks = scan.read_beam(_ROWS, _DARKS)
-    light = np.empty(scan.shape[0])
+    light, differing = np.empty(scan.shape[0]), np.empty(scan.shape[0])
+    before = np.full((1, 1, 1), np.nan, np.float32)
     # What is not finite is refused where it is used; here it does not count.
     with np.errstate(invalid="ignore", over="ignore"):
         level = darks.mean(axis=0)
@@ -76,8 +90,14 @@ def lost_projections(scan: Scan) -> LostProjections:
             stop = min(start + _TOGETHER, len(light))
             frames = scan.read_frames(np.arange(start, stop), _ROWS)
             light[start:stop] = _mean_light(frames - level)
+            previous = np.concatenate([np.broadcast_to(before, frames[:1].shape), frames[:-1]])
+            differing[start:stop] = (frames != previous).mean(axis=(1, 2))
+            differing[start:stop][np.ptp(frames, axis=(1, 2)) == 0] = np.nan
+            before = frames[-1:]
+    differing[0] = np.nan
     dark = _without_light(light, scan.angles_rad)
-    return LostProjections(tuple(map(int, np.flatnonzero(dark))))
+    copies = _copies(differing, frames[0].size) & ~dark
+    return LostProjections(*(tuple(map(int, np.flatnonzero(lost))) for lost in (dark, copies)))
 
 
 def runs_of(numbers: Sequence[int]) -> list[str]:
@@ -110,6 +130,20 @@ def _without_light(light: Float64Array, angles_rad: Float64Array) -> NDArray[np.
     after = np.cumsum(~dim)[dim] + 1
     lost[order[dim]] = np.fmax(lit[after - 1], lit[after]) > _BRIGHT * typical
     return lost
+
+
+def _copies(differing: Float64Array, pixels: int) -> NDArray[np.bool_]:
+    """(projections,): whether it is a copy.
+
+    Parameters
+    ----------
+    differing
+        The share of pixels, of so many, that differ from the one before; NaN without one, or where all have one value.
+    """
+    copies = differing == 0
+    others = differing[differing > 0]
+    noisy = others.size > 0 and float(np.median(others)) >= max(_SHARE, _FEWEST / pixels)
+    return copies if noisy else np.zeros_like(copies)
 
 
 def _step(light: Float64Array) -> float:
