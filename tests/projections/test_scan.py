@@ -94,6 +94,33 @@ def test_theta_without_a_unit_is_in_degrees(scan_file: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    "degrees",
+    [
+        pytest.param(np.linspace(0, 180, 1500, endpoint=False), id="half turn"),
+        pytest.param(np.linspace(-90, 90, 181), id="half turn with both ends"),
+        pytest.param(np.linspace(360, 0, 2000, endpoint=False), id="full turn backwards"),
+        pytest.param(np.linspace(0.003, 179.97, 1501) + 0.01 * np.sin(np.arange(1501)), id="read from an encoder"),
+    ],
+)
+def test_degrees_that_are_called_radians_are_refused(scan_file: Path, degrees: np.ndarray) -> None:
+    def theta(unit: str, values: np.ndarray) -> None:
+        with h5py.File(scan_file, "a") as file:
+            for name, content in (("data", np.ones((len(values), ROWS, COLUMNS), np.uint8)), ("theta", values)):
+                del file[f"exchange/{name}"]
+                file[f"exchange/{name}"] = content
+            file["exchange/theta"].attrs["units"] = unit
+
+    theta("radians", degrees)
+    with pytest.raises(ScanError, match=r"spans \d+ degrees \(unit radians\), .* turns; .* units to 'degrees'"):
+        Scan.open(scan_file)
+    theta("degrees", degrees)
+    Scan.open(scan_file)
+    for turns in (0.5, 1, 20, 40):
+        theta("radians", np.linspace(0, 2 * np.pi * turns, len(degrees)))
+        assert np.ptp(Scan.open(scan_file).angles_rad) == pytest.approx(2 * np.pi * turns)
+
+
+@pytest.mark.parametrize(
     ("entries", "expected"),
     [
         ({"detection_system/objective/resolution": (0.65, "um")}, 0.65),

@@ -114,7 +114,7 @@ def angles_of(theta: h5py.Dataset, n_angles: int, path: Path) -> NDArray[np.floa
     Raises
     ------
     ScanError
-        Another number of them; not finite; an unknown unit; a span of less than 30 degrees.
+        Another number of them; not finite; an unknown unit; a span of less than 30 degrees, or of 180 or 360 radians.
     """
     if theta.shape != (n_angles,):
         raise ScanError(
@@ -138,8 +138,20 @@ def angles_of(theta: h5py.Dataset, n_angles: int, path: Path) -> NDArray[np.floa
             f"exchange/theta in {path} spans {span:.4g} degrees (unit {unit or 'not given, degrees assumed'!s}); "
             f"expected at least {_SMALLEST_SPAN_DEG:g}: if the values are radians, set its attribute units to 'radians'"
         )
+    if _RADIANS[unit] == 1.0 and _cover_degrees(values):
+        raise ScanError(
+            f"exchange/theta in {path} spans {span:.0f} degrees (unit {unit}), {span / 360:.1f} turns; expected a few "
+            "turns at most: if the values are degrees, set its attribute units to 'degrees', if they are radians, take "
+            "them modulo 2 pi"
+        )
     angles.setflags(write=False)
     return angles
+
+
+def _cover_degrees(values: NDArray[np.float64]) -> bool:
+    """Whether they span 180 or 360, to a step, with both ends or without one: as numbers of radians do by no chance."""
+    step, span = float(np.median(np.diff(np.unique(values)))), float(np.ptp(values))
+    return any(-2 * step <= span - turn <= step for turn in (180, 360))
 
 
 def sample_name_of(file: h5py.File) -> str:
