@@ -87,6 +87,15 @@ def test_theta_is_read_in_its_unit(scan_file: Path, unit: str | bytes, factor: f
     np.testing.assert_allclose(Scan.open(scan_file).angles_rad, np.deg2rad(np.arange(ANGLES) * 15.0))
 
 
+@pytest.mark.parametrize("shape", [(ANGLES, 1), (1, ANGLES)])
+def test_theta_may_be_a_column_or_a_row(scan_file: Path, shape: tuple[int, int]) -> None:
+    with h5py.File(scan_file, "a") as file:
+        theta = file["exchange/theta"][()]
+        del file["exchange/theta"]
+        file["exchange/theta"] = theta.reshape(shape)
+    np.testing.assert_allclose(Scan.open(scan_file).angles_rad, np.deg2rad(theta))
+
+
 def test_theta_without_a_unit_is_in_degrees(scan_file: Path) -> None:
     with h5py.File(scan_file, "a") as file:
         del file["exchange/theta"].attrs["units"]
@@ -220,13 +229,18 @@ def _unit(file: h5py.File) -> None:
         (_delete("exchange/data"), r"exchange/data in .* is not there"),
         (_delete("exchange/data_white"), r"exchange/data_white in .* is not there"),
         (_delete("exchange/data_dark"), r"exchange/data_dark in .* is not there.*copy it from a scan"),
-        (_delete("exchange/theta"), r"exchange/theta in .* is not there"),
+        (
+            _delete("exchange/theta"),
+            r"exchange/theta in .* is not there.*add .* file\['exchange/theta'\] = numpy.linspace\(0, 180, N, endpoint",
+        ),
         (_delete("exchange"), r"exchange/data in .* is not there"),
         (_replace("exchange/data", np.ones((12, 8))), r"shape \(12, 8\); expected \(angles, rows, columns\)"),
         (_replace("exchange/data", np.ones((0, 3, 8))), r"shape \(0, 3, 8\)"),
         (_replace("exchange/data", np.ones((12, 3, 8), complex)), r"type complex128; expected integers"),
         (_replace("exchange/theta", np.arange(13.0)), r"shape \(13,\), but exchange/data has 12"),
         (_replace("exchange/theta", np.arange(11.0)), r"shape \(11,\), but exchange/data has 12"),
+        (_replace("exchange/theta", np.arange(12.0).reshape(3, 4)), r"shape \(3, 4\), but exchange/data has 12"),
+        (_replace("exchange/theta", 15.0), r"shape \(\), but exchange/data has 12"),
         (_replace("exchange/theta", [np.nan] * 12), r"nan at projection 0 \(12 such of 12\)"),
         (_replace("exchange/theta", np.zeros(12)), r"spans 0 degrees"),
         (_radians_without_unit, r"spans 3.14 degrees \(unit not given, degrees assumed\).*'radians'"),

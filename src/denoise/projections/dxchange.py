@@ -21,6 +21,11 @@ if TYPE_CHECKING:
     import h5py
 
 DATASETS = ("exchange/data", "exchange/data_white", "exchange/data_dark", "exchange/theta")
+_REMEDIES = {
+    "exchange/data_": "copy it from a scan with the same detector settings",
+    "exchange/theta": "add the angles in degrees, for N of them over half a turn with h5py: "
+    "file['exchange/theta'] = numpy.linspace(0, 180, N, endpoint=False)",
+}
 _INSTRUMENT = "measurement/instrument"
 
 # Below this, filtered back-projection shows little but the missing wedge; in practice it means that theta is in
@@ -73,7 +78,7 @@ def numeric_dataset(file: h5py.File, name: str, path: Path) -> h5py.Dataset:
         what = "a group" if found is not None else "not there"
         raise ScanError(
             f"{name} in {path} is {what}; a DXchange scan has the datasets {', '.join(DATASETS)}"
-            + ("; copy it from a scan with the same detector settings" if "data_" in name else "")
+            + next((f"; {remedy}" for part, remedy in _REMEDIES.items() if name.startswith(part)), "")
         )
     if found.is_virtual or found.external:
         raise ScanError(f"{name} in {path} is stored in other files; copy the scan into one file, with its pixels")
@@ -116,12 +121,12 @@ def angles_of(theta: h5py.Dataset, n_angles: int, path: Path) -> NDArray[np.floa
     ScanError
         Another number of them; not finite; an unknown unit; a span of less than 30 degrees, or of 180 or 360 radians.
     """
-    if theta.shape != (n_angles,):
+    if theta.size != n_angles or max(theta.shape or (0,)) != n_angles:
         raise ScanError(
             f"exchange/theta in {path} has shape {theta.shape}, but exchange/data has {n_angles} projections; "
             f"expected ({n_angles},), one angle for each: remove the flats' angles or the lost projections"
         )
-    values = np.asarray(theta[()], dtype=np.float64)
+    values = np.asarray(theta[()], dtype=np.float64).reshape(-1)  # some write (angles, 1)
     bad = np.flatnonzero(~np.isfinite(values))
     if bad.size:
         raise ScanError(
