@@ -21,7 +21,7 @@ from denoise.projections.scan import Scan
 if TYPE_CHECKING:
     from tiny_dataset import Outcome, Tools
 
-pytest_plugins = ("tiny_dataset",)
+pytest_plugins = ("tiny_dataset", "machine")
 
 SIZE, ROWS = 48, 8
 
@@ -295,6 +295,29 @@ def test_a_scan_that_fails_leaves_nothing(
     for fact in says:
         assert fact in error
     assert tools.fingerprint(scan.parent) == before
+
+
+def test_a_folder_is_no_scan_and_may_be_a_reconstruction(
+    scan: Path, denoise: Callable[..., Outcome], tools: Tools
+) -> None:
+    before = tools.fingerprint(scan.parent)
+    error = denoise("prepare", scan.parent).error
+    assert f"{scan.parent} is a folder" in error
+    assert "From reconstructions that you have" in error
+    assert tools.fingerprint(scan.parent) == before
+
+
+@pytest.mark.usefixtures("permissions_hold")
+@pytest.mark.parametrize("locked", ["file", "folder"])
+def test_a_scan_without_permission_is_named(scan: Path, denoise: Callable[..., Outcome], locked: str) -> None:
+    place = scan if locked == "file" else scan.parent
+    mode = place.stat().st_mode
+    place.chmod(0)
+    try:
+        error = denoise("prepare", scan).error
+    finally:
+        place.chmod(mode)
+    assert f"{scan} cannot be read: no permission" in error
 
 
 def test_a_scan_that_fails_keeps_the_results_that_it_was_to_replace(

@@ -51,15 +51,22 @@ def opened(path: Path) -> Iterator[h5py.File]:
     Raises
     ------
     ScanError
-        It is missing, no HDF5 file, or damaged; whatever the block finds of that.
+        It is missing, a folder, not permitted to be read, no HDF5 file, or damaged; whatever the block finds of that.
     """
     import h5py
     import hdf5plugin  # noqa: F401  (registers the compressions that detectors use)
 
-    if not path.is_file():
-        raise ScanError(f"there is no file {path}; give the path of a DXchange .h5 scan")
     try:
+        if path.is_dir():
+            raise ScanError(
+                f"{path} is a folder, expected a DXchange .h5 scan; reconstructions that exist are trained on directly "
+                'from a config of five lines: README, "From reconstructions that you have"'
+            )
+        if not path.is_file():
+            raise ScanError(f"there is no file {path}; give the path of a DXchange .h5 scan")
         file = h5py.File(path, "r")
+    except PermissionError as error:
+        raise ScanError(f"{path} cannot be read: no permission; ask its owner") from error
     except OSError as error:
         raise ScanError(f"{path} cannot be opened as HDF5: {damage_reason(error)}; expected a DXchange scan") from error
     try:
