@@ -1,4 +1,4 @@
-"""What a machine can do to a run, on request: small and read-only disks, permissions that hold for root too, no memory.
+"""What a machine can do to a run, on request: small and read-only disks, small files, permissions, no memory.
 
 A plugin: test modules name it in ``pytest_plugins``. What the system does not permit is skipped.
 """
@@ -101,5 +101,21 @@ def little_memory() -> Callable[[int], AbstractContextManager[None]]:
             yield
         finally:
             resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
+
+    return limited
+
+
+@pytest.fixture
+def small_files() -> Callable[[int], AbstractContextManager[None]]:
+    """``with small_files(n_bytes)``: no file that this process writes may be larger, as batch systems can say."""
+
+    @contextmanager
+    def limited(n_bytes: int) -> Iterator[None]:
+        soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (n_bytes, hard))
+        try:
+            yield
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
     return limited

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -255,6 +256,42 @@ def test_a_disk_that_fills_up_ends_a_demonstration(denoise: Callable[..., Outcom
     place = _filled(disk, room)
     assert "the disk is full" in denoise("demo", "--out", place / "demo").error
     assert not [p for p in place.rglob("*") if p.is_file() and p.name != "filler"]
+
+
+@pytest.mark.parametrize(
+    ("name", "compression"), [*((name, "none") for name in OUTPUTS), ("out", "gzip"), ("out.h5", "gzip")]
+)
+def test_a_limit_on_the_size_of_files_is_no_full_disk(
+    finished: Dataset,
+    denoise: Callable[..., Outcome],
+    small_files: Callable[[int], AbstractContextManager[None]],
+    tmp_path: Path,
+    name: str,
+    compression: str,
+) -> None:
+    (tmp_path / "disk").mkdir()
+    output = tmp_path / "disk" / name
+    with small_files(5000):
+        done = denoise("volume", "--config", finished.config, "--output", output, "--compression", compression)
+    assert f"{output} cannot be written: a file may not be so large there" in done.error
+    assert list(output.parent.iterdir()) == []
+
+
+def test_a_limit_on_the_size_of_files_is_no_full_disk_for_models_and_reconstructions(
+    dataset: Dataset,
+    denoise: Callable[..., Outcome],
+    raw_scan: Path,
+    small_files: Callable[[int], AbstractContextManager[None]],
+    tmp_path: Path,
+) -> None:
+    with small_files(30_000):
+        trained = denoise("train", "--config", dataset.config, "--output-dir", tmp_path / "run")
+    assert "resume_state.pth cannot be written: a file may not be so large there" in trained.error
+    # What is compiled for it is stored where there is no limit.
+    denoise("prepare", raw_scan, "--out", tmp_path / "whole", "--center", 15.5)
+    with small_files(4000):
+        made = denoise("prepare", raw_scan, "--out", tmp_path / "rec", "--center", 15.5)
+    assert re.search(r"foam_\w+ cannot be written: a file may not be so large there", made.error)
 
 
 @pytest.mark.parametrize("name", OUTPUTS)

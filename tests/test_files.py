@@ -261,6 +261,7 @@ def test_discarding_removes_what_is_there_and_minds_nothing(tmp_path):
     [
         (errno.ENOSPC, "the disk is full"),
         (errno.EDQUOT, "quota"),
+        (errno.EFBIG, "a file may not be so large there"),
         (errno.EROFS, "read-only"),
         (errno.EACCES, "no permission"),
         (errno.EPERM, "not permitted"),

@@ -67,7 +67,16 @@ def denoise(version: VersionOption = False) -> None:
 #: What is never the fault of this program: permissions, limits, disks and networks that fail while they are used.
 _OF_THE_MACHINE = frozenset(
     {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ESTALE, errno.ETIMEDOUT}
-    | {errno.ENAMETOOLONG, errno.ELOOP, errno.EMFILE, errno.ENFILE, errno.ENXIO, errno.ENODEV, errno.EHOSTDOWN}
+    | {
+        errno.EFBIG,
+        errno.ENAMETOOLONG,
+        errno.ELOOP,
+        errno.EMFILE,
+        errno.ENFILE,
+        errno.ENXIO,
+        errno.ENODEV,
+        errno.EHOSTDOWN,
+    }
 )
 
 

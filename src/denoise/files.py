@@ -153,7 +153,7 @@ def explained(path: Path) -> Iterator[None]:
     Raises
     ------
     OutputError
-        Disk full, quota, read-only, forbidden, or no place where files can be.
+        Disk full, quota, limit of a file's size, read-only, forbidden, or no place where files can be.
     """
     try:
         yield
@@ -161,6 +161,8 @@ def explained(path: Path) -> Iterator[None]:
         reasons = {
             errno.ENOSPC: "the disk is full; free some space or choose another --output",
             errno.EDQUOT: "your disk quota is used up; free some space or choose another --output",
+            errno.EFBIG: "a file may not be so large there, by a limit (`ulimit -f`, of the batch system) or the file "
+            "system (FAT32); raise the limit or choose another --output",
             errno.EROFS: "the file system is read-only; choose another --output",
             errno.EACCES: "no permission; choose another --output",
             errno.EPERM: "not permitted; choose another --output",

@@ -193,12 +193,24 @@ class TiffStackWriter:
         return self.__dict__ | {"_pool": None}
 
     def _write_slice(self, z: int, image: NDArray[Any]) -> None:
-        tifffile.imwrite(self._slice_path(z), image, **slice_tags(self.header))
+        path = self._slice_path(z)
+        try:
+            tifffile.imwrite(path, image, **slice_tags(self.header))
+        except OSError as error:
+            if error.errno is None:  # of numpy, which tells how much was written and not why no more
+                _ask_again(path)
+            raise
 
     def _slice_path(self, z: int) -> Path:
         numbers = self.header.slice_numbers
         width = max(5, len(str(numbers[-1])))
         return self.partial / f"{self.stem}_{numbers[z]:0{width}d}.tif"
+
+
+def _ask_again(path: Path) -> None:
+    """Write on at the end of a file that took no more, for the number of the system's error."""
+    with path.open("ab") as file:
+        file.write(bytes(2**20))
 
 
 def first_foreign_entry(folder: Path) -> Path | None:
