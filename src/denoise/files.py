@@ -159,16 +159,16 @@ def explained(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         reasons = {
-            errno.ENOSPC: "the disk is full; free some space or choose another --output",
-            errno.EDQUOT: "your disk quota is used up; free some space or choose another --output",
+            errno.ENOSPC: "the disk is full; free some space or choose another place for the output",
+            errno.EDQUOT: "your disk quota is used up; free some space or choose another place for the output",
             errno.EFBIG: "a file may not be so large there, by a limit (`ulimit -f`, of the batch system) or the file "
-            "system (FAT32); raise the limit or choose another --output",
-            errno.EROFS: "the file system is read-only; choose another --output",
-            errno.EACCES: "no permission; choose another --output",
-            errno.EPERM: "not permitted; choose another --output",
-            errno.ENOENT: "no such folder is there or can be made; choose another --output",
-            errno.ENOTDIR: "a part of the path is no folder; choose another --output",
-            errno.ENAMETOOLONG: "the name is too long; choose another --output",
+            "system (FAT32); raise the limit or choose another place for the output",
+            errno.EROFS: "the file system is read-only; choose another place for the output",
+            errno.EACCES: "no permission; choose another place for the output",
+            errno.EPERM: "not permitted; choose another place for the output",
+            errno.ENOENT: "no such folder is there or can be made; choose another place for the output",
+            errno.ENOTDIR: "a part of the path is no folder; choose another place for the output",
+            errno.ENAMETOOLONG: "the name is too long; choose another place for the output",
         }
         # Where numpy writes an array to a file, a full disk is a short count and no number.
         number = errno.ENOSPC if re.search(r"\d+ requested and \d+ written", str(error)) else error.errno

@@ -232,12 +232,13 @@ def require_only_dataset(path: Path, dataset: str) -> None:
             file.visititems_links(visit)
     except OSError as error:
         raise OutputError(
-            f"{path} exists and is no HDF5 file that can be read; it is not replaced: choose another --output"
+            f"{path} exists and is no HDF5 file that can be read; it is not replaced: choose another place for the "
+            "output"
         ) from error
     if foreign:
         raise OutputError(
             f"{path} holds {foreign[0]} besides {dataset}; a file with other things in it is never replaced: "
-            "choose another --output"
+            "choose another place for the output"
         )
 
 

@@ -249,7 +249,9 @@ def _zarr_writer(final: Path, partial: Path, header: VolumeHeader, inner: str) -
     if final.exists() and (foreign := first_foreign_entry(final)):
         raise _foreign(final, foreign, "a Zarr array")
     if final.exists() and not looks_like_zarr(final):
-        raise OutputError(f"{final} exists and is no Zarr store; it is not replaced: choose another --output")
+        raise OutputError(
+            f"{final} exists and is no Zarr store; it is not replaced: choose another place for the output"
+        )
     return ZarrWriter(partial, header, final.stem)
 
 
@@ -263,16 +265,16 @@ _FORMATS: dict[str, Callable[[Path, Path, VolumeHeader, str], SlabWriter]] = {
 
 def _require_replaceable_file(final: Path) -> None:
     if final.is_dir():
-        raise OutputError(f"{final} is a folder, expected a file to replace; choose another --output")
+        raise OutputError(f"{final} is a folder, expected a file to replace; choose another place for the output")
 
 
 def _require_replaceable_folder(final: Path) -> None:
     if os.path.lexists(final) and not final.is_dir():
-        raise OutputError(f"{final} is a file, expected a folder to replace; choose another --output")
+        raise OutputError(f"{final} is a file, expected a folder to replace; choose another place for the output")
 
 
 def _foreign(final: Path, entry: Path, expected: str) -> OutputError:
     return OutputError(
         f"{final} holds {entry.relative_to(final)}, which is not part of {expected}; a folder with other things in it "
-        "is never replaced: choose another --output"
+        "is never replaced: choose another place for the output"
     )

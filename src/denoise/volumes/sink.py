@@ -320,7 +320,7 @@ def require_space(final: Path, n_bytes: int) -> None:
     if free < n_bytes:
         raise OutputError(
             f"{final} needs {n_bytes / 1e9:.3g} GB, but its disk has only {free / 1e9:.3g} GB free; "
-            "free some space, choose another --output, or a smaller output type"
+            "free some space, choose another place for the output, or a smaller output type"
         )
 
 

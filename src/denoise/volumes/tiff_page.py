@@ -151,6 +151,21 @@ def read_rectangle(page: tifffile.TiffPage, rectangle: Rectangle, out: NDArray[A
             ]
 
 
+def require_whole(page: tifffile.TiffPage, what: str) -> None:
+    """Refuse a file that ends before its pixels do, without reading them.
+
+    Raises
+    ------
+    VolumeError
+        It is cut short.
+    """
+    if page.is_final:
+        _require_bytes(page, page.dataoffsets[0], page.shape[0] * page.shape[1] * stored_type(page).itemsize, what)
+        return
+    for offset, n_bytes in zip(page.dataoffsets, page.databytecounts, strict=False):
+        _require_bytes(page, offset, n_bytes, what)
+
+
 def stored_type(page: tifffile.TiffPage) -> np.dtype[Any]:
     """The type of the page's values in the byte order of the file."""
     assert page.dtype is not None
