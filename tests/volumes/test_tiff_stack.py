@@ -182,6 +182,18 @@ def test_a_later_slice_that_was_spoilt_is_named(tmp_path, spoil, message):
     spoil(folder / "recon_00003.tif")
     with pytest.raises(VolumeError, match=message):
         volume.read(Region((2, 0, 0), (2, 5, 6)))
+    with pytest.raises(VolumeError, match=message):
+        volume.require_alike()
+
+
+@pytest.mark.parametrize("how", [{"compression": "zlib"}, {"tile": (16, 16)}, {"rowsperstrip": 7}], ids=str)
+def test_a_slice_of_strips_or_tiles_that_is_cut_short_is_found_without_reading_it(tmp_path, how):
+    folder = _write(tmp_path / "stack", _numbered((4, 50, 60)), **how)
+    volume = open_volume(folder)
+    volume.require_alike()
+    _cut(folder / "recon_00003.tif")
+    with pytest.raises(VolumeError, match=r"recon_00003\.tif \(slice 3\) is cut short: expected pixels up to byte \d+"):
+        volume.require_alike()
 
 
 @pytest.mark.parametrize(

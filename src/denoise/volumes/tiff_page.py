@@ -130,8 +130,7 @@ def read_rectangle(page: tifffile.TiffPage, rectangle: Rectangle, out: NDArray[A
     height, width = page.shape
     dtype = stored_type(page)
     if page.is_final:
-        start = page.dataoffsets[0]
-        _require_bytes(page, start, height * width * dtype.itemsize, what)
+        start = _final_start(page, what)
         rows = page.parent.filehandle.read_array(dtype, (r.y_stop - r.y) * width, start + r.y * width * dtype.itemsize)
         out[...] = rows.reshape(-1, width)[:, r.x : r.x_stop]
         return
@@ -157,13 +156,13 @@ def require_whole(page: tifffile.TiffPage, what: str) -> None:
     Raises
     ------
     VolumeError
-        It is cut short.
+        It is cut short, or a part was never written.
     """
     if page.is_final:
-        _require_bytes(page, page.dataoffsets[0], page.shape[0] * page.shape[1] * stored_type(page).itemsize, what)
-        return
-    for offset, n_bytes in zip(page.dataoffsets, page.databytecounts, strict=False):
-        _require_bytes(page, offset, n_bytes, what)
+        _final_start(page, what)
+    else:
+        for index in range(len(page.dataoffsets)):
+            _place(page, index, what)
 
 
 def stored_type(page: tifffile.TiffPage) -> np.dtype[Any]:
@@ -185,10 +184,7 @@ def in_threads(function: Callable[[Item], None], items: list[Item]) -> None:
 
 def _decoded(page: tifffile.TiffPage, index: int, what: str) -> NDArray[Any]:
     """One strip or tile, (rows, columns) as far as they lie in the image."""
-    offset, n_bytes = page.dataoffsets[index], page.databytecounts[index]
-    if not offset or not n_bytes:
-        raise VolumeError(f"{what} is incomplete: strip or tile {index} was never written; write or copy it again")
-    _require_bytes(page, offset, n_bytes, what)
+    offset, n_bytes = _place(page, index, what)
     handle = page.parent.filehandle
     # Both may read tags, which moves the file's position: before the seek.
     decode = page.decode
@@ -199,6 +195,22 @@ def _decoded(page: tifffile.TiffPage, index: int, what: str) -> NDArray[Any]:
     segment, _, shape = decode(handle.read(n_bytes), index, **tables)
     assert segment is not None
     return np.asarray(segment)[0, : shape[1], : shape[2], 0]
+
+
+def _final_start(page: tifffile.TiffPage, what: str) -> int:
+    """Where the pixels of a page begin that are stored as they are, one after the other, all of them."""
+    start: int = page.dataoffsets[0]
+    _require_bytes(page, start, page.shape[0] * page.shape[1] * stored_type(page).itemsize, what)
+    return start
+
+
+def _place(page: tifffile.TiffPage, index: int, what: str) -> tuple[int, int]:
+    """Offset and length of one strip or tile that is there."""
+    offset, n_bytes = page.dataoffsets[index], page.databytecounts[index]
+    if not offset or not n_bytes:
+        raise VolumeError(f"{what} is incomplete: strip or tile {index} was never written; write or copy it again")
+    _require_bytes(page, offset, n_bytes, what)
+    return offset, n_bytes
 
 
 def _require_bytes(page: tifffile.TiffPage, offset: int, n_bytes: int, what: str) -> None:

@@ -26,7 +26,15 @@ from denoise.volumes.limits import require_volume_shape
 from denoise.volumes.slab_writer import VolumeHeader
 from denoise.volumes.slice_pool import SlicePool
 from denoise.volumes.tiff_metadata import slice_tags, voxel_size_um
-from denoise.volumes.tiff_page import Rectangle, image_format, in_threads, opened, page_offsets, read_rectangle
+from denoise.volumes.tiff_page import (
+    Rectangle,
+    image_format,
+    in_threads,
+    opened,
+    page_offsets,
+    read_rectangle,
+    require_whole,
+)
 from denoise.volumes.volume import Float32Array, VoxelSize, require_inside
 
 TIFF_SUFFIXES = (".tif", ".tiff")
@@ -82,17 +90,17 @@ class TiffStackVolume:
             return str(tif.pages.first.description)
 
     def require_alike(self) -> None:
-        """Look at the headers of all slices, which reading does slice by slice.
+        """Look at the headers and lengths of all slices, which reading does slice by slice.
 
         Raises
         ------
         VolumeError
-            One is missing, unreadable, or of another shape or type than the first; names it.
+            One is missing, unreadable, cut short, or of another shape or type than the first; names it.
         """
 
         def look(z: int) -> None:
-            with self._page(z):
-                pass
+            with self._page(z) as (page, what):
+                require_whole(page, what)
 
         in_threads(look, list(range(len(self.file_names))))
 
