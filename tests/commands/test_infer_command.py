@@ -374,7 +374,7 @@ def test_what_was_made_from_other_grey_values_is_neither_continued_nor_taken_for
     command = ("volume", "--config", finished.config, "--output", finished.folder / "other")
     assert denoise(*command).code == 2
     anew(full + 0.5)
-    assert "was begun with grey values = " in denoise(*command, "--resume").error
+    assert "was begun with other grey values in the input than this run has" in denoise(*command, "--resume").error
     facts = finished.folder / ".other.unfinished" / "run.json"
     earlier = {name: fact for name, fact in json.loads(facts.read_text()).items() if name != "grey values"}
     facts.write_text(json.dumps(earlier))

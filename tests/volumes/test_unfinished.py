@@ -191,8 +191,10 @@ def test_an_exception_before_anything_is_done_leaves_nothing(tmp_path):
 
 def test_an_unfinished_result_is_neither_continued_nor_thrown_away_unasked(tmp_path):
     _killed(tmp_path / "out.h5")
-    with pytest.raises(OutputError, match=r"left .*out\.h5 unfinished, 9 of its slices are done; .*--resume, or begin"):
+    with pytest.raises(OutputError, match=r"left .*out\.h5 unfinished, 9 of its slices 0..21 are done; .*--res"):
         _sink(tmp_path / "out.h5")
+    with pytest.raises(OutputError, match=r"left .*out\.h5 unfinished, 9 of its slices 0..21 are done; .*--res"):
+        create_sink(tmp_path / "out.h5", shape=(3, *SHAPE[1:]), resumable=True)
     with _sink(tmp_path / "out.h5", overwrite=True) as sink:
         assert sink.missing == [range(22)]
         _write(sink, (0, 22))
@@ -211,9 +213,11 @@ def test_to_resume_where_nothing_was_begun_is_to_begin(tmp_path):
     [
         ({"shape": (22, 7, 8)}, r"shape = \[22, 7, 9\], this run has \[22, 7, 8\]"),
         ({"dtype": "u2"}, "type = 'float32', this run has 'uint16'"),
-        ({"slice_numbers": range(10, 32)}, "first slice = 0, this run has 10"),
+        ({"slice_numbers": range(10, 32)}, "slices 0..21, this run has 10..31"),
+        ({"shape": (3, 7, 9), "facts": {"grey values": "ab"}}, "slices 0..21, this run has 0..2"),
         ({"compression": "gzip"}, "compression = 'none', this run has 'gzip'"),
-        ({"facts": {"model": "b"}}, "model = None, this run has 'b'"),
+        ({"facts": {"tiles": "b"}}, "tiles = None, this run has 'b'"),
+        ({"facts": {"model": "b"}}, "another model than this run has"),
     ],
 )
 def test_a_result_is_only_continued_from_the_same(tmp_path, change, said):

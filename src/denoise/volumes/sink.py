@@ -104,10 +104,10 @@ class WholeVolumeSink:
         """
         unfinished = self.unfinished
         unasked = not self.resume and not self.overwrite and unfinished.is_kept
-        if unasked and (done := int(unfinished.done(self.header.shape[0]).sum())):
+        if unasked and (progress := unfinished.progress):
             raise OutputError(
-                f"an earlier run left {self.path} unfinished, {done} of its slices are done; continue with --resume, "
-                "or begin anew with --overwrite"
+                f"an earlier run left {self.path} unfinished, {progress}; continue with --resume, or begin anew with "
+                "--overwrite"
             )
         if self.resume and unfinished.exists:
             unfinished.require_same(self.all_facts)

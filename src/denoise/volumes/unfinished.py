@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from denoise import files
 from denoise.errors import OutputError
 from denoise.locking import only_run
+from denoise.volumes.volume import describe_numbers
 
 _RUN, _LOCK, _REPLACED, _NAMED = "run.json", "lock", "replaced", "named"
 #: In the description of a run: whether what it has done is to be kept for another.
@@ -31,6 +32,12 @@ KEPT = "kept for --resume"
 _NEW = {"grey values", "splits", "tta", "dataset", "mean and deviation"}
 #: Where the input is known by its grey values, its files may have moved.
 _KNOWN_BY, _PLACES = "grey values", "inputs"
+#: Facts that are known by a hash, which tells nobody anything.
+_IN_WORDS = {
+    "grey values": "other grey values in the input",
+    "splits": "other grey values in the splits",
+    "model": "another model",
+}
 
 
 @dataclass(frozen=True)
@@ -103,13 +110,32 @@ class Unfinished:
         """
         then = self.facts
         now = json.loads(json.dumps(facts))
+        begun, asked = _slices(then), _slices(now)
+        if begun and asked and begun != asked:
+            raise self._other(f"slices {describe_numbers(begun)}, this run has {describe_numbers(asked)}")
         untold = _NEW - then.keys() | ({_PLACES} if _KNOWN_BY in then and _KNOWN_BY in now else set())
         for name in sorted({*then, *now} - untold):
             if then.get(name) != now.get(name):
-                raise OutputError(
-                    f"the unfinished {self.final} was begun with {name} = {then.get(name)!r}, this run has "
-                    f"{now.get(name)!r}; set it back to resume, or begin anew with --overwrite"
-                )
+                plain = f"{name} = {then.get(name)!r}, this run has {now.get(name)!r}"
+                raise self._other(f"{_IN_WORDS[name]} than this run has" if name in _IN_WORDS else plain)
+
+    def _other(self, how: str) -> OutputError:
+        return OutputError(
+            f"the unfinished {self.final} was begun with {how}; set it back to resume, or begin anew with --overwrite"
+        )
+
+    @property
+    def progress(self) -> str:
+        """How many slices are done, of which; empty where there are none.
+
+        Raises
+        ------
+        OutputError
+            The description is damaged.
+        """
+        begun = _slices(self.facts)
+        done = int(self.done(len(begun)).sum()) if begun else 0
+        return f"{done} of its slices {describe_numbers(begun)} are done" if begun and done else ""
 
     def done(self, depth: int) -> NDArray[np.bool_]:
         """Which of the slices are stored, by the journals of all processes so far; (depth,)."""
@@ -175,6 +201,15 @@ def _facts(path: Path) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise OutputError(f"{path} is damaged (no table); begin anew with --overwrite")
     return found
+
+
+def _slices(facts: Mapping[str, Any]) -> range | None:
+    """Numbers of the slices that a run makes, by its facts; None where they do not say."""
+    shape, first, step = (facts.get(name) for name in ("shape", "first slice", "slice step"))
+    depth = shape[0] if isinstance(shape, list) and shape else None
+    if not (type(depth) is type(first) is type(step) is int and depth > 0 and step > 0):
+        return None
+    return range(first, first + depth * step, step)
 
 
 def runs_of(wanted: NDArray[np.bool_]) -> list[range]:
