@@ -246,6 +246,20 @@ def test_arrays_that_are_no_volumes_are_refused(shape: tuple[int, ...]) -> None:
         denoise_volume(np.zeros(shape, np.float32), random_checkpoint(levels=1), compute=CPU)
 
 
+def test_grey_values_of_another_scale_are_warned_of_from_python_too(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    checkpoint, known = random_checkpoint(), splits_of(np.zeros((3, 20, 20), np.float32), noise=1.0)[0]
+    denoise_volume(known, checkpoint, infer=TILES, compute=CPU)
+    assert "the model was trained on" not in caplog.text
+    denoise_volume(known * 1000, checkpoint, start_slice=2, infer=TILES, compute=CPU)
+    assert "slice 2 of the input has grey values" in caplog.text
+    assert "the model was trained on 0 +- 1: the result is unreliable" in caplog.text
+    caplog.clear()
+    denoise_into(create_sink(tmp_path / "out", shape=known.shape), known * 1000, checkpoint, infer=TILES, compute=CPU)
+    assert "the result is unreliable" in caplog.text
+
+
 def test_the_input_is_left_alone_and_progress_reaches_the_end() -> None:
     data = truth_of()
     before = data.copy()

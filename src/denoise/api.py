@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 
 from denoise.checkpoint import Checkpoint
 from denoise.config import InferSection, RunConfig
-from denoise.inference.engine import denoise_slices
-from denoise.inference.models import input_views, make_denoiser
+from denoise.inference.engine import Denoiser, denoise_slices
+from denoise.inference.models import input_views, make_denoiser, warn_of_another_scale
 from denoise.launch import Compute
 from denoise.run_folder import RunFolder, find_model
 from denoise.training.job import Observer
@@ -124,6 +124,8 @@ def denoise_volume(
 ) -> Float32Array:
     """Denoise a volume, or a range of its slices, into an array.
 
+    A warning is logged where its grey values are of another scale than those that the model was trained on.
+
     Parameters
     ----------
     inputs
@@ -158,8 +160,7 @@ def denoise_volume(
     def keep(start: int, slab: Float32Array) -> None:
         result[start : start + len(slab)] = slab
 
-    device = (compute or Compute()).devices()[0]
-    denoiser = make_denoiser(checkpoint, infer or InferSection(), device, shape=volumes[0].shape)
+    denoiser = _denoiser(checkpoint, infer, compute, volumes[0], z_range)
     denoise_slices(volumes, denoiser, z_range, keep, progress)
     return result
 
@@ -180,10 +181,20 @@ def denoise_into(
     """
     checkpoint = _loaded(checkpoint)
     volumes = _opened(inputs, checkpoint)
-    device = (compute or Compute()).devices()[0]
-    denoiser = make_denoiser(checkpoint, infer or InferSection(), device, shape=volumes[0].shape)
+    z_range = range(volumes[0].shape[0])
+    denoiser = _denoiser(checkpoint, infer, compute, volumes[0], z_range)
     with nullcontext() if sink.is_entered else sink:
-        denoise_slices(volumes, denoiser, range(volumes[0].shape[0]), sink.write, progress)
+        denoise_slices(volumes, denoiser, z_range, sink.write, progress)
+
+
+def _denoiser(
+    checkpoint: Checkpoint, infer: InferSection | None, compute: Compute | None, grid: Volume, z_range: range
+) -> Denoiser:
+    """For some slices of a volume, which are looked at first."""
+    device = (compute or Compute()).devices()[0]
+    denoiser = make_denoiser(checkpoint, infer or InferSection(), device, shape=grid.shape)
+    warn_of_another_scale(denoiser.normalization, grid, z_range)
+    return denoiser
 
 
 def _loaded(checkpoint: Checkpoint | str | os.PathLike[str]) -> Checkpoint:

@@ -28,13 +28,12 @@ from denoise.config import RunConfig
 from denoise.config.recipes import RECIPES
 from denoise.errors import CheckpointError, OutputError, VolumeError
 from denoise.inference.engine import Denoiser
-from denoise.inference.models import make_denoiser
+from denoise.inference.models import make_denoiser, warn_of_another_scale
 from denoise.inference.run import InferenceJob, run_worker
 from denoise.launch import Compute, launch
 from denoise.modes import mode_of
-from denoise.normalization import Moments, Normalization
+from denoise.normalization import Normalization
 from denoise.readable import counted
-from denoise.tiles import Region
 from denoise.volumes import (
     Volume,
     VolumeSink,
@@ -223,7 +222,7 @@ def _denoise(
     devices = compute.devices()
     say_device(devices, compute.device == "cpu")
     denoiser = _denoiser(config, compute, checkpoint, grid)
-    _warn_of_another_scale(denoiser.normalization, grid, z_range)
+    warn_of_another_scale(denoiser.normalization, grid, z_range)
     output_type = _output_type(choice.dtype, inputs.dtype)
     _require_range(choice.dtype, output_type, denoiser.normalization)
     sink = _sink(
@@ -268,22 +267,6 @@ def _denoiser(config: RunConfig, compute: Compute, checkpoint: Checkpoint, grid:
         patch_size=config.given_patch(mode_of(checkpoint.network).name) or RECIPES[checkpoint.network.name].patch_size,
         fill_non_finite=config.dataset.non_finite == "fill",
     )
-
-
-def _warn_of_another_scale(normalization: Normalization, grid: Volume, z_range: range) -> None:
-    """A look at one slice: a model knows only grey values like those that it was trained on."""
-    z = z_range[len(z_range) // 2]
-    found = Moments.of_slice(grid.read(Region.of_slices(z, z + 1, grid.shape))[0])
-    if not normalization.resembles(found):
-        _log.warning(
-            "slice %d of the input has grey values %.4g +- %.4g, the model was trained on %.4g +- %.4g: the result is "
-            "unreliable; denoise a volume of the same scale, or train on this one",
-            grid.slice_numbers[z],
-            found.mean,
-            (found.squared_deviation / found.count) ** 0.5,
-            normalization.mean,
-            normalization.std,
-        )
 
 
 def _require_range(asked: str, dtype: np.dtype[Any], normalization: Normalization) -> None:

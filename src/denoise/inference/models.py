@@ -1,4 +1,4 @@
-"""From a model to what denoises: its tiles, its precision, and what it sees of the splits."""
+"""From a model to what denoises: its tiles, its precision, what it sees of the splits; whether it knows such values."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from denoise.inference.engine import Denoiser
 from denoise.modes import default_tile, inference_window
 from denoise.networks.catalogue import find_network
 from denoise.networks.symmetric import SymmetricWeights
-from denoise.normalization import Normalization
-from denoise.tiles import Triple
+from denoise.normalization import Moments, Normalization
+from denoise.tiles import Region, Triple
 from denoise.volumes import Volume, mean_of
 
 _log = logging.getLogger(__name__)
@@ -83,6 +83,33 @@ def make_denoiser(
         turns=_turns_that_differ(network, infer.tta),
         forward_peak=kind.forward_peak(checkpoint.network.options),
     )
+
+
+def warn_of_another_scale(normalization: Normalization, grid: Volume, z_range: range) -> None:
+    """A look at one slice: a model knows only grey values like those that it was trained on.
+
+    Parameters
+    ----------
+    z_range
+        The slices that are denoised, counted from 0.
+
+    Raises
+    ------
+    VolumeError
+        The slice cannot be read.
+    """
+    z = z_range[len(z_range) // 2]
+    found = Moments.of_slice(grid.read(Region.of_slices(z, z + 1, grid.shape))[0])
+    if not normalization.resembles(found):
+        _log.warning(
+            "slice %d of the input has grey values %.4g +- %.4g, the model was trained on %.4g +- %.4g: the result is "
+            "unreliable; denoise a volume of the same scale, or train on this one",
+            grid.slice_numbers[z],
+            found.mean,
+            (found.squared_deviation / found.count) ** 0.5,
+            normalization.mean,
+            normalization.std,
+        )
 
 
 def _turns_that_differ(network: nn.Module, turns: int) -> int:
