@@ -278,6 +278,12 @@ def test_a_refusal_to_write_is_one_clear_sentence_with_the_place(tmp_path, numbe
     assert _names(tmp_path) == []
 
 
+def test_a_name_that_is_no_utf_8_is_written_with_its_bytes_escaped(tmp_path):
+    final = tmp_path / os.fsdecode(b"M\xfcnchen.txt")
+    files.write_text(final, f"the report of {final.name}, in µm")
+    assert final.read_text(encoding="utf-8") == "the report of M\\udcfcnchen.txt, in µm"
+
+
 def test_a_disk_that_is_full_only_when_it_is_flushed_is_noticed(tmp_path, monkeypatch):
     def full(descriptor: int) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")

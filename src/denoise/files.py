@@ -97,9 +97,9 @@ def whole_file(final: Path) -> Iterator[Path]:
 
 
 def write_text(final: Path, text: str) -> None:
-    """Write a whole text file, UTF-8."""
+    """Write a whole text file, UTF-8; bytes of file names that are none are escaped."""
     with whole_file(final) as partial:
-        partial.write_text(text, encoding="utf-8")
+        partial.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def publish(partial: Path, final: Path, *, aside: Path, overwrite: bool) -> None:

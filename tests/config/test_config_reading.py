@@ -69,6 +69,14 @@ def test_paths_start_at_the_config_file_and_keep_datasets_inside_files(tmp_path:
     assert run.output_dir == tmp_path / "out"
 
 
+def test_a_folder_whose_name_is_no_utf_8_is_read_and_recorded(tmp_path: Path) -> None:
+    folder = tmp_path / os.fsdecode(b"M\xfcnchen")
+    folder.mkdir()
+    config = load_config(written(folder, "dataset: {folder: ., full: f}"))
+    assert config.dataset.folder == folder
+    assert load_config(written(tmp_path, render(config))) == config
+
+
 def test_a_relative_config_path_still_gives_absolute_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     written(tmp_path, "dataset: {folder: ., full: f}")
     monkeypatch.chdir(tmp_path)

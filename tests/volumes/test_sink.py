@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import logging
+import os
 import pickle
 import shutil
 import subprocess
@@ -317,3 +318,11 @@ def test_volumes_of_every_format_survive_pickling(tmp_path, name):
     copy = pickle.loads(pickle.dumps(volume))
     assert copy == volume
     np.testing.assert_array_equal(_whole(copy), _numbered())
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_a_name_that_is_no_utf_8_is_a_name(tmp_path, name):
+    path = tmp_path / os.fsdecode(b"M\xfcnchen-" + name.encode())
+    with create_sink(path, shape=SHAPE) as sink:
+        sink.write(0, _numbered())
+    assert open_volume(path).shape == SHAPE

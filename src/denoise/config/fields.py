@@ -59,7 +59,7 @@ class About:
 
 
 def _writable(text: str) -> str:
-    if not text.strip() or "\0" in text or any("\ud800" <= c <= "\udfff" for c in text):
+    if not text.strip() or "\0" in text or any("\ud800" <= c <= "\udc7f" or "\udd00" <= c <= "\udfff" for c in text):
         raise ValueError("must be a name or path, not blank, of characters that a file name can have")
     return text
 

@@ -96,7 +96,7 @@ def stack_tags(header: VolumeHeader, name: str) -> dict[str, Any]:
         "photometric": "minisblack",
         "metadata": None,
         "software": "denoise",
-        "description": _ome_xml(header, name).encode("utf-8"),
+        "description": _ome_xml(header, name).encode("utf-8", "backslashreplace"),
         "contiguous": True,
     }
     if header.voxel_size_um is not None:
