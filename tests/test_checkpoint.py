@@ -87,6 +87,14 @@ def test_a_checkpoint_comes_back_bit_for_bit(tmp_path, spec):
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\+00:00", loaded.created)
 
 
+def test_a_model_is_shown_without_its_numbers():
+    said = repr(_checkpoint(versions=software_versions()))
+    assert "residual2d" in said
+    assert "epoch=12" in said
+    assert "tensor" not in said
+    assert len(said) < 500
+
+
 def test_a_model_of_before_sums_were_left_unrectified_stays_what_it_was(tmp_path):
     """Such files do not name the option; their weights ask for the activation that the network had then."""
     saved = _checkpoint(NetworkSpec("residual2d", {"n_slices": 3, "width": 2, "levels": 2, "rectified_sums": 1}))

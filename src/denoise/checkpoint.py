@@ -42,7 +42,7 @@ class Checkpoint:
     """
 
     network: NetworkSpec
-    weights: Weights
+    weights: Weights = field(repr=False)
     normalization: Normalization | None
     patch_size: int | None = None
     strategy: str = "X:1"
@@ -51,8 +51,8 @@ class Checkpoint:
     step: int = 0
     scores: Mapping[str, float] = field(default_factory=dict)
     sample: str = ""
-    seen: AllSeen = UNKNOWN
-    versions: Mapping[str, str] = field(default_factory=dict)
+    seen: AllSeen = field(default=UNKNOWN, repr=False)
+    versions: Mapping[str, str] = field(default_factory=dict, repr=False)
     created: str = ""
 
     def build(self) -> torch.nn.Module:
