@@ -26,6 +26,7 @@ from denoise.volumes.hdf5_trial import require_harmless
 from denoise.volumes.limits import axes_before, require_small_pieces, require_volume_shape
 from denoise.volumes.raw_voxels import RawVoxels, take_room
 from denoise.volumes.slab_writer import VolumeHeader
+from denoise.volumes.units import rounded
 from denoise.volumes.volume import (
     Float32Array,
     VoxelSize,
@@ -361,5 +362,5 @@ def _voxel_size(attributes: Any) -> VoxelSize | None:
     size = np.asarray(_attribute(attributes, _VOXEL_SIZE))
     if size.shape != (3,) or size.dtype.kind not in "iuf" or not np.all(np.isfinite(size)) or not np.all(size > 0):
         return None
-    z, y, x = (float(n) for n in size)
+    z, y, x = (rounded(float(n)) for n in size)
     return z, y, x

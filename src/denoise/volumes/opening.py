@@ -22,6 +22,7 @@ from denoise.volumes.compression import BLOSC, COMPRESSIONS, GZIP, NONE
 from denoise.volumes.sink import WholeVolumeSink
 from denoise.volumes.slab_writer import SlabWriter, VolumeHeader
 from denoise.volumes.unfinished import Unfinished
+from denoise.volumes.units import rounded
 from denoise.volumes.volume import STORED_TYPES, StoredVolume, Volume, VolumeSink, VoxelSize
 
 _TIFF = (".tif", ".tiff")
@@ -117,7 +118,7 @@ def create_sink(
     dtype
         uint8, uint16, int16, float32 or float64; integers are rounded and clipped.
     voxel_size_um
-        (Z, Y, X) in micrometres.
+        (Z, Y, X) in micrometres; 7 digits count.
     slice_numbers
         What the user calls each slice; 0, 1, 2, ... by default.
     overwrite
@@ -153,7 +154,11 @@ def create_sink(
     assert len(numbers) == shape[0], f"{len(numbers)} slice numbers for {shape[0]} slices"
     assert numbers[0] >= 0, f"negative slice numbers: {numbers}"
     assert numbers.step >= 1, f"slice numbers must go up: {numbers}"
-    header = VolumeHeader(shape, stored, voxel_size_um, numbers, description, _compression(final, kind, compression))
+    size = None
+    if voxel_size_um is not None:
+        z, y, x = (rounded(length) for length in voxel_size_um)
+        size = (z, y, x)
+    header = VolumeHeader(shape, stored, size, numbers, description, _compression(final, kind, compression))
     unfinished = Unfinished(final)
     if leads:
         unfinished.restore_replaced()

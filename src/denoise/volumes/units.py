@@ -45,5 +45,10 @@ def in_micrometres(length: float, unit: str) -> float | None:
     factor = _MICROMETRES.get(name) or _MICROMETRES.get(name.removesuffix("s"))
     if factor is None or not math.isfinite(length):
         return None
-    size = abs(length) * factor
+    size = rounded(abs(length) * factor)
     return size if _SMALLEST_UM <= size <= _LARGEST_UM else None
+
+
+def rounded(size: float) -> float:
+    """A size to 7 digits, as many as are ever measured: 0.65 stays that through metres, inches or single precision."""
+    return float(f"{size:.7g}")
