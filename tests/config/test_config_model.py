@@ -187,6 +187,7 @@ def test_a_config_cannot_be_changed() -> None:
         ("dataset", "folder", 5, "5", "a folder"),
         ("dataset", "folder", "a\0b", r'"a\x00b"', "characters that a file name can have"),
         ("dataset", "folder", "~no-such-user-here/a", '"~no-such', "no home folder is known"),
+        ("dataset", "full", "~no-such-user-here/a", '"~no-such', "no home folder is known"),
         ("dataset", "splits", "ab", '"ab"', "a list of two or more"),
         ("dataset", "splits", ["a"], "a list of 1 values", "a list of two or more"),
         ("dataset", "full", "a.h5::", '"a.h5::"', "scan.h5::/exchange/data"),
@@ -204,6 +205,14 @@ def test_a_wrong_value_is_named_with_its_rule(section: str, field: str, value: A
     assert f"is {found}" in message
     assert rule in message
     assert "\n" not in message
+
+
+def test_every_path_may_begin_at_home(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/me")
+    run = config({"splits": ["~/a", "~/b.h5::/x/~"], "full": "~/c.zarr"}, train={"output_dir": "~/run"})
+    assert run.split_paths == ("/home/me/a", "/home/me/b.h5::/x/~")
+    assert (run.full_path, str(run.output_dir)) == ("/home/me/c.zarr", "/home/me/run")
+    assert run.sample_name == "c"
 
 
 def test_what_is_no_mapping_is_refused() -> None:

@@ -68,7 +68,7 @@ def _reconstruction(text: str) -> str:
     file, separator, inside = _writable(text).partition("::")
     if not file.strip() or (separator and not inside.strip()):
         raise ValueError(f"must be {NAME_RULE}")
-    return text
+    return f"{_at_home(Path(file))}{separator}{inside}" if file.startswith("~") else text
 
 
 def _file_name(text: str) -> str:
@@ -108,11 +108,15 @@ def _memory(text: str) -> str:
 def _from_config_folder(path: Path, info: ValidationInfo) -> Path:
     base = (info.context or {}).get("base") or Path.cwd()
     _writable(str(path))
+    return Path(base).absolute() / _at_home(path)
+
+
+def _at_home(path: Path) -> Path:
+    """With what ``~`` at its beginning stands for."""
     try:
-        expanded = path.expanduser()
+        return path.expanduser()
     except RuntimeError:
-        raise ValueError("must be a folder; no home folder is known for the user after ~") from None
-    return Path(base).absolute() / expanded
+        raise ValueError("must be a path; no home folder is known for the user after ~") from None
 
 
 def _lower(value: object) -> object:
