@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import signal
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -227,6 +229,21 @@ def test_a_result_is_only_continued_from_the_same(tmp_path, change, said):
     with _sink(tmp_path / "out.h5", resume=True) as sink:
         assert sink.missing == _MISSING[1]
         _write(sink, (0, 1), (3, 15))
+
+
+def test_a_voxel_size_of_more_digits_is_that_of_an_earlier_version(tmp_path):
+    def interrupted() -> None:
+        with _sink(tmp_path / "out", voxel_size_um=(0.65,) * 3) as sink:
+            _write(sink, (0, 3))
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        interrupted()
+    described = Unfinished(tmp_path / "out").folder / "run.json"
+    for size, goes_on in (("0.6499999999999999", True), ("0.66", False)):
+        described.write_text(re.sub(r"\b0\.6\d+", size, described.read_text()))
+        with nullcontext() if goes_on else pytest.raises(OutputError, match=r"voxel size = \[0\.66, .* has \[0\.65,"):
+            _sink(tmp_path / "out", resume=True, voxel_size_um=(0.65,) * 3)
 
 
 def test_a_second_run_on_the_same_output_is_refused_and_harms_nothing(tmp_path):

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from denoise import files
 from denoise.errors import OutputError
 from denoise.locking import only_run
+from denoise.volumes.units import rounded
 from denoise.volumes.volume import describe_numbers
 
 _RUN, _LOCK, _REPLACED, _NAMED = "run.json", "lock", "replaced", "named"
@@ -32,6 +33,8 @@ KEPT = "kept for --resume"
 _NEW = {"grey values", "splits", "tta", "dataset", "mean and deviation"}
 #: Where the input is known by its grey values, its files may have moved.
 _KNOWN_BY, _PLACES = "grey values", "inputs"
+#: Which runs of earlier versions state with all digits.
+_SIZE = "voxel size"
 #: Facts that are known by a hash, which tells nobody anything.
 _IN_WORDS = {
     "grey values": "other grey values in the input",
@@ -115,7 +118,7 @@ class Unfinished:
             raise self._other(f"slices {describe_numbers(begun)}, this run has {describe_numbers(asked)}")
         untold = _NEW - then.keys() | ({_PLACES} if _KNOWN_BY in then and _KNOWN_BY in now else set())
         for name in sorted({*then, *now} - untold):
-            if then.get(name) != now.get(name):
+            if then.get(name) != now.get(name) and not (name == _SIZE and _rounded(then.get(name)) == now.get(name)):
                 plain = f"{name} = {then.get(name)!r}, this run has {now.get(name)!r}"
                 raise self._other(f"{_IN_WORDS[name]} than this run has" if name in _IN_WORDS else plain)
 
@@ -210,6 +213,10 @@ def _slices(facts: Mapping[str, Any]) -> range | None:
     if not (type(depth) is type(first) is type(step) is int and depth > 0 and step > 0):
         return None
     return range(first, first + depth * step, step)
+
+
+def _rounded(size: object) -> list[float] | None:
+    return [rounded(n) for n in size if isinstance(n, float)] if isinstance(size, list) else None
 
 
 def runs_of(wanted: NDArray[np.bool_]) -> list[range]:
