@@ -127,6 +127,9 @@ def test_degrees_that_are_called_radians_are_refused(scan_file: Path, degrees: n
     for turns in (0.5, 1, 20, 40):
         theta("radians", np.linspace(0, 2 * np.pi * turns, len(degrees)))
         assert np.ptp(Scan.open(scan_file).angles_rad) == pytest.approx(2 * np.pi * turns)
+    for count in (76, 77, 151):
+        theta("radians", np.arange(count) * np.pi * (3 - np.sqrt(5)))
+        assert len(Scan.open(scan_file).angles_rad) == count
 
 
 @pytest.mark.parametrize(

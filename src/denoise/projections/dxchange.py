@@ -27,6 +27,8 @@ _REMEDIES = {
     "file['exchange/theta'] = numpy.linspace(0, 180, N, endpoint=False)",
 }
 _INSTRUMENT = "measurement/instrument"
+#: Steps of golden-angle scans, of a turn and of half a turn, radians; and how exactly they are kept.
+_GOLDEN, _ALIKE = (2.39996, 1.94161), 0.01
 
 # Below this, filtered back-projection shows little but the missing wedge; in practice it means that theta is in
 # radians and the file does not say so.
@@ -161,8 +163,13 @@ def angles_of(theta: h5py.Dataset, n_angles: int, path: Path) -> NDArray[np.floa
 
 
 def _cover_degrees(values: NDArray[np.float64]) -> bool:
-    """Whether they span 180 or 360, to a step, with both ends or without one: as numbers of radians do by no chance."""
+    """Whether they span 180 or 360, to a step, with both ends or without one: as numbers of radians do by no chance.
+
+    But for those of golden-angle scans, which go on and on.
+    """
     step, span = float(np.median(np.diff(np.unique(values)))), float(np.ptp(values))
+    if any(abs(step - golden) < _ALIKE for golden in _GOLDEN):
+        return False
     return any(-2 * step <= span - turn <= step for turn in (180, 360))
 
 
