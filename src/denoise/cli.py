@@ -106,6 +106,9 @@ def prepare(
             help="Variance of a pixel's counts over their mean, to correct low counts; 0: do not.  [default: found]",
         ),
     ] = None,
+    keep_projections: Annotated[
+        bool, typer.Option("--keep-projections", help="Use also those without light, and copies.")
+    ] = False,
     overwrite: OverwriteOption = False,
     resume: ResumeOption = False,
     max_memory: MemoryOption = None,
@@ -124,6 +127,7 @@ def prepare(
         rows=(start_row, end_row),
         remove_stripes=remove_stripes,
         counts_per_photon=counts_per_photon,
+        keep_projections=keep_projections,
         overwrite=overwrite,
         resume=resume,
         max_memory=bytes_allowed(max_memory),

@@ -63,11 +63,27 @@ def test_a_sample_that_lets_nothing_through_is_light_enough(
     assert found(tmp_path, data, theta).numbers == ()
 
 
-@pytest.mark.parametrize("photons", [0.0, 0.01, 0.5])
+@pytest.mark.parametrize("photons", [0.0, 0.0005, 0.001, 0.002, 0.01, 0.5])
 def test_where_there_is_hardly_a_photon_none_is_missed(
     tmp_path: Path, rng: np.random.Generator, photons: float
 ) -> None:
     assert found(tmp_path, counts(rng, photons=photons)).numbers == ()
+
+
+@pytest.mark.parametrize("photons", [0.05, 0.11, 0.12, 0.2, 0.3, 0.5, 1.0, 5.0])
+def test_single_photons_that_are_counted_come_and_go(tmp_path: Path, rng: np.random.Generator, photons: float) -> None:
+    """So many in both rows of a projection together, as where the beam is narrower than the detector."""
+    data = rng.poisson(photons / (2 * COLUMNS), (ANGLES, ROWS, COLUMNS)).astype(np.uint16)
+    flats, dark = (np.full((3, ROWS, COLUMNS), level, np.uint16) for level in (1, 0))
+    write_scan(tmp_path / "scan.h5", data, flats, dark, HALF_TURN, "counted")
+    assert lost_projections(Scan.open(tmp_path / "scan.h5")).dark == ()
+
+
+def test_views_past_an_opaque_core_of_half_a_detector_are_not_lost(tmp_path: Path, rng: np.random.Generator) -> None:
+    """A full turn about an axis at the edge of the detector: what one view hides, the opposite one does not."""
+    theta = np.linspace(0, 360, len(HALF_TURN), endpoint=False)
+    opaque = np.clip((np.cos(np.deg2rad(theta)) - 0.6) * 20, 0, 12)[:, None, None]
+    assert found(tmp_path, counts(rng, np.exp(-opaque)), theta).numbers == ()
 
 
 def test_pixels_that_are_no_numbers_say_nothing(tmp_path: Path, rng: np.random.Generator) -> None:
@@ -117,7 +133,7 @@ def test_saturated_projections_are_no_copies(tmp_path: Path, rng: np.random.Gene
 def test_what_is_said_names_runs_and_not_too_many() -> None:
     path = Path("scan.h5")
     said = LostProjections(dark=(4,)).sentences(path)
-    assert said == ["projection 4 of scan.h5 has no light (beam lost?) and is left out"]
+    assert said == ["projection 4 of scan.h5 has no light (beam lost?) and is left out; --keep-projections uses all"]
     (said,) = LostProjections(dark=(1, 2, *range(10, 60, 5))).sentences(path)
     assert said.startswith("projections 1..2, 10, 15, 20, 25, 30, 35, 40 and others (12 in all) of scan.h5 have")
     said = LostProjections(dark=(4,), copies=(6, 7, 8)).sentences(path)

@@ -158,6 +158,17 @@ def test_degrees_that_are_called_radians_are_refused(scan_file: Path, degrees: n
             )
             for name, value in (("binning_y", 2), ("binning", "2x2"), ("binning", [1, 2]), ("binning_x", "two"))
         ),
+        *(
+            (
+                {
+                    "detector/pixel_size_x": (6.5, "µm"),
+                    "detection_system/objective/magnification": (10.0, ""),
+                    "detector/binning": (value, ""),
+                },
+                0.65,
+            )
+            for value in ("1x1", b"1X1", [1, 1], "", 0)
+        ),
         ({"detector/pixel_size_x": (6.5, "um")}, None),
         ({"detection_system/objective/resolution": (0.65, None)}, None),
         ({"detection_system/objective/resolution": (0.65, "furlong")}, None),

@@ -175,6 +175,17 @@ def test_voxels_without_a_number_hide_nothing_and_accuse_of_nothing(pair: tuple[
         assert {name for name, severity in severities(verdict).items() if severity > Severity.NOTE} == {"finite"}
 
 
+def test_what_was_masked_or_is_missing_in_one_split_is_no_smooth_place(pair: tuple[Float32Array, Float32Array]) -> None:
+    """Its blocks hold only what filters smear over them: shared, or in one split alone."""
+    y, x = np.mgrid[:96, :96] - 47.5
+    bar = (np.abs(x) < 14) & (np.abs(y) < 34)
+    masked = severities(checked(*(np.where(bar, split + 5, 0) for split in pair)))
+    assert masked["noise_independent"] <= Severity.NOTE
+    patch = (np.abs(x) < 12) & (np.abs(y) < 12)
+    missing = severities(checked(np.where(patch, np.nan, pair[0]), pair[1]))
+    assert {name for name, severity in missing.items() if severity > Severity.NOTE} == {"finite"}
+
+
 @pytest.mark.parametrize("first", [0, 6, 20])
 def test_a_body_that_grows_from_slice_to_slice_in_air_of_zero_is_seen_whole(first: int) -> None:
     """An 8-bit export of a ball: what its first slice shows says nothing of where the others show something."""

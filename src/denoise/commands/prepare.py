@@ -52,6 +52,7 @@ def prepare(
     rows: tuple[int | None, int | None] = (None, None),
     remove_stripes: bool = False,
     counts_per_photon: float | None = None,
+    keep_projections: bool = False,
     overwrite: bool = False,
     resume: bool = False,
     max_memory: int | None = None,
@@ -70,6 +71,8 @@ def prepare(
     rows
         First detector row, and the first that is left out; None: from the first, to the last. Slices are
         numbered as rows.
+    keep_projections
+        Use all, also those that seem to have no light or to be copies.
     counts_per_photon
         Variance of a pixel's counts over their mean, to correct the logarithm of low counts; None: from flats and
         projections; 0: no correction.
@@ -84,7 +87,8 @@ def prepare(
     dry_run
         Check all that can be checked, say what it would take, and write nothing.
     """
-    scan = _without_lost(Scan.open(scan_path).only_rows(*rows))
+    scan = Scan.open(scan_path).only_rows(*rows)
+    scan = scan if keep_projections else _without_lost(scan)
     layout = Layout(out or _default_folder(scan), scan.sample_name, splits)
     dealt = SplitAngles.of(scan.angles_rad, splits)
     begun = begun_counts(layout) if resume and not overwrite and counts_per_photon is None else None

@@ -21,7 +21,14 @@ from denoise.volumes.unfinished import Unfinished
 _MADE_FROM = "denoise prepare "
 #: Stated where it is not what it always was until 2026-11-28.
 _LEFT_OUT, _DEALT, _WEIGHTS, _COUNTS = "projections left out", "projections dealt", "weights", "counts per photon"
-_BEFORE: Mapping[str, Any] = {_LEFT_OUT: "none", _DEALT: "in turn", _WEIGHTS: "of each part", _COUNTS: 0.0}
+_FORMULA = "counts below one photon"
+_BEFORE: Mapping[str, Any] = {
+    _LEFT_OUT: "none",
+    _DEALT: "in turn",
+    _WEIGHTS: "of each part",
+    _COUNTS: 0.0,
+    _FORMULA: "as others",
+}
 #: Facts that change where the scan is copied.
 _OF_THE_FILE = ("scan", "scan of")
 #: Which of the volumes it is.
@@ -87,7 +94,7 @@ def made_from(
         **({} if dealt.is_weighted_as_before else {_WEIGHTS: "of the whole scan"}),
         **({} if center is None else {"centre": float(center)}),
         "stripes removed": stripes,
-        **({_COUNTS: counts_per_photon} if counts_per_photon else {}),
+        **({_COUNTS: counts_per_photon, _FORMULA: "lowered"} if counts_per_photon else {}),
         **({_LEFT_OUT: ", ".join(runs_of(scan.left_out))} if scan.left_out else {}),
         **({} if scan.is_whole else {"rows": [scan.rows[0], scan.rows[-1] + 1]}),
     }

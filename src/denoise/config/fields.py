@@ -68,7 +68,7 @@ def _reconstruction(text: str) -> str:
     file, separator, inside = _writable(text).partition("::")
     if not file.strip() or (separator and not inside.strip()):
         raise ValueError(f"must be {NAME_RULE}")
-    return f"{_at_home(Path(file))}{separator}{inside}" if file.startswith("~") else text
+    return f"{_at_home(Path(file))}{separator}{inside}" if file == "~" or file.startswith("~/") else text
 
 
 def _file_name(text: str) -> str:

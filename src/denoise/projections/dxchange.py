@@ -27,8 +27,11 @@ _REMEDIES = {
     "file['exchange/theta'] = numpy.linspace(0, 180, N, endpoint=False)",
 }
 _INSTRUMENT = "measurement/instrument"
-#: Steps of golden-angle scans, of a turn and of half a turn, radians; and how exactly they are kept.
-_GOLDEN, _ALIKE = (2.39996, 1.94161), 0.01
+#: Nothing, 0 (not stated), 1, "1x1", [1, 1].
+_UNBINNED = re.compile(r"|0(?:\.0)?|1(?:\.0)?(?:[x, ]+1(?:\.0)?)?")
+#: Numbers of degrees that are called radians follow each other by so much at most; golden angles, which go on over many
+#: turns, by more.
+_DEGREE_STEP = 1.05
 
 # Below this, filtered back-projection shows little but the missing wedge; in practice it means that theta is in
 # radians and the file does not say so.
@@ -163,14 +166,9 @@ def angles_of(theta: h5py.Dataset, n_angles: int, path: Path) -> NDArray[np.floa
 
 
 def _cover_degrees(values: NDArray[np.float64]) -> bool:
-    """Whether they span 180 or 360, to a step, with both ends or without one: as numbers of radians do by no chance.
-
-    But for those of golden-angle scans, which go on and on.
-    """
+    """Whether they span 180 or 360, to a step, with both ends or without one: as numbers of radians do by no chance."""
     step, span = float(np.median(np.diff(np.unique(values)))), float(np.ptp(values))
-    if any(abs(step - golden) < _ALIKE for golden in _GOLDEN):
-        return False
-    return any(-2 * step <= span - turn <= step for turn in (180, 360))
+    return step <= _DEGREE_STEP and any(-2 * step <= span - turn <= step for turn in (180, 360))
 
 
 def sample_name_of(file: h5py.File) -> str:
@@ -204,12 +202,17 @@ def voxel_size_of(file: h5py.File) -> float | None:
 
 
 def _may_be_binned(file: h5py.File, name: str) -> bool:
-    """Whether there is anything but a 1 under a name: what is written in another way may be any binning."""
+    """Whether there is anything but ones under a name: what is written in another way may be any binning."""
     try:
-        there = _inside(file, name, Path(file.filename)) is not None
+        found = _inside(file, name, Path(file.filename))
+        if not _is_dataset(found):
+            return found is not None
+        if found.size > 2 or found.is_virtual or found.external:
+            return True
+        said = " ".join(_text(value) for value in np.asarray(found[()]).reshape(-1))
     except (ScanError, *DAMAGE):
         return True
-    return there and _positive(_metadata(file, name)) != 1.0
+    return _UNBINNED.fullmatch(said.strip().lower()) is None
 
 
 def _micrometres(file: h5py.File, name: str) -> float | None:

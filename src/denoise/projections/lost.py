@@ -26,9 +26,14 @@ _TYPICAL = 0.9
 _NO_LIGHT, _BRIGHT = 0.01, 0.25
 #: So many times as much light must there be as successive projections differ by: else it is chance.
 _CERTAIN = 5.0
+#: Of a typical projection, both rows together: single photons come and go.
+_FEWEST_COUNTS = 100.0
+#: Radians; scans of half a turn have some more now and then.
+_FULL = np.deg2rad(220)
 #: Where noise makes successive projections differ in so many pixels at least, and in this share of them, equal ones are
 #: copies; where they differ in fewer, there may be no noise, or hardly a photon.
 _FEWEST, _SHARE = 30, 0.1
+_KEEP = "--keep-projections uses all"
 #: Runs of numbers that a message names.
 _NAMED = 8
 
@@ -58,12 +63,12 @@ class LostProjections:
         said = []
         if self.dark:
             have, are = ("have", "are") if len(self.dark) > 1 else ("has", "is")
-            said.append(f"{_named(self.dark)} of {path} {have} no light (beam lost?) and {are} left out")
+            said.append(f"{_named(self.dark)} of {path} {have} no light (beam lost?) and {are} left out; {_KEEP}")
         if self.copies:
             are, they = ("are copies", "they are") if len(self.copies) > 1 else ("is a copy", "it is")
             said.append(
                 f"{_named(self.copies)} of {path} {are} of the one before, whose noise would be in several splits: "
-                f"{they} left out"
+                f"{they} left out; {_KEEP}"
             )
         return said
 
@@ -82,6 +87,7 @@ def lost_projections(scan: Scan) -> LostProjections:
     """
     _, darks = scan.read_beam(_ROWS, _DARKS)
     light, differing = np.empty(scan.shape[0]), np.empty(scan.shape[0])
+    smallest = np.inf
     before = np.full((1, 1, 1), np.nan, np.float32)
     # What is not finite is refused where it is used; here it does not count.
     with np.errstate(invalid="ignore", over="ignore"):
@@ -90,12 +96,13 @@ def lost_projections(scan: Scan) -> LostProjections:
             stop = min(start + _TOGETHER, len(light))
             frames = scan.read_frames(np.arange(start, stop), _ROWS)
             light[start:stop] = _mean_light(frames - level)
+            smallest = min(smallest, _smallest_step(frames))
             previous = np.concatenate([np.broadcast_to(before, frames[:1].shape), frames[:-1]])
             differing[start:stop] = (frames != previous).mean(axis=(1, 2))
             differing[start:stop][np.ptp(frames, axis=(1, 2)) == 0] = np.nan
             before = frames[-1:]
     differing[0] = np.nan
-    dark = _without_light(light, scan.angles_rad)
+    dark = _without_light(light, scan.angles_rad, _FEWEST_COUNTS * smallest / frames[0].size)
     copies = _copies(differing, frames[0].size) & ~dark
     return LostProjections(*(tuple(map(int, np.flatnonzero(lost))) for lost in (dark, copies)))
 
@@ -113,17 +120,25 @@ def _mean_light(frames: NDArray[np.float32]) -> Float64Array:
     return np.asarray(total / finite.sum(axis=(1, 2)))
 
 
-def _without_light(light: Float64Array, angles_rad: Float64Array) -> NDArray[np.bool_]:
-    """(projections,): whether there is none in it."""
+def _smallest_step(frames: NDArray[np.float32]) -> float:
+    """Between two values of pixels: of whole counts one, of photons that are counted a photon."""
+    values = np.unique(frames[np.isfinite(frames)])
+    return float(np.diff(values).min()) if values.size > 1 else np.inf
+
+
+def _without_light(light: Float64Array, angles_rad: Float64Array, fewest: float) -> NDArray[np.bool_]:
+    """(projections,): whether there is none in it; nowhere, where a typical one has less than ``fewest``."""
     lost = np.zeros(len(light), np.bool_)
-    order = np.argsort(np.mod(angles_rad, np.pi), kind="stable")
+    # Views from opposite sides show the same, unless the axis is at the edge of the detector, in scans of a full turn.
+    turn = 2 * np.pi if np.ptp(angles_rad) > _FULL else np.pi
+    order = np.argsort(np.mod(angles_rad, turn), kind="stable")
     by_angle = light[order]
     known = light[np.isfinite(light)]
     if known.size < 2:
         return lost
     typical = float(np.quantile(known, _TYPICAL))
     # By angle, as successive ones may show the sample from elsewhere; by time, as half of a full turn may be lost.
-    if typical <= _CERTAIN * min(_step(light), _step(by_angle)):
+    if typical <= max(fewest, _CERTAIN * min(_step(light), _step(by_angle))):
         return lost
     dim = by_angle < _NO_LIGHT * typical
     lit = np.concatenate([[0.0], by_angle[~dim], [0.0]])

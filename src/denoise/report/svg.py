@@ -140,7 +140,7 @@ def chart(title: str, curves: Sequence[Curve], x: Axis, y: Axis, marks: Sequence
 
 def number_text(value: float) -> str:
     """Three digits, powers of ten as people write them; whole numbers of up to five digits as they are."""
-    if value == round(value) and abs(value) < _COUNTED:
+    if math.isfinite(value) and value == round(value) and abs(value) < _COUNTED:
         return f"{value:.0f}".replace("-", "−")
     text = f"{value:.3g}"
     if "e" not in text:

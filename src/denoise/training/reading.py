@@ -33,9 +33,9 @@ _FEWEST_SAMPLED = 4
 #: Of the deviations of most slices: no object, and no metal, is so far beyond air.
 _FAR_BEYOND = 10_000
 #: So many of the smallest steps of float32 are to be in the standard deviation within slices.
-_STEPS = 10
+_STEPS = 2
 #: As a share of the slices that are looked at: of more than these they are the object, beside slices of nothing.
-_EXCEPTIONS = 0.02
+_EXCEPTIONS = 0.15
 #: No reconstruction has grey values as large, whatever its unit.
 _NO_GREY_VALUE = 1e15
 #: Of a slice that is looked at for its moments at a time, which takes 24 bytes for each voxel.
@@ -199,21 +199,32 @@ def refuse_unusable(rows: NDArray[np.float64], splits: SplitSet, zs: Sequence[in
         usual = float(np.quantile(deviations[mine[:, 0] > 0], 0.75)) if len(seen) else 0.0
         worst = int(np.argmax(deviations))
         beyond = int(np.count_nonzero(deviations > _FAR_BEYOND * usual)) if usual > 0 else 0
-        if beyond and (beyond <= max(1, _EXCEPTIONS * len(seen)) or deviations[worst] > _NO_GREY_VALUE):
-            raise VolumeError(
+        if beyond:
+            found = (
                 f"slice {volume.slice_numbers[zs[worst]]} of {volume.name} has a standard deviation of "
-                f"{deviations[worst]:.3g}, the others have {usual:.3g}: it holds values that mean something else, "
-                "beside which the rest is nothing; replace them (by NaN, with dataset.non_finite: fill), or leave the "
-                "slice out (dataset.train_start_slice, train_end_slice)"
+                f"{deviations[worst]:.3g}, the others have {usual:.3g}"
+            )
+            if beyond <= max(1, _EXCEPTIONS * len(seen)) or deviations[worst] > _NO_GREY_VALUE:
+                raise VolumeError(
+                    f"{found}: it holds values that mean something else, beside which the rest is nothing; replace "
+                    "them (by NaN, with dataset.non_finite: fill), or leave the slice out (dataset.train_start_slice, "
+                    "train_end_slice)"
+                )
+            _log.warning(
+                "%s: if that is not the object beside slices of nothing, but fill values, nothing will be learnt; "
+                "replace those by NaN, with dataset.non_finite: fill",
+                found,
             )
         _refuse_too_far_from_zero(seen, volume)
 
 
 def _refuse_too_far_from_zero(rows: NDArray[np.float64], volume: Volume) -> None:
-    count = max(1.0, float(rows[:, 0].sum()))
-    mean, deviation = float(rows[:, 0] @ rows[:, 1]) / count, float(np.sqrt(rows[:, 2].sum() / count))
-    step = float(np.spacing(np.float32(abs(mean))))
-    if 0 < deviation < _STEPS * step:
+    deviations = np.sqrt(rows[:, 2] / rows[:, 0])
+    steps = np.spacing(np.abs(rows[:, 1]).astype(np.float32)).astype(np.float64)
+    shown = deviations > 0
+    lost = np.flatnonzero(shown & (deviations < _STEPS * steps))
+    if 2 * len(lost) > np.count_nonzero(shown):
+        mean, deviation, step = (float(v[lost[0]]) for v in (rows[:, 1], deviations, steps))
         raise VolumeError(
             f"the grey values of {volume.name} are {mean:.10g} +- {deviation:.3g}, and single precision, in which all "
             f"is computed, tells apart steps of {step:g} there; subtract an offset from all volumes"

@@ -257,8 +257,11 @@ def _independent(facts: SplitFacts) -> Finding:
     elif certain and value > DEPENDENT:
         sentence = (
             f"The splits agree even at the finest frequencies (correlation {value:.2f}), more at edges than where the "
-            "object is smooth, or less towards the very finest: the object has detail down to single voxels."
+            "object is smooth, or less towards the very finest: the object has detail down to single voxels"
         )
+        smooth = facts.smooth_correlation or 0.0
+        doubtful = smooth > max(DEPENDENT, _STANDS_OUT * facts.smooth_correlation_error)
+        sentence += f", or up to {smooth:.2f} of the noise is shared." if doubtful else "."
         severity = Severity.NOTE
     else:
         sentence = "The noise of the splits is independent."

@@ -18,12 +18,14 @@ _BLOCK = 8
 _COARSE, _FINE = (0.2, 0.3), (0.3, 0.4)
 #: Of the blocks of a slice.
 _SMOOTHEST = 0.1
+#: Of a block's voxels, those that differ from the one before in all splits: of whole numbers some are alike by chance.
+_VARYING = 0.6
 #: Share of the frequency plane that is looked at.
 _SHARE = 0.5
 
 
 class SmoothPlaces:
-    """Sums over the smoothest quarter of each slice's blocks.
+    """Sums over the smoothest tenth of each slice's blocks.
 
     Parameters
     ----------
@@ -43,16 +45,23 @@ class SmoothPlaces:
         self._cross, self._power = 0.0, np.zeros(count)
         self._blocks = 0
 
-    def add(self, spectra: list[NDArray[np.complex128]]) -> None:
-        """Another slice: half-plane transforms of all splits."""
-        if not self._usable.any():
+    def add(self, spectra: list[NDArray[np.complex128]], images: NDArray[np.float32]) -> None:
+        """Another slice: half-plane transforms of all splits, and the splits (K, Y, X) as they are stored.
+
+        Blocks count where all around them is finite and varies: not what was masked, clipped or filled.
+        """
+        varies = np.isfinite(images).all(axis=0)
+        varies[:, 1:] &= (images[:, :, 1:] != images[:, :, :-1]).all(axis=0)
+        usable = ndimage.binary_erosion(_of_blocks(varies.astype(np.float64)) > _VARYING * _BLOCK**2, np.ones((3, 3)))
+        usable &= self._usable
+        if not usable.any():
             return
         count = len(spectra)
         total = self._image(sum(spectra[1:], spectra[0]) * self._coarse)
         mean, square = (ndimage.uniform_filter(_of_blocks(v), 3) for v in (total, np.square(total)))
-        roughness = (square - np.square(mean) / _BLOCK**2)[self._usable]
-        chosen = self._usable.copy()
-        chosen[self._usable] = roughness <= np.quantile(roughness, _SMOOTHEST)
+        roughness = (square - np.square(mean) / _BLOCK**2)[usable]
+        chosen = usable.copy()
+        chosen[usable] = roughness <= np.quantile(roughness, _SMOOTHEST)
         total, powers = np.zeros(self._shape), np.zeros(count)
         for k, spectrum in enumerate(spectra):
             fine = self._image(spectrum * self._fine)

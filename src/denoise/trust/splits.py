@@ -154,6 +154,7 @@ class _Sums:
             return
         self.means[z] = np.array([values.mean(dtype=np.float64) for values in known])
         self.clipped.append(max(_at_extremes(values) for values in known))
+        as_stored = images
         if not finite.all():  # as the mean, which says nothing
             images = np.where(finite, images, self.means[z][:, None, None].astype(np.float32))
         centred = np.where(self.mask, images - self.means[z][:, None, None], 0).astype(np.float64)
@@ -166,7 +167,7 @@ class _Sums:
         cross = np.array([plain[0] * f.conj() for f in plain[1:]])
         self.cross_spectrum += cross
         self.shifts.append(max(shift_between(c, centred.shape[2]).length for c in cross))
-        self.smooth.add(plain)
+        self.smooth.add(plain, as_stored)
         self.mode_signal += cross[0].real
         self.mode_noise += np.square(np.abs(plain[0])) - cross[0].real
         self.profiles.add(centred[0], centred[1])
