@@ -50,7 +50,7 @@ class SmoothPlaces:
 
         Blocks count where all around them is finite and varies: not what was masked, clipped or filled.
         """
-        varies = np.isfinite(images).all(axis=0)
+        varies = np.asarray(np.isfinite(images).all(axis=0))
         varies[:, 1:] &= (images[:, :, 1:] != images[:, :, :-1]).all(axis=0)
         usable = ndimage.binary_erosion(_of_blocks(varies.astype(np.float64)) > _VARYING * _BLOCK**2, np.ones((3, 3)))
         usable &= self._usable
