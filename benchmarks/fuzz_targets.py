@@ -20,12 +20,14 @@ import torch
 from denoise.checkpoint import Checkpoint, TrainState
 from denoise.config import load_config
 from denoise.config.reading import render
+from denoise.config.recipes import PLAIN_ADAM, Muon
 from denoise.errors import CheckpointError, DenoiseError
 from denoise.projections.scan import Scan
 from denoise.run_folder import RunFolder
 from denoise.tiles import Region
 from denoise.training.observers import read_history
-from denoise.training.state import Progress, restore_optimizer
+from denoise.training.optimizer import Optimizers
+from denoise.training.state import Progress
 from denoise.volumes import open_volume
 from fuzz_mutation import Tree
 from fuzz_seeds import (
@@ -90,7 +92,8 @@ def read_state(folder: Path) -> str:
     layer = torch.nn.Linear(2, 1)
     try:
         layer.load_state_dict(state.model)
-        restore_optimizer(torch.optim.Adam(layer.parameters()), state.optimizer)
+        muon = Muon(1.0) if Optimizers.had_muon(state.optimizer) else None
+        Optimizers(layer, PLAIN_ADAM, muon, 0.01, torch.device("cpu")).restore(state.optimizer)
         Progress.stored(state.progress)
         torch.set_rng_state(state.generator)
     except (RuntimeError, ValueError, LookupError, TypeError, AttributeError) as error:  # as the training loop does

@@ -20,6 +20,7 @@ import zarr
 
 from denoise.checkpoint import Checkpoint, TrainState
 from denoise.config import load_config
+from denoise.config.recipes import PLAIN_ADAM, Muon
 from denoise.errors import CheckpointError, ConfigError, DenoiseError, ScanError, VolumeError
 from denoise.networks.catalogue import build_network
 from denoise.networks.spec import NetworkSpec
@@ -27,7 +28,8 @@ from denoise.normalization import Normalization
 from denoise.projections.scan import Scan, write_scan
 from denoise.tiles import Region
 from denoise.training.observers import read_history
-from denoise.training.state import Progress, restore_optimizer
+from denoise.training.optimizer import Optimizers
+from denoise.training.state import Progress
 from denoise.volumes import limits as limits_module
 from denoise.volumes import open_volume
 
@@ -204,14 +206,18 @@ def test_calls_that_torch_allows_but_no_model_needs_are_refused(tmp_path: Path, 
         Checkpoint.load(path)
 
 
+def _optimizers(layer: torch.nn.Module) -> Optimizers:
+    return Optimizers(layer, PLAIN_ADAM, Muon(1.0), 0.01, torch.device("cpu"))
+
+
 def _state() -> TrainState:
     layer = torch.nn.Linear(2, 1)
-    optimizer = torch.optim.Adam(layer.parameters())
+    optimizers = _optimizers(layer)
     layer(torch.ones(2)).sum().backward()
-    optimizer.step()
+    optimizers.step()
     progress = {"epoch": 1, "step": 2}
     return TrainState(
-        {}, layer.state_dict(), None, optimizer.state_dict(), progress, Normalization(0.0, 1.0), torch.get_rng_state()
+        {}, layer.state_dict(), None, optimizers.state(), progress, Normalization(0.0, 1.0), torch.get_rng_state()
     )
 
 
@@ -236,7 +242,21 @@ def test_moments_of_another_shape_are_refused() -> None:
     stored_state = _state().optimizer
     stored_state["state"][0]["exp_avg"] = torch.zeros(7)
     with pytest.raises(ValueError, match="exp_avg"):
-        restore_optimizer(torch.optim.Adam(torch.nn.Linear(2, 1).parameters()), stored_state)
+        _optimizers(torch.nn.Linear(2, 1)).restore(stored_state)
+
+
+@pytest.mark.parametrize(
+    "muon", [5, {}, {"state": {}}, {"state": {0: {"momentum_buffer": torch.zeros(7)}}}, {"state": {0: {"x": "y"}}}]
+)
+def test_a_muon_of_another_kind_is_refused(muon: Any) -> None:
+    """With what the training loop turns into one sentence."""
+    stored = _state().optimizer
+    groups = {"param_groups": stored["muon"]["param_groups"]}
+    stored["muon"] = muon | groups if isinstance(muon, dict) and muon else muon
+    if muon == {"state": {}}:
+        stored["muon"]["param_groups"] = []
+    with pytest.raises((RuntimeError, ValueError, LookupError, TypeError, AttributeError)):
+        _optimizers(torch.nn.Linear(2, 1)).restore(stored)
 
 
 _RECORD = dict.fromkeys(("train_loss", "val_l1", "val_mse", "val_lcl", "val_edge", "learning_rate"), 0.1)

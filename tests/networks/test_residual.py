@@ -10,7 +10,7 @@ from torch import Tensor
 
 from denoise.config.recipes import RECIPES
 from denoise.networks.residual import ResidualUNet, _Mixing, receptive_radius
-from denoise.training.optimizer import make_optimizer, set_rate
+from denoise.training.optimizer import Optimizers
 
 
 def scrambled(mixes: bool = False, **options: int) -> ResidualUNet:
@@ -153,22 +153,22 @@ def one_thread() -> Iterator[None]:
 
 
 def trained_on_noisy_pairs(network: ResidualUNet, steps: int, generator: torch.Generator) -> None:
-    """With the rate and the optimiser of the recipe."""
+    """With the rate and the optimisers of the recipe."""
     _, one, other = noisy_discs(generator, 32, 32)
     network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     recipe = RECIPES["residual2d"]
-    optimizer = make_optimizer(network, recipe.adam, recipe.learning_rate, torch.device("cpu"))
+    optimizers = Optimizers(network, recipe.adam, recipe.muon, recipe.learning_rate, torch.device("cpu"))
     for step in range(steps):
-        set_rate(optimizer, recipe.learning_rate * min(1, (step + 1) / 10, 2 * (1 - step / steps)))
+        optimizers.set_rate(recipe.learning_rate * min(1, (step + 1) / 10, 2 * (1 - step / steps)))
         chosen = torch.randint(32, (4,), generator=generator)
         inputs = torch.cat([one[chosen], other[chosen]]).contiguous(memory_format=torch.channels_last)
         targets = torch.cat([other[chosen], one[chosen]])[:, 2:3]
         with torch.autocast("cpu", torch.bfloat16):
             predictions = network(inputs)
         loss = F.mse_loss(predictions.float(), targets)
-        optimizer.zero_grad()
+        optimizers.forget_gradients()
         loss.backward()  # type: ignore[no-untyped-call]
-        optimizer.step()
+        optimizers.step()
 
 
 @pytest.mark.usefixtures("one_thread")

@@ -34,6 +34,26 @@ PLAIN_ADAM = Adam()
 
 
 @dataclass(frozen=True)
+class Muon:
+    """How steps of convolutions' weights are made, where not by Adam (``denoise.training.muon``).
+
+    Attributes
+    ----------
+    rate
+        Spectral norm of a step, about, as a multiple of the learning rate.
+    momentum
+        Decay of the average of gradients.
+    decay
+        Times that norm, the share of themselves that weights lose at every step (decoupled, as Loshchilov and Hutter
+        2019, arXiv 1711.05101).
+    """
+
+    rate: float
+    momentum: float = 0.95
+    decay: float = 0.1
+
+
+@dataclass(frozen=True)
 class Recipe:
     """Settings that belong to a network; the measurements behind them are in docs/network-study.md.
 
@@ -54,6 +74,7 @@ class Recipe:
     ema_decay: float = 0.0
     slices_first: int = 0
     adam: Adam = PLAIN_ADAM
+    muon: Muon | None = None
     gpu_batch_size: int | None = None
 
     def batch_on(self, device_type: str) -> int:
@@ -69,9 +90,21 @@ RECIPES: Mapping[str, Recipe] = MappingProxyType(
     {
         "unet2d": Recipe(256, 32, 1e-3, "constant", "l1", 0.01),
         "unet3d": Recipe(96, 4, 1e-3, "constant", "l1", 0.01),
-        "residual2d": Recipe(64, 4, 4e-3, "hold", "l2", 0.0, ema_decay=0.995, adam=_STEADY, gpu_batch_size=32),
+        "residual2d": Recipe(
+            64, 4, 4e-3, "hold", "l2", 0.0, ema_decay=0.995, adam=_STEADY, muon=Muon(2.5), gpu_batch_size=32
+        ),
         "residual3d": Recipe(
-            64, 1, 4e-3, "hold", "l2", 0.0, ema_decay=0.995, slices_first=2500, adam=_STEADY, gpu_batch_size=8
+            64,
+            1,
+            4e-3,
+            "hold",
+            "l2",
+            0.0,
+            ema_decay=0.995,
+            slices_first=2500,
+            adam=_STEADY,
+            muon=Muon(1.25),
+            gpu_batch_size=8,
         ),
     }
 )

@@ -9,7 +9,7 @@ from typing import Any, Literal, Protocol
 
 from denoise.checkpoint import Weights
 from denoise.config import RunConfig, TrainSection
-from denoise.config.recipes import PLAIN_ADAM, Adam
+from denoise.config.recipes import PLAIN_ADAM, Adam, Muon
 from denoise.networks.catalogue import find_network
 from denoise.networks.spec import NetworkSpec
 from denoise.seen import NOTHING, AllSeen
@@ -17,6 +17,9 @@ from denoise.training.objective import Objective
 from denoise.training.schedule import Schedule
 from denoise.training.validation import Preview, Scores
 from denoise.volumes.volume import SplitSet
+
+#: What the settings of Muon are called in fingerprints; states of runs without one have none of them.
+MUON = "muon"
 
 
 @dataclass(frozen=True)
@@ -33,6 +36,7 @@ class TrainJob:
     folder: Path
     ema_decay: float = 0.0
     adam: Adam = PLAIN_ADAM
+    muon: Muon | None = None
     slices_first: int = 0
     """Steps, at most, on single slices of the blocks, before those on whole blocks: where steps are cheap, first."""
     sample: str = "sample"
@@ -108,6 +112,7 @@ class TrainJob:
             **{f"network.{name}": options[name] for name in kind.unsaid},
             **({"steps on slices": self.slices_first} if self.slices_first else {}),
             **({} if self.adam == PLAIN_ADAM else {f"adam.{name}": value for name, value in asdict(self.adam).items()}),
+            **({f"{MUON}.{name}": value for name, value in asdict(self.muon).items()} if self.muon else {}),
             **({"val model chosen by": self.chosen_by} if self.chosen_by != "l1" else {}),
         }
 

@@ -37,7 +37,7 @@ from denoise.training.gradients import Gradients
 from denoise.training.job import Observer, Plan, Record, TrainJob
 from denoise.training.observers import observers_of
 from denoise.training.opening import TrainingData
-from denoise.training.optimizer import make_optimizer, set_rate
+from denoise.training.optimizer import Optimizers
 from denoise.training.part import TrainingPart
 from denoise.training.slices_first import SlicesFirst
 from denoise.training.state import (
@@ -46,7 +46,6 @@ from denoise.training.state import (
     Progress,
     keep_stored_bests,
     on_cpu,
-    restore_optimizer,
     seen_so_far,
     state_to_resume,
 )
@@ -89,7 +88,7 @@ def run_worker(world: World, job: TrainJob) -> None:
 
 
 class TrainingRun:
-    """A run in one process: network, optimiser, data, and where it stands."""
+    """A run in one process: network, optimisers, data, and where it stands."""
 
     def __init__(self, world: World, job: TrainJob) -> None:
         self.world, self.job, self.folder = world, job, RunFolder(job.folder)
@@ -147,7 +146,8 @@ class TrainingRun:
             self.symmetric.impose()
         self._weights, self._mixing = list(self.network.parameters()), mixing_weights(self.network)
         self.averaged = AveragedWeights(self.network, self.job.ema_decay) if self.job.ema_decay else None
-        self.optimizer = make_optimizer(self.network, self.job.adam, self.job.schedule.peak, world.device)
+        muon = self.job.muon if state is None or Optimizers.had_muon(state.optimizer) else None
+        self.optimizers = Optimizers(self.network, self.job.adam, muon, self.job.schedule.peak, world.device)
         self.progress = Progress()
         self._saved_at = time.monotonic()
         self._has_saved = state is not None
@@ -254,7 +254,7 @@ class TrainingRun:
             yield self.slices_first.places(places, epoch * self.steps_per_epoch + step, self.course.done)
 
     def _step(self, blocks: Tensor, rate: float) -> Tensor:
-        set_rate(self.optimizer, rate)
+        self.optimizers.set_rate(rate)
         loss = self.gradients.of(blocks, with_lcl=self.progress.step >= self.job.settings.warmup_steps)
         if self.slices_first.made(blocks):
             # Zero for most of them, and Adam takes what follows on many zeros for huge: it must not see them yet.
@@ -264,8 +264,8 @@ class TrainingRun:
             self.symmetric.project_gradients()
         if self.job.settings.gradient_clip:
             nn.utils.clip_grad_norm_(self._weights, self.job.settings.gradient_clip)
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+        self.optimizers.step()
+        self.optimizers.forget_gradients()
         if self.averaged is not None:
             self.averaged.update(self.progress.step + 1)
         return loss
@@ -354,7 +354,7 @@ class TrainingRun:
             },
             model=on_cpu(self.network.state_dict()),
             ema=on_cpu(self.averaged.model.state_dict()) if self.averaged is not None else None,
-            optimizer=self.optimizer.state_dict(),
+            optimizer=self.optimizers.state(),
             # Of all processes, of which each has about its share: it may go on with another number of them.
             progress={**asdict(self.progress), "loss_sum": self.progress.loss_sum / self._share},
             normalization=self.data.source.normalization,
@@ -366,7 +366,7 @@ class TrainingRun:
             self.network.load_state_dict(state.model)
             if self.averaged is not None and state.ema is not None:
                 self.averaged.model.load_state_dict(state.ema)
-            restore_optimizer(self.optimizer, state.optimizer)
+            self.optimizers.restore(state.optimizer)
             self.progress = Progress.stored(state.progress)
             self.progress.loss_sum *= self._share
             torch.set_rng_state(state.generator)

@@ -89,6 +89,7 @@ def run_training(
         folder=run.path,
         ema_decay=config.ema_decay,
         adam=config.recipe.adam,
+        muon=config.recipe.muon,
         slices_first=config.recipe.slices_first,
         sample=config.sample_name,
         patches_per_epoch=config.patches_per_epoch,

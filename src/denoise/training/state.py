@@ -9,8 +9,6 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-import torch
-
 from denoise.archive import shown
 from denoise.checkpoint import Checkpoint, TrainState, Weights, parsed_seen
 from denoise.errors import CheckpointError
@@ -18,7 +16,8 @@ from denoise.launch import World
 from denoise.memory import give_back_freed, large_arrays_given_back
 from denoise.run_folder import RunFolder
 from denoise.seen import AllSeen
-from denoise.training.job import TrainJob
+from denoise.training.job import MUON, TrainJob
+from denoise.training.optimizer import Optimizers
 from denoise.training.part import TrainingPart
 
 #: In the fingerprint of a state: which model the run began from. States of earlier versions do not say.
@@ -150,6 +149,8 @@ def load_state(job: TrainJob, folder: RunFolder) -> TrainState:
             "it without that, or start a new run with another --output-dir (--finetune begins from a model)"
         )
     changed = [name for name in now if now[name] != then.get(name)]
+    if not Optimizers.had_muon(state.optimizer):  # begun by an earlier version: it goes on with Adam alone
+        changed = [name for name in changed if not name.startswith(f"{MUON}.")]
     if changed:
         name = changed[0]
         told = f"with {name} = {shown(then[name])}" if name in then else f"without {name}"
@@ -187,26 +188,6 @@ def seen_so_far(job: TrainJob, part: TrainingPart, state: TrainState | None, fol
             )
     give_back_freed()
     return seen
-
-
-def restore_optimizer(optimizer: torch.optim.Optimizer, stored: Mapping[str, Any]) -> None:
-    """Give an optimiser what it knew of its parameters; its settings are the run's own, the same as then.
-
-    Raises
-    ------
-    ValueError
-        Something stored fits no parameter.
-    """
-    fresh = optimizer.state_dict()["param_groups"]
-    for group, known in zip(fresh, stored["param_groups"], strict=True):
-        if type(known["lr"]) is not float:
-            raise ValueError("the learning rate is no number")
-        group["lr"] = known["lr"]
-    optimizer.load_state_dict({"state": stored["state"], "param_groups": fresh})
-    for parameter, known in optimizer.state.items():
-        for name, value in known.items():
-            if not isinstance(value, torch.Tensor) or value.shape not in (parameter.shape, torch.Size([])):
-                raise ValueError(f"{name} of the optimiser does not fit its parameter")
 
 
 def keep_stored_bests(progress: Progress, folder: RunFolder, chosen_by: str) -> None:
