@@ -11,12 +11,17 @@ from dataclasses import dataclass
 
 from denoise.config.recipes import RECIPES
 
+#: Ends the names of our methods in rows of before 2026-11-28, when Adam trained all weights; none can be made again.
+ADAM = "_adam"
 _MOST_ON_SLICES = RECIPES["residual3d"].slices_first
 
 
 def calibrated_as(method: str, splits: int) -> str:
-    """What the calibration calls it: targets and turns do not change the time of a step, the splits do."""
-    return f"{method.replace('clean', 'ours').removesuffix('_tta')}_k{splits}"
+    """What the calibration calls it: targets and turns do not change the time of a step, the splits do.
+
+    Nor does Adam instead of Muon, by more than a machine does from day to day.
+    """
+    return f"{method.replace('clean', 'ours').removesuffix('_tta').removesuffix(ADAM)}_k{splits}"
 
 
 @dataclass(frozen=True)

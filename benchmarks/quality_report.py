@@ -9,7 +9,7 @@ from typing import Any
 from cases import CASES
 from denoise.modes import mode_of
 from denoise.networks.spec import NetworkSpec
-from quality_clock import Clock
+from quality_clock import ADAM, Clock
 from throughput import counted
 
 Row = Mapping[str, Any]
@@ -25,6 +25,9 @@ _NAMES = {
     "clean2d": "ours, 2.5D, clean targets",
     "published3d": "published, 3D",
     "ours3d": "ours, 3D",
+    f"ours2d{ADAM}": "ours with Adam, 2.5D",
+    f"clean2d{ADAM}": "ours with Adam, 2.5D, clean targets",
+    f"ours3d{ADAM}": "ours with Adam, 3D",
     "clean3d": "ours, 3D, clean targets",
 }
 
@@ -105,7 +108,7 @@ def _costs(rows: Sequence[Row], seconds_per_step: Mapping[str, float]) -> Iterab
     seen = set()
     for row in sorted(rows, key=_order):
         method, splits = row["key"][2], row["key"][1]
-        if "parameters" not in row or (method, splits) in seen:
+        if "parameters" not in row or method.endswith(ADAM) or (method, splits) in seen:
             continue
         seen.add((method, splits))
         step = Clock.of(method, splits, seconds_per_step).per_step
