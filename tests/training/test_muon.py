@@ -59,6 +59,22 @@ def test_a_step_has_the_length_of_the_rate_however_small_the_gradient() -> None:
         assert 0.006 < lengths.min() <= lengths.max() < 0.0125
 
 
+@pytest.mark.parametrize("options", [{"width": 64}, {"n_slices": 3, "width": 32}, {"levels": 1}, {"mixes": True}])
+def test_networks_of_all_sizes_are_stepped(options: dict[str, int]) -> None:
+    """Wide ones have more outputs than inputs in their first layer."""
+    torch.manual_seed(0)
+    network = ResidualUNet(**options).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    weights = [w for w in network.parameters() if w.ndim > 1]
+    optimizer = Muon(weights, rate=0.01, momentum=0.95, decay=0.0)
+    before = [w.detach().clone() for w in weights]
+    for w in weights:
+        w.grad = torch.randn_like(w)
+    optimizer.step()
+    for w, was in zip(weights, before, strict=True):
+        lengths = singular_values((w.detach() - was).flatten(1))
+        assert 0.003 < lengths.min() <= lengths.max() < 0.0125
+
+
 def test_weights_shrink_by_rate_times_decay() -> None:
     weights = nn.Parameter(torch.ones(4, 4, 3, 3))
     optimizer = Muon([weights], rate=0.1, momentum=0.95, decay=0.2)

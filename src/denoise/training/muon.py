@@ -57,7 +57,7 @@ class Muon(torch.optim.Optimizer):
                 directions = orthogonalised(torch.stack([one.flatten(1) for one in ahead]))
                 if group["decay"]:
                     torch._foreach_mul_(alike, 1 - rate * group["decay"])
-                steps = [step.view_as(weights) for step, weights in zip(directions, alike, strict=True)]
+                steps = [step.reshape(weights.shape) for step, weights in zip(directions, alike, strict=True)]
                 torch._foreach_add_(alike, steps, alpha=-rate)
 
     def _average(self, weights: Tensor) -> Tensor:
