@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from denoise.inference.engine import Denoiser, denoise_slices
+from denoise.inference.versions import turned
 from denoise.modes import MODES
 from denoise.networks.spec import NetworkSpec
 from denoise.normalization import Normalization
@@ -399,7 +400,7 @@ def test_the_turned_versions_of_a_tile_are_predicted_turned_back_and_averaged(
             by_hand.append(back(network(torch.from_numpy(turn(blocks).copy())).numpy()))
     expected = np.mean(by_hand, axis=0)
     expected = expected[:, 0] if n_slices else expected[0, :depth]
-    done = engine(data, window, network, turns=turns)
+    done = engine(data, window, network, versions=turned(turns))
     np.testing.assert_allclose(done.result, expected, rtol=0, atol=2e-6)
     if turns > 1:
         difference = np.abs(by_hand[0] - by_hand[1]).max()
@@ -414,7 +415,7 @@ def test_two_versions_are_the_tile_and_one_mirror_image(
     window = Window((1, 16, 16), (1, 16, 16), (1, 16, 16), (0, 0, 0))
     plain = engine(data, window, network).result
     mirrored = [np.flip(engine(np.flip(data, m).copy(), window, network).result, m) for m in (1, 2)]
-    found = engine(data, window, network, turns=2).result
+    found = engine(data, window, network, versions=turned(2)).result
     assert min(np.abs(found - (plain + other) / 2).max() for other in mirrored) < 1e-6
 
 
@@ -427,7 +428,7 @@ def test_an_identity_network_stays_one_however_its_tiles_are_turned(
     data = volume((5, 8, 8))
     window = window_of(mode, n_slices)
     network = predicted_part(window)
-    done = engine(data, window, network, turns=turns, batch_size=1)
+    done = engine(data, window, network, versions=turned(turns), batch_size=1)
     np.testing.assert_allclose(done.result, data, rtol=0, atol=5e-7)
     assert len(network.batches) == turns * (5 if n_slices else 1)
 
@@ -441,7 +442,7 @@ def test_an_identity_network_stays_one_however_its_tiles_are_turned(
     edges = {1: 8, 2: 12} if n_slices else {0: 4, 1: 8, 2: 12}
     oblong = window.spread_over(several.shape, edges, overlaps=dict.fromkeys(edges, 4), multiples={}, shrinks=True)
     assert oblong.read_zyx[1] != oblong.read_zyx[2]
-    done = engine(several, oblong, CentreSlice(), turns=turns)
+    done = engine(several, oblong, CentreSlice(), versions=turned(turns))
     np.testing.assert_allclose(done.result, several, rtol=0, atol=1e-6)
 
 
@@ -450,5 +451,7 @@ def test_a_network_that_turns_with_its_input_gains_nothing_from_turning_it(
 ) -> None:
     window = window_of("2.5d", 3)
     data = volume((3, 20, 17))
-    results = [engine(data, window, predicted_part(window, torch.sin), turns=turns).result for turns in (1, 8)]
+    results = [
+        engine(data, window, predicted_part(window, torch.sin), versions=turned(turns)).result for turns in (1, 8)
+    ]
     np.testing.assert_allclose(results[1], results[0], rtol=0, atol=1e-6)

@@ -134,7 +134,7 @@ def made_how(denoiser: Denoiser, inputs: InferenceInputs) -> dict[str, Any]:
         "inputs": list(inputs.paths),
         "normalization": [denoiser.normalization.mean, denoiser.normalization.std],
         "tiles": str(denoiser.window),
-        "symmetries": denoiser.turns,
+        "symmetries": 1 + len(denoiser.versions),
         "arithmetic": str(denoiser.dtype),
         "NaN filled": denoiser.fill_non_finite,
     }

@@ -99,7 +99,11 @@ class TrainSection(Section):
             "Step size of the optimiser",
             "null, or a number above 0",
             "Too large: the loss jumps. Too small: slow. "
-            "null: " + ", ".join(f"{recipe.learning_rate:g} for {name}" for name, recipe in RECIPES.items()) + ".",
+            "null: "
+            + ", ".join(f"{recipe.learning_rate:g} for {name}" for name, recipe in RECIPES.items())
+            + ". Convolutions of residual networks take steps of "
+            + ", ".join(f"{r.muon.rate:g} ({name})" for name, r in RECIPES.items() if r.muon)
+            + " times that (docs/about.md, Networks).",
         ),
     ] = None
     schedule: Annotated[

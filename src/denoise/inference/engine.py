@@ -23,9 +23,9 @@ from denoise.inference.blend import SlabAccumulator
 from denoise.inference.reader import LARGEST_LAYER_BYTES, SlabReader
 from denoise.inference.slabs import WRITES_WAITING, SlabPlan, plan_slabs
 from denoise.inference.transfer import DeviceLink, Leaving
+from denoise.inference.versions import Version
 from denoise.memory import is_out_of_memory
 from denoise.normalization import Normalization
-from denoise.patches.symmetry import SQUARE
 from denoise.tiles import TileGrid, Window
 from denoise.volumes.volume import Float32Array, Volume
 
@@ -56,8 +56,8 @@ class Denoiser:
     dtype: torch.dtype = torch.float32
     batch_size: int | None = None
     fill_non_finite: bool = False
-    turns: int = 1
-    """How many symmetries of the square are averaged: 1 (the tile as it is), 2, 4 (mirrors) or 8 (and turns)."""
+    versions: Sequence[Version] = ()
+    """What the network sees besides each tile as it is; the predictions are averaged."""
     forward_peak: float = 0.0
     """Elements that exist at the worst moment for each predicted voxel (``NetworkKind.forward_peak``)."""
 
@@ -254,9 +254,9 @@ class _BatchedNetwork:
 def _forward(denoiser: Denoiser, blocks: Tensor) -> Tensor:
     with torch.inference_mode(), autocast(denoiser.device, denoiser.dtype):
         predictions: Tensor = denoiser.network(blocks)
-        for symmetry in SQUARE[1 : denoiser.turns]:
-            predictions = predictions.float() + symmetry.inverse.turn(denoiser.network(symmetry.turn(blocks)))
-    return predictions / denoiser.turns if denoiser.turns > 1 else predictions
+        for version in denoiser.versions:
+            predictions = predictions.float() + version.prediction(denoiser.network, blocks)
+    return predictions / (1 + len(denoiser.versions)) if denoiser.versions else predictions
 
 
 def _cpu_batch(window: Window) -> int:

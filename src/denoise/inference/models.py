@@ -13,6 +13,7 @@ from denoise.checkpoint import Checkpoint
 from denoise.config import InferSection
 from denoise.errors import CheckpointError, ConfigError
 from denoise.inference.engine import Denoiser
+from denoise.inference.versions import Version, shifted, turned
 from denoise.modes import default_tile, inference_window
 from denoise.networks.catalogue import find_network
 from denoise.networks.symmetric import SymmetricWeights
@@ -80,7 +81,7 @@ def make_denoiser(
         dtype=resolve_precision(infer.precision, device),
         batch_size=infer.batch_size,
         fill_non_finite=fill_non_finite,
-        turns=_turns_that_differ(network, infer.tta),
+        versions=_versions_that_differ(network, infer.tta, divisor),
         forward_peak=kind.forward_peak(checkpoint.network.options),
     )
 
@@ -112,10 +113,17 @@ def warn_of_another_scale(normalization: Normalization, grid: Volume, z_range: r
         )
 
 
-def _turns_that_differ(network: nn.Module, turns: int) -> int:
-    """Of the versions of a tile that are averaged: equivariant networks give the same for all of them."""
-    weights = SymmetricWeights.of(network) if turns > 1 else None
+def _versions_that_differ(network: nn.Module, count: int, cell: int) -> Sequence[Version]:
+    """Of the versions of a tile that are averaged: equivariant networks give the same for turned ones."""
+    weights = SymmetricWeights.of(network) if count > 1 else None
     if weights is None or not weights.hold:
-        return turns
-    _log.info("infer.tta is %d, but this model gives the same for all versions of a tile: one is computed", turns)
-    return 1
+        return turned(count)
+    versions = shifted(count, cell)
+    if len(versions) + 1 < count:
+        _log.info(
+            "infer.tta is %d, but this model gives the same for turned tiles: shifted ones are averaged, of which %d "
+            "differ",
+            count,
+            len(versions) + 1,
+        )
+    return versions
