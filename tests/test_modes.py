@@ -124,6 +124,17 @@ def test_tiles_of_a_network_without_norm_layers_end_with_the_volume_and_lie_on_o
     assert grid.window.read_zyx[0] <= DEEPEST_TILE * 1.5 + 4, "a slab of it is held in memory"
 
 
+@pytest.mark.parametrize("overlap", [0.1, 0.25, 0.5, 0.75])
+def test_an_overlap_of_the_users_is_that_share_of_the_tile_along_each_axis(overlap: float) -> None:
+    """Tiles are flatter than wide: along z the share of the width would be all of the depth."""
+    spec = NetworkSpec("residual3d", {})
+    window = inference_window(spec, 128, overlap, "hann", LARGE)
+    for axis, multiple in enumerate((1, 4, 4)):
+        size, stride = window.predict_zyx[axis], window.stride_zyx[axis]
+        wanted = overlap * (DEEPEST_TILE if axis == 0 else 128)
+        assert abs(size - stride - wanted) <= multiple
+
+
 @pytest.mark.parametrize("name", ["unet2d", "unet3d"])
 def test_tiles_of_a_network_with_norm_layers_keep_the_size_that_it_was_trained_at(name: str) -> None:
     spec = NetworkSpec(name, {})

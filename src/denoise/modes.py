@@ -100,7 +100,7 @@ def inference_window(
         shape,
         edges,
         overlaps={
-            axis: min(needed[axis], round(_MOST_OVERLAP * size)) if overlap is None else round(overlap * edge)
+            axis: min(needed[axis], round(_MOST_OVERLAP * size)) if overlap is None else round(overlap * size)
             for axis, size in edges.items()
         },
         multiples=kind.divisors(network.options),

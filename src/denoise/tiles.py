@@ -106,6 +106,11 @@ class Window:
         return z, y, x
 
     @property
+    def is_cube(self) -> bool:
+        """Whether what is read and what is predicted are the same cube, in which no axis differs from the others."""
+        return len({*self.read_zyx, *self.predict_zyx}) == 1
+
+    @property
     def predicted(self) -> tuple[slice, slice, slice]:
         """The predicted part within the block that is read."""
         z, y, x = (slice(b, b + p) for b, p in zip(self.before_zyx, self.predict_zyx, strict=True))

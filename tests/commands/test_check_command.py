@@ -86,6 +86,14 @@ def test_too_few_held_out_rows_for_a_report_are_said_before_training(
     assert "`denoise report` needs 16" in facts(denoise("check", "--config", config))["held out"]
 
 
+def test_rows_that_are_held_out_are_named_where_a_range_of_slices_is_trained_on(
+    dataset: Dataset, denoise: Callable[..., Outcome]
+) -> None:
+    ranged = "  sample: foam\n  train_start_slice: 5\n  train_end_slice: 6\n"
+    config = dataset.configured("  sample: foam\n", ranged)
+    assert re.match(r"rows \d+\.\.\d+, counted from 0", facts(denoise("check", "--config", config))["held out"])
+
+
 def test_only_the_slices_to_train_on_are_tested(
     dataset: Dataset, denoise: Callable[..., Outcome], tools: Tools
 ) -> None:

@@ -484,6 +484,28 @@ def test_splits_of_two_divisions_of_one_scan_are_not_trained_on_together(
     assert denoise("check", "--config", scan.with_name("raw_rec") / "foam_config.yaml").code == 0
 
 
+def test_a_full_reconstruction_that_does_not_belong_to_the_splits_is_said(
+    scan: Path, denoise: Callable[..., Outcome]
+) -> None:
+    out, other = scan.with_name("raw_rec"), scan.with_name("other")
+    assert denoise("prepare", scan, *CENTER).code == 0
+    assert denoise("prepare", scan, "--center", 20, "--splits", 3, "--out", other).code == 0
+    assert denoise("prepare", scan, *CENTER, "--splits", 3, "--out", scan.with_name("alike")).code == 0
+    config = out / "foam_config.yaml"
+    text = config.read_text()
+
+    def said(full: str) -> str:
+        config.write_text(text.replace("full: foam_full", f"full: {full}"))
+        outcome = denoise("check", "--config", config)
+        assert outcome.code == 0, outcome.err
+        return outcome.log
+
+    assert "full reconstruction" not in said("foam_full")
+    assert "full reconstruction" not in said("../alike/foam_full"), "of how many splits there are it does not depend"
+    assert "was made with centre = 20.0, the splits with 23.5" in said("../other/foam_full")
+    assert "which is one of the splits" in said("foam_split1")
+
+
 @pytest.mark.parametrize(
     ("changed", "named"),
     [

@@ -19,7 +19,7 @@ from denoise.patches.sampler import (
     single_slices,
     sliced,
 )
-from denoise.patches.symmetry import CUBE, IDENTITY, SQUARE
+from denoise.patches.symmetry import CUBE, IDENTITY, PRISM, SQUARE
 from denoise.tiles import Region, Window
 from denoise.volumes import ArrayVolume, read_reflected
 
@@ -91,6 +91,13 @@ def test_all_symmetries_are_drawn_about_equally_often_and_none_without_augmentat
     assert max(abs(n - expected) for n in drawn.values()) < 5 * np.sqrt(expected)
     plain = _sampler(window, augment=False).places(0, range(50))
     assert {place.symmetry for place in plain} == {IDENTITY}
+
+
+def test_blocks_that_only_look_like_cubes_are_turned_within_their_slices():
+    """A flat block is read with the neighbours of its slices, which may make it as deep as it is wide."""
+    window = Window((12, 12, 12), (8, 12, 12), (8, 12, 12), (2, 0, 0), "uniform")
+    drawn = {place.symmetry for place in _sampler(window, (40, 20, 24)).places(0, range(2000))}
+    assert drawn == set(PRISM)
 
 
 @pytest.mark.parametrize("epoch", [0, 1, 7])

@@ -220,6 +220,24 @@ def test_a_run_that_is_killed_after_its_first_model_has_a_state_and_ends_as_if_i
     assert_same_run(tmp_path / "whole", tmp_path / "parts")
 
 
+def test_a_score_that_is_made_again_after_a_kill_stands_in_the_history_once(
+    train: Train, jobs: Jobs, tmp_path: Path, history_of: History
+) -> None:
+    """The state is saved before the first score, and not again for some minutes."""
+
+    def die() -> None:
+        raise KeyboardInterrupt
+
+    settings = {"max_epochs": 4, "patches_per_epoch": 8, "validate_every": 1}
+    train(jobs(tmp_path / "whole", **settings))
+    with pytest.raises(KeyboardInterrupt):
+        train(jobs(tmp_path / "parts", **settings), {5: die})
+    assert [line["step"] for line in history_of(tmp_path / "parts")] == [2, 4]
+    train(jobs(tmp_path / "parts", resume=True, **settings))
+    assert [line["step"] for line in history_of(tmp_path / "parts")] == [2, 4, 6, 8]
+    assert history_of(tmp_path / "parts") == history_of(tmp_path / "whole")
+
+
 def test_a_state_whose_weights_do_not_fit_is_refused(train: Train, jobs: Jobs, tmp_path: Path) -> None:
     train(jobs(tmp_path, max_epochs=1))
     path = RunFolder(tmp_path).state

@@ -54,6 +54,16 @@ def test_steps_on_single_slices_come_first_and_are_at_most_half_of_a_run(
     assert seen == [(8, 5)] * on_slices + [(2, depth)] * (8 - on_slices)
 
 
+@pytest.mark.parametrize(("n_slices", "edge"), [(5, 12), (1, 8)], ids=["as deep as wide when read", "cubes"])
+def test_blocks_that_are_as_deep_as_wide_can_be_trained_on(
+    train: Train, jobs: Jobs, tmp_path: Path, seen: list[tuple[int, int]], n_slices: int, edge: int
+) -> None:
+    network = NetworkSpec("residual3d", {"width": 8, "levels": 2, "n_slices": n_slices})
+    train(jobs(tmp_path, network, max_epochs=4, patch_size=edge, patches_per_epoch=16, batch_size=2, slices_first=100))
+    slices = [(8, n_slices)] * (16 if n_slices > 1 else 0)  # single slices of cubes that are turned would lie across
+    assert seen == slices + [(2, 7 + n_slices)] * (32 - len(slices))
+
+
 def test_what_mixes_slices_is_left_alone_by_steps_on_single_ones(
     train: Train, jobs: Jobs, tmp_path: Path, seen: list[tuple[int, int]]
 ) -> None:

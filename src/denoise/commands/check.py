@@ -147,7 +147,7 @@ def _training(config: RunConfig, compute: Compute, splits: SplitSet, network: Ne
     )
     memory = plan_memory(part.splits, sampler, footprint, config.max_memory)
     held = part.holdout.held_out
-    axis = 0 if held.shape_zyx[0] < part.splits.shape[0] else 1
+    axis = 1 if held.shape_zyx[1] < part.splits.shape[1] else 0
     low, high = held.start_zyx[axis], held.stop_zyx[axis] - 1
     numbers = part.splits.volumes[0].slice_numbers
     held_out = f"slices {numbers[low]}..{numbers[high]}" if axis == 0 else f"rows {low}..{high}, counted from 0"

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from denoise.checkpoint import Checkpoint
-from denoise.commands.prepared import require_one_division
+from denoise.commands.prepared import how_full_differs, require_one_division
 from denoise.config import RunConfig
 from denoise.errors import ConfigError, OutputError
 from denoise.files import file_and_dataset
@@ -21,6 +23,8 @@ from denoise.projections.angles import SplitAngles
 from denoise.readable import counted
 from denoise.volumes import SplitSet, Volume, open_volume
 from denoise.volumes.combined import CombinedVolume
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -65,7 +69,21 @@ def open_inference_inputs(config: RunConfig, strategy: str) -> InferenceInputs:
             "dataset.full is missing, and it is what is denoised; name the full reconstruction, or set "
             "infer.input: splits"
         )
+    _warn_of_another_full(config.full_path, config.given_splits)
     return InferenceInputs((open_volume(config.full_path),), (config.full_path,))
+
+
+def _warn_of_another_full(full: str, splits: Sequence[str]) -> None:
+    """What a model learnt from these splits does not fit; it may be meant all the same."""
+    if full in splits:
+        _log.warning("%s is denoised, which is one of the splits: it has more noise than the full reconstruction", full)
+    elif splits and (difference := how_full_differs(full, splits[0])):
+        _log.warning(
+            "%s is denoised, which %s: it does not show what the model learnt; name the full reconstruction of the "
+            "same `denoise prepare`",
+            full,
+            difference,
+        )
 
 
 def scan_angles(config: RunConfig) -> SplitAngles | None:

@@ -19,6 +19,8 @@ from denoise.config import RunConfig
 from denoise.errors import OutputError
 from denoise.files import file_and_dataset
 from denoise.inference.engine import Denoiser
+from denoise.inference.models import versions_of
+from denoise.inference.versions import named
 from denoise.memory import give_back_freed
 from denoise.volumes import Volume, is_whole, open_volume, stored_description
 from denoise.volumes.contents import contents_hash
@@ -27,6 +29,9 @@ from denoise.volumes.volume import describe_numbers
 _SOFTWARE = "ct-denoise"
 _MARK = re.compile("sha256:[0-9a-f]{64}")
 _SCALE = "mean and deviation"
+_ASKED = "tiles that were asked for"
+#: Of the section infer, what changes the values that come out.
+_CHANGES_VALUES = {"overlap", "tile_size", "window", "precision"}
 
 
 @dataclass(frozen=True)
@@ -45,8 +50,12 @@ class Origin:
     def of(cls, config: RunConfig, checkpoint: Checkpoint, inputs: InferenceInputs, z_range: range) -> Origin:
         """Of a result for some slices; a model without a normalisation of its own has that of the config."""
         volumes = [open_volume(path) for path in inputs.paths]
-        turns, scale = config.infer.tta, given_normalization(config) if checkpoint.normalization is None else None
-        more = {"tta": str(turns)} if turns > 1 else {}  # without it as in earlier versions
+        scale = given_normalization(config) if checkpoint.normalization is None else None
+        # What is not asked for is left out, as in earlier versions.
+        asked = config.infer.model_dump(include=_CHANGES_VALUES, exclude_defaults=True)
+        more = {_ASKED: json.dumps(asked, sort_keys=True)} if asked else {}
+        if versions := named(versions_of(checkpoint, config.infer.tta)):
+            more["tta"] = versions
         if scale is not None:
             more[_SCALE] = f"{scale.mean!r}, {scale.std!r}"
         return cls({"model": digest(checkpoint.weights), "grey values": _hash(volumes, z_range), **more})
@@ -96,8 +105,9 @@ def is_there(output: str, numbers: range, plane: tuple[int, int], dtype: np.dtyp
         raise OutputError(f"{output} is whole and of type {found.dtype}, this run makes {dtype}; {other}")
     if said and said[0] not in (origin.mark, origin.former_mark):
         raise OutputError(
-            f"{output} is whole, but another model or infer.tta made it, or the input (or dataset.mean and std) has "
-            "changed since; make it anew with --overwrite, or choose another --output"
+            f"{output} is whole, but another model made it, or other settings of infer (tta, overlap, tile_size, "
+            "window, precision), or the input (or dataset.mean and std) has changed since; make it anew with "
+            "--overwrite, or choose another --output"
         )
     return True
 

@@ -33,6 +33,8 @@ _BEFORE: Mapping[str, Any] = {
 _OF_THE_FILE = ("scan", "scan of")
 #: Which of the volumes it is.
 _PART = "part"
+#: Of the splits alone: what the full reconstruction is made from does not depend on it.
+_OF_SPLITS = {"splits", _DEALT, _WEIGHTS}
 
 
 @dataclass(frozen=True)
@@ -164,6 +166,18 @@ def require_one_division(paths: Sequence[str]) -> None:
                     f"{other!r}, so that their noise is not independent or their grey values differ; name splits of "
                     "one `denoise prepare`, or make them anew with --overwrite"
                 )
+
+
+def how_full_differs(full: str, split: str) -> str | None:
+    """Why the full reconstruction of a scan does not belong to a split of it; None where it does, or does not say."""
+    made, parts = (_stored_facts(path) if Path(path).is_dir() else {} for path in (full, split))
+    if not all(name in made and made[name] == parts.get(name) for name in _OF_THE_FILE):
+        return None  # of another scan, or not made by `prepare`
+    for name in sorted((made.keys() | parts.keys()) - {_PART} - _OF_SPLITS):
+        one, other = (found.get(name, _BEFORE.get(name)) for found in (made, parts))
+        if one != other:
+            return f"was made with {name} = {one!r}, the splits with {other!r}"
+    return None
 
 
 def require_same_origin(path: Path, scan: Scan, asked: Mapping[str, Any]) -> None:

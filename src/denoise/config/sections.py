@@ -175,8 +175,8 @@ class InferSection(Section):
         About(
             "Edge of the tiles",
             f"null, or {EDGE_RULE}",
-            "Divisible as the training patch. null: as large as that for unet; at least 256 (3D: 64) for residual, "
-            "whose result hardly depends on it (and whose 3D tiles are at most 32 slices deep).",
+            "Divisible as the training patch. null: as large as that for unet; larger for residual, whose result "
+            "hardly depends on it (docs/benchmarks.md; its 3D tiles are flatter than wide).",
             unit="voxels",
         ),
     ] = None

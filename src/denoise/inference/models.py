@@ -81,9 +81,33 @@ def make_denoiser(
         dtype=resolve_precision(infer.precision, device),
         batch_size=infer.batch_size,
         fill_non_finite=fill_non_finite,
-        versions=_versions_that_differ(network, infer.tta, divisor),
+        versions=versions_that_differ(network, infer.tta, divisor),
         forward_peak=kind.forward_peak(checkpoint.network.options),
     )
+
+
+def versions_of(checkpoint: Checkpoint, count: int) -> Sequence[Version]:
+    """Of so many versions of a tile (`infer.tta`) those that a model is shown besides the tile as it is."""
+    if count == 1:
+        return ()
+    divisor = find_network(checkpoint.network.name).divisor(checkpoint.network.options)
+    return versions_that_differ(checkpoint.build(), count, divisor)
+
+
+def versions_that_differ(network: nn.Module, count: int, cell: int) -> Sequence[Version]:
+    """The same of a network that works on cells of so many voxels: equivariant ones get no turned tiles."""
+    weights = SymmetricWeights.of(network) if count > 1 else None
+    if weights is None or not weights.hold:
+        return turned(count)
+    versions = shifted(count, cell)
+    if len(versions) + 1 < count:
+        _log.info(
+            "infer.tta is %d, but this model gives the same for turned tiles: shifted ones are averaged, of which %d "
+            "differ",
+            count,
+            len(versions) + 1,
+        )
+    return versions
 
 
 def warn_of_another_scale(normalization: Normalization, grid: Volume, z_range: range) -> None:
@@ -111,19 +135,3 @@ def warn_of_another_scale(normalization: Normalization, grid: Volume, z_range: r
             normalization.mean,
             normalization.std,
         )
-
-
-def _versions_that_differ(network: nn.Module, count: int, cell: int) -> Sequence[Version]:
-    """Of the versions of a tile that are averaged: equivariant networks give the same for turned ones."""
-    weights = SymmetricWeights.of(network) if count > 1 else None
-    if weights is None or not weights.hold:
-        return turned(count)
-    versions = shifted(count, cell)
-    if len(versions) + 1 < count:
-        _log.info(
-            "infer.tta is %d, but this model gives the same for turned tiles: shifted ones are averaged, of which %d "
-            "differ",
-            count,
-            len(versions) + 1,
-        )
-    return versions

@@ -78,3 +78,10 @@ def shifted(count: int, cell: int) -> Sequence[Version]:
     """So many that are cut into other cells, or as many as differ (4 at most), without the tile as it is."""
     differing = list(dict.fromkeys((y % cell, x % cell) for y, x in _SHIFTS))
     return tuple(Shifted(y, x, cell) for y, x in differing[1:count])
+
+
+def named(versions: Sequence[Version]) -> str:
+    """How many and which, for descriptions; empty for the tile as it is."""
+    if not versions:
+        return ""
+    return f"{1 + len(versions)}{' shifted' if isinstance(versions[0], Shifted) else ''}"

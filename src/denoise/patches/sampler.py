@@ -140,7 +140,7 @@ class CubeSampler:
         """Those of the cube; of a prism, where blocks are none; or none."""
         if not self.augment:
             return (IDENTITY,)
-        return CUBE if len(set(self.window.read_zyx)) == 1 else PRISM
+        return CUBE if self.window.is_cube else PRISM
 
     @cached_property
     def _starts(self) -> list[tuple[Source, int]]:

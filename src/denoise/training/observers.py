@@ -67,14 +67,18 @@ class History(_Silent):
     def __init__(self, folder: RunFolder, *, resume: bool) -> None:
         self._path = folder.history
         self._resume = resume
+        self._last_step = 0
 
     def started(self, plan: Plan) -> None:
         """Begin the file, or keep the lines up to the step that the run resumes from."""
         kept = [r for r in read_history(self._path) if r["step"] <= plan.first_step] if self._resume else []
         write_text(self._path, "".join(json.dumps(record) + "\n" for record in kept))
+        self._last_step = kept[-1]["step"] if kept else 0
 
     def validated(self, record: Record, preview: Preview | None) -> None:
-        """Append a line."""
+        """Append a line, unless it stands there: a state that was saved before its score is scored once more."""
+        if record.step == self._last_step:
+            return
         with explained(self._path), self._path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(record.as_plain()) + "\n")
 

@@ -34,7 +34,9 @@ class SlicesFirst:
 
     @classmethod
     def of(cls, job: TrainJob, window: Window, steps_per_epoch: int) -> SlicesFirst:
-        """As the job says."""
+        """As the job says; none of cubes, which are turned so that their slices lie across."""
+        if window.is_cube:
+            return cls(window, 0)
         return cls(window, min(job.slices_first, SHARE * job.settings.max_epochs * steps_per_epoch))
 
     def places(self, whole: Sequence[BlockPlace], step: int, done: float) -> list[BlockPlace]:

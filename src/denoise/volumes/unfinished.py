@@ -30,7 +30,7 @@ _RUN, _LOCK, _REPLACED, _NAMED = "run.json", "lock", "replaced", "named"
 #: In the description of a run: whether what it has done is to be kept for another.
 KEPT = "kept for --resume"
 #: Facts that runs of earlier versions do not state.
-_NEW = {"grey values", "splits", "tta", "dataset", "mean and deviation"}
+_NEW = {"grey values", "splits", "tta", "dataset", "mean and deviation", "tiles that were asked for"}
 #: Where the input is known by its grey values, its files may have moved.
 _KNOWN_BY, _PLACES = "grey values", "inputs"
 #: Which runs of earlier versions state with all digits.
