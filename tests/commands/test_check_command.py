@@ -94,6 +94,15 @@ def test_rows_that_are_held_out_are_named_where_a_range_of_slices_is_trained_on(
     assert re.match(r"rows \d+\.\.\d+, counted from 0", facts(denoise("check", "--config", config))["held out"])
 
 
+def test_so_many_versions_of_a_tile_are_said_as_are_computed(dataset: Dataset, denoise: Callable[..., Outcome]) -> None:
+    config = dataset.configured("infer: {", "infer: {tta: 8, ")
+    assert facts(denoise("check", "--config", config))["tiles"].endswith("1.36 times, in 8 versions")
+    config.write_text(config.read_text().replace("train: {", "train: {symmetric: true, "))
+    assert facts(denoise("check", "--config", config))["tiles"].endswith("1.36 times, in 4 versions"), "shifted ones"
+    config.write_text(config.read_text().replace("width: 16", "width: 8"))
+    assert facts(denoise("check", "--config", config))["tiles"].endswith("in 8 versions"), "too narrow for it"
+
+
 def test_only_the_slices_to_train_on_are_tested(
     dataset: Dataset, denoise: Callable[..., Outcome], tools: Tools
 ) -> None:

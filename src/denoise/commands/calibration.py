@@ -27,6 +27,7 @@ from denoise.memory import peak_bytes
 from denoise.modes import MODES
 from denoise.networks.catalogue import build_network
 from denoise.networks.spec import NetworkSpec
+from denoise.networks.symmetric import SymmetricWeights
 from denoise.normalization import Normalization
 from denoise.tiles import TileGrid, Triple, Window
 from denoise.training.job import Plan, Record
@@ -63,9 +64,17 @@ def training_cost(config: RunConfig, compute: Compute) -> TrainingCost:
     return _in_a_process(_train, config, compute)
 
 
-def inference_cost(config: RunConfig, compute: Compute, window: Window, shape: Triple) -> InferenceCost:
-    """Denoise noise, with the network and tiles that a volume of this shape gets."""
-    return _in_a_process(_denoise, config, compute, window, shape)
+def inference_cost(
+    config: RunConfig, compute: Compute, window: Window, shape: Triple, symmetric: bool
+) -> InferenceCost:
+    """Denoise noise, with the network and tiles that a volume of this shape gets.
+
+    Parameters
+    ----------
+    symmetric
+        Whether the network treats all directions alike: it gets other versions of a tile to average.
+    """
+    return _in_a_process(_denoise, config, compute, window, shape, symmetric)
 
 
 def _in_a_process(function: Callable[..., Result], *arguments: Any) -> Result:
@@ -137,9 +146,12 @@ def _train(config: RunConfig, compute: Compute) -> TrainingCost:
     return TrainingCost(clock.seconds_per_step, peak_bytes() - 2 * len(splits) * splits[0].array.nbytes)
 
 
-def _denoise(config: RunConfig, compute: Compute, window: Window, shape: Triple) -> InferenceCost:
+def _denoise(config: RunConfig, compute: Compute, window: Window, shape: Triple, symmetric: bool) -> InferenceCost:
     spec = NetworkSpec(config.network_name, config.network_options)
-    checkpoint = Checkpoint(spec, build_network(spec).state_dict(), Normalization(0.0, 1.0), patch_size=config.patch)
+    network = build_network(spec)
+    if symmetric and (weights := SymmetricWeights.of(network)):
+        weights.impose()
+    checkpoint = Checkpoint(spec, network.state_dict(), Normalization(0.0, 1.0), patch_size=config.patch)
     denoiser = make_denoiser(checkpoint, config.infer, compute.devices()[0])
     denoiser = replace(denoiser, window=window).prepared()
     depth, height, width = (

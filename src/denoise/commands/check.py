@@ -24,11 +24,13 @@ from denoise.errors import DeviceError, OutputError
 from denoise.inference.engine import batch_bytes, weights_bytes
 from denoise.inference.reader import layer_bytes
 from denoise.inference.run import MemoryShares
+from denoise.inference.versions import versions_for
 from denoise.launch import Compute, describe_device
 from denoise.memory import available_bytes, denoising_bytes, process_bytes, share_of
 from denoise.modes import MODES, default_tile, inference_window
 from denoise.networks.catalogue import build_network, find_network
 from denoise.networks.spec import NetworkSpec
+from denoise.networks.symmetric import SymmetricWeights
 from denoise.patches.sampler import VolumeSampler
 from denoise.readable import duration, gigabytes
 from denoise.run_folder import CRITERIA, RunFolder
@@ -53,6 +55,8 @@ class _Part:
     lines: list[tuple[str, str]]
     costs: Callable[[], list[tuple[str, str]]]
     """Measures, for some seconds."""
+    symmetric: bool
+    """Whether a new model treats all directions alike."""
 
 
 def check(config: RunConfig, compute: Compute, *, data: bool = False, calibrate: bool = False) -> None:
@@ -86,15 +90,18 @@ def check(config: RunConfig, compute: Compute, *, data: bool = False, calibrate:
                 require_same_grid(splits.volumes[0], inputs.grid, "split 0", "the full reconstruction")
     network = NetworkSpec(config.network_name, config.network_options)
     with torch.device("meta"):
-        weights = sum(p.numel() for p in build_network(network).parameters())
+        built = build_network(network)
+    weights = sum(p.numel() for p in built.parameters())
+    symmetric = bool(config.train.symmetric) and SymmetricWeights.can_hold_in(built)
     lines.append(
         ("mode", f"{config.mode}; {network.name}: {find_network(network.name).description}; {weights:,} weights")
     )
     parts = []
     if splits is not None:
-        parts.append(_training(config, compute, splits, network))
+        parts.append(_training(config, compute, splits, network, SymmetricWeights.can_hold_in(built)))
+        symmetric = parts[0].symmetric
     if inputs is not None:
-        parts.append(_inference(config, compute, inputs, network, devices, weights))
+        parts.append(_inference(config, compute, inputs, network, devices, weights, symmetric))
     if splits is not None and data:  # after what training needs, which is more most of the time
         _require_memory_for_tests(splits, config.max_memory)
     lines += [line for part in parts for line in part.lines]
@@ -125,7 +132,9 @@ def _require_memory_for_tests(splits: SplitSet, max_memory: int | None) -> None:
         )
 
 
-def _training(config: RunConfig, compute: Compute, splits: SplitSet, network: NetworkSpec) -> _Part:
+def _training(
+    config: RunConfig, compute: Compute, splits: SplitSet, network: NetworkSpec, can_be_symmetric: bool
+) -> _Part:
     shares = Shares.of(config, compute)
     batch_size, devices = shares.batch_size, shares.devices
     mode = MODES[config.mode]
@@ -135,6 +144,7 @@ def _training(config: RunConfig, compute: Compute, splits: SplitSet, network: Ne
         part.holdout, window, config.train.seed, config.train.augment, config.train.z_stride, config.patches_per_epoch
     )
     steps = -(-sampler.epoch_size // batch_size)
+    symmetric = can_be_symmetric and part.wants_symmetry(config.train)
     footprint = Footprint(
         network,
         window,
@@ -143,7 +153,7 @@ def _training(config: RunConfig, compute: Compute, splits: SplitSet, network: Ne
         blocks_each=-(-batch_size // len(devices)),
         splits=len(splits),
         itemsize=resolve_precision(config.train.precision, devices[0]).itemsize,
-        symmetric=part.wants_symmetry(config.train),
+        symmetric=symmetric,
     )
     memory = plan_memory(part.splits, sampler, footprint, config.max_memory)
     held = part.holdout.held_out
@@ -161,7 +171,8 @@ def _training(config: RunConfig, compute: Compute, splits: SplitSet, network: Ne
     require_own_folder(config)
 
     def costs() -> list[tuple[str, str]]:
-        cost = training_cost(config, compute)
+        train = config.train.model_copy(update={"symmetric": symmetric})
+        cost = training_cost(config.model_copy(update={"train": train}), compute)
         each = cost.seconds_per_step / len(devices)
         longest = steps * config.train.max_epochs * each
         if config.train.max_minutes is not None:
@@ -187,7 +198,7 @@ def _training(config: RunConfig, compute: Compute, splits: SplitSet, network: Ne
         ("host memory", f"about {gigabytes(most)} for training, data included"),
         ("models", f"{run.path} ({state})"),
     ]
-    return _Part(lines, costs)
+    return _Part(lines, costs, symmetric)
 
 
 def _kept(memory: MemoryPlan, sampler: VolumeSampler) -> str:
@@ -209,6 +220,7 @@ def _inference(
     network: NetworkSpec,
     devices: list[torch.device],
     weights: int,
+    symmetric: bool,
 ) -> _Part:
     grid, count = inputs.grid, len(devices)
     edge = config.infer.tile_size or default_tile(network, config.patch)
@@ -237,7 +249,7 @@ def _inference(
         )
 
     def costs() -> list[tuple[str, str]]:
-        cost = inference_cost(config, compute, window, grid.shape)
+        cost = inference_cost(config, compute, window, grid.shape, symmetric)
         predicted = tiles.redundancy * float(np.prod(grid.shape, dtype=np.float64)) * len(inputs.views)
         seconds = cost.seconds_per_predicted_voxel * predicted / count
         return [
@@ -245,17 +257,19 @@ def _inference(
             ("volume memory", f"{gigabytes(held + cost.bytes_besides_slabs)} measured, for one process"),
         ]
 
+    cell = find_network(network.name).divisor(network.options)
+    versions = 1 + len(versions_for(symmetric, config.infer.tta, cell))
     lines = [
         (
             "tiles",
             f"{layers * tiles.tiles_per_layer:,} of {' x '.join(map(str, window.read_zyx))} voxels, each voxel is "
-            f"predicted {tiles.redundancy:.2f} times",
+            f"predicted {tiles.redundancy:.2f} times" + (f", in {versions} versions" if versions > 1 else ""),
         ),
         ("memory", f"about {gigabytes(memory)} for denoising ({gigabytes(free)} free)"),
         ("disk", f"{gigabytes(needed)} as float32 ({gigabytes(room)} free in {folder})"),
     ]
     lines += [("stored layers", text) for text in dict.fromkeys(_layers(view, shares) for view in inputs.views) if text]
-    return _Part(lines, costs)
+    return _Part(lines, costs, symmetric)
 
 
 def _layers(volume: Volume, shares: MemoryShares) -> str:

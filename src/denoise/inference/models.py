@@ -13,7 +13,7 @@ from denoise.checkpoint import Checkpoint
 from denoise.config import InferSection
 from denoise.errors import CheckpointError, ConfigError
 from denoise.inference.engine import Denoiser
-from denoise.inference.versions import Version, shifted, turned
+from denoise.inference.versions import Version, versions_for
 from denoise.modes import default_tile, inference_window
 from denoise.networks.catalogue import find_network
 from denoise.networks.symmetric import SymmetricWeights
@@ -97,9 +97,7 @@ def versions_of(checkpoint: Checkpoint, count: int) -> Sequence[Version]:
 def versions_that_differ(network: nn.Module, count: int, cell: int) -> Sequence[Version]:
     """The same of a network that works on cells of so many voxels: equivariant ones get no turned tiles."""
     weights = SymmetricWeights.of(network) if count > 1 else None
-    if weights is None or not weights.hold:
-        return turned(count)
-    versions = shifted(count, cell)
+    versions = versions_for(weights is not None and weights.hold, count, cell)
     if len(versions) + 1 < count:
         _log.info(
             "infer.tta is %d, but this model gives the same for turned tiles: shifted ones are averaged, of which %d "

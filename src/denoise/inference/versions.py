@@ -80,6 +80,11 @@ def shifted(count: int, cell: int) -> Sequence[Version]:
     return tuple(Shifted(y, x, cell) for y, x in differing[1:count])
 
 
+def versions_for(symmetric: bool, count: int, cell: int) -> Sequence[Version]:
+    """Those of so many that differ to a network: to one that treats directions alike, turned ones do not."""
+    return shifted(count, cell) if symmetric else turned(count)
+
+
 def named(versions: Sequence[Version]) -> str:
     """How many and which, for descriptions; empty for the tile as it is."""
     if not versions:

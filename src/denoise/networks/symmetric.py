@@ -50,9 +50,12 @@ class SymmetricWeights:
     @classmethod
     def of(cls, network: nn.Module) -> SymmetricWeights | None:
         """None for networks of other kinds, and those too narrow for channels that come in eights."""
-        if isinstance(network, ResidualUNet) and network.enter.out_channels >= _NARROWEST:
-            return cls(network)
-        return None
+        return cls(network) if isinstance(network, ResidualUNet) and cls.can_hold_in(network) else None
+
+    @staticmethod
+    def can_hold_in(network: nn.Module) -> bool:
+        """Whether the network is of the kind, and wide enough; its weights may be on the device "meta"."""
+        return isinstance(network, ResidualUNet) and network.enter.out_channels >= _NARROWEST
 
     @property
     def hold(self) -> bool:
