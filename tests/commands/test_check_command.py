@@ -111,7 +111,11 @@ def test_only_the_slices_to_train_on_are_tested(
         tools.write(
             dataset.folder / name, np.where(np.arange(12)[:, None, None] < 3, np.nan, values).astype(np.float32)
         )
-    assert "NaN" in denoise("check", "--config", dataset.config, "--data").out
+    said = denoise("check", "--config", dataset.config, "--data")
+    assert "NaN" in said.out
+    assert "training stops at NaN" in said.error
+    filled = dataset.configured("  sample: foam\n", "  sample: foam\n  non_finite: fill\n")
+    assert denoise("check", "--config", filled, "--data").code == 0
     config = dataset.configured("  sample: foam\n", "  sample: foam\n  train_start_slice: 3\n")
     assert "NaN" not in denoise("check", "--config", config, "--data").out
 

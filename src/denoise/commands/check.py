@@ -20,7 +20,7 @@ from denoise.commands.display import say, say_verdict
 from denoise.commands.inputs import InferenceInputs, open_inference_inputs, open_splits
 from denoise.commands.train import require_own_folder
 from denoise.config import RunConfig
-from denoise.errors import DeviceError, OutputError
+from denoise.errors import DeviceError, OutputError, VolumeError
 from denoise.inference.engine import batch_bytes, weights_bytes
 from denoise.inference.reader import layer_bytes
 from denoise.inference.run import MemoryShares
@@ -113,7 +113,13 @@ def check(config: RunConfig, compute: Compute, *, data: bool = False, calibrate:
     if data:
         say("")
         splits = open_splits(config)
-        say_verdict(check_splits(splits.volumes, training_slices(config, splits)))
+        verdict = check_splits(splits.volumes, training_slices(config, splits))
+        say_verdict(verdict)
+        if config.dataset.non_finite == "error" and any(f.name == "finite" and f.value for f in verdict.findings):
+            raise VolumeError(
+                "training stops at NaN and infinite voxels, which the splits have (see above); reconstruct without "
+                "them, or set dataset.non_finite: fill"
+            )
 
 
 def _require_alike(volumes: Sequence[Volume]) -> None:
