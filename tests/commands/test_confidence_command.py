@@ -69,6 +69,18 @@ def test_splits_that_are_none_of_the_volume_are_named(
     assert "has shape (12, 48, 48) but split 0 has (8, 48, 48)" in error
 
 
+def test_a_model_that_cannot_be_calibrated_is_refused_before_anything_is_denoised(
+    finished: Dataset, denoise: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = finished.folder / "out.h5"
+    before = {path.name for path in finished.folder.iterdir()}
+    disagreement = confidence.calibrated.__globals__["disagreement_of"]
+    monkeypatch.setitem(confidence.calibrated.__globals__, "disagreement_of", lambda outputs: 0 * disagreement(outputs))
+    error = denoise("volume", "--config", finished.config, "--output", out, "--confidence", "--device", "cpu").error
+    assert "train again with a larger train.validation_fraction, or leave out --confidence" in error
+    assert {path.name for path in finished.folder.iterdir()} == before
+
+
 def test_memory_that_would_not_be_enough_is_refused_before_anything_is_denoised(
     finished: Dataset, denoise: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -245,18 +245,12 @@ class Uncertainty:
         return [volume.read(whole) for volume in self.splits.volumes]
 
 
-def write_uncertainty(made: Uncertainty, compute: Compute) -> None:
-    """Write the uncertainties, and say where they are.
-
-    Raises
-    ------
-    VolumeError
-        Too little was held out to calibrate with.
-    """
+def write_uncertainty(made: Uncertainty, confidence: Confidence, compute: Compute) -> None:
+    """Write the uncertainties, as ``made.calibrated`` says, and where they are."""
     devices, sink = compute.devices(), made.sink
     plane = made.splits.shape[1] * made.splits.shape[2]
     progress = partial(slices_bar, "uncertainty", plane * len(devices))
-    job = UncertaintyJob(made.views, made.denoiser, made.calibrated(), made.z_range, sink, progress, made.max_memory)
+    job = UncertaintyJob(made.views, made.denoiser, confidence, made.z_range, sink, progress, made.max_memory)
     launch(run_uncertainty, job, devices, spread=compute.spread, guard=lambda: sink, name=sink.path)
     if compute.spread.leads(os.environ):
         say(sink.path)

@@ -103,7 +103,7 @@ def _denoise_with_uncertainty(
 
     require_uncertainty(config, output, overwrite=choice.overwrite or choice.resume)
     beside = uncertainty_path(output)
-    uncertainty = None
+    uncertainty = confidence = None
     splits = open_splits(config)
     require_same_grid(splits.volumes[0], inputs.grid, "split 0", "the volume that is denoised")
     origin = Origin.of(config, checkpoint, inputs, z_range)
@@ -124,14 +124,15 @@ def _denoise_with_uncertainty(
         uncertainty = Uncertainty.of(
             config, compute, checkpoint, denoiser, model=model, grid=inputs.grid, z_range=z_range, sink=sink
         )
+        confidence = uncertainty.calibrated()  # before hours of denoising: too little may have been held out
     if _is_done(choice, output, inputs, numbers, origin):
         say(output)
     else:
         _denoise(config, compute, choice, checkpoint, inputs, z_range, output, origin)
-    if uncertainty is None:
+    if uncertainty is None or confidence is None:
         say(beside)
     else:
-        write_uncertainty(uncertainty, compute)
+        write_uncertainty(uncertainty, confidence, compute)
 
 
 def _sink(

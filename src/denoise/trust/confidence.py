@@ -120,7 +120,8 @@ def calibrated(parts: Iterable[Evidence]) -> Confidence:
     if not mean > 0 or disagreement.max() == 0:
         raise VolumeError(
             f"the mean squared error of the held-out slices is estimated as {mean:.3g}: too few voxels are held out "
-            "to calibrate the uncertainty of single voxels; hold out more (train.validation_fraction)"
+            "to calibrate the uncertainty of single voxels; train again with a larger train.validation_fraction, or "
+            "leave out --confidence"
         )
     pooled = _rising(_steadied(sums, mean * voxels.sum() / squared.sum()), voxels)
     return Confidence(
