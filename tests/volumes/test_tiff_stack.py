@@ -98,6 +98,10 @@ def test_slices_are_ordered_naturally(tmp_path):
         (["10²0.tif", "10²1.tif", "³_2.tif"], range(3)),
         (["a.tif", "b.tif", "c.tif"], range(3)),
         (["0099.tif", "0100.tif"], range(99, 101)),
+        (["rec_0009_0.65um.tif", "rec_0010_0.65um.tif"], range(9, 11)),
+        (["r_0_v2.tif", "r_1_v2.tif"], range(2)),
+        (["2024-05-01_8.tif", "2024-05-01_9.tif", "2024-05-01_10.tif"], range(8, 11)),
+        (["t1_z5.tif", "t2_z6.tif"], range(5, 7)),
     ],
 )
 def test_slice_numbers_come_from_the_names(tmp_path, names, numbers):
@@ -112,7 +116,8 @@ def test_slice_numbers_come_from_the_names(tmp_path, names, numbers):
         (["r_0.tif", "r_1.tif", "r_3.tif", "r_4.tif"], r"slice 2 is missing in .*between r_1\.tif and r_3\.tif"),
         (["r_1.tif", "r_01.tif"], r"are slice 1: r_0?1\.tif and r_0?1\.tif"),
         (["a_1.tif", "b_1.tif"], r"are slice 1: a_1\.tif and b_1\.tif"),
-        (["r_0_v2.tif", "r_1_v2.tif"], r"are slice 2: r_0_v2\.tif and r_1_v2\.tif"),
+        (["a_0_v2.tif", "b_1_v2.tif"], r"are slice 2: a_0_v2\.tif and b_1_v2\.tif"),
+        (["t1_z5.tif", "t2_z5.tif", "t2_z6.tif"], r"are slice 5: t1_z5\.tif and t2_z5\.tif"),
         (["a_2.tif", "b_1.tif"], r"go backwards, from a_2\.tif to b_1\.tif"),
         (["mask.tif", "r_0.tif"], r"mask\.tif has no slice number"),
     ],

@@ -1,13 +1,14 @@
 """A folder with one TIFF file per slice, as most reconstruction software writes it.
 
 Opening lists the folder and reads the header of the first slice; every other slice is checked when it is read.
-Slices are ordered naturally (2 before 10) and known by the last number in their file names.
+Slices are ordered naturally (2 before 10) and known by a number in their file names: the one in which these differ, or
+the last one.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -250,23 +251,23 @@ def _natural_key(name: str) -> tuple[list[tuple[int, int, str]], str]:
 
 
 def _numbers(folder: Path, names: tuple[str, ...]) -> range:
-    """The slice numbers, from the last whole number in each name; names without any are counted from 0."""
-    found = [re.findall("[0-9]+", Path(name).stem) for name in names]
-    if not any(found):
+    """The slice numbers, from the names; names without any number are counted from 0."""
+    parts = [re.split("([0-9]+)", Path(name).stem) for name in names]
+    if all(len(of_name) == 1 for of_name in parts):
         return range(len(names))
-    for name, numbers in zip(names, found, strict=True):
-        if not numbers:
+    for name, of_name in zip(names, parts, strict=True):
+        if len(of_name) == 1:
             raise VolumeError(f"{folder / name} has no slice number in its name, the others have; move it elsewhere")
-    last = [int(numbers[-1]) for numbers in found]
+    numbers = _counting(parts)
     by_number: dict[int, str] = {}
-    for number, name in zip(last, names, strict=True):
+    for number, name in zip(numbers, names, strict=True):
         if number in by_number:
             raise VolumeError(
                 f"two files in {folder} are slice {number}: {by_number[number]} and {name}; keep the slices of one "
-                "volume only, with the slice number as the last number in the name"
+                "volume only, under names that differ in their slice number alone"
             )
         by_number[number] = name
-    steps = [b - a for a, b in pairwise(last)]
+    steps = [b - a for a, b in pairwise(numbers)]
     step = min(steps, default=1)
     if step < 1:
         k = steps.index(step)
@@ -277,10 +278,26 @@ def _numbers(folder: Path, names: tuple[str, ...]) -> range:
     for k, gap in enumerate(steps):
         if gap != step:
             raise VolumeError(
-                f"slice {last[k] + step} is missing in {folder}, between {names[k]} and {names[k + 1]}; "
+                f"slice {numbers[k] + step} is missing in {folder}, between {names[k]} and {names[k + 1]}; "
                 "put it there, or move the slices on one side of the gap elsewhere"
             )
-    return range(last[0], last[0] + len(last) * step, step)
+    return range(numbers[0], numbers[0] + len(numbers) * step, step)
+
+
+def _counting(parts: Sequence[Sequence[str]]) -> list[int]:
+    """The number of each name that counts: the only one in which names differ (`rec_0010_0.65um`), or the last.
+
+    Parameters
+    ----------
+    parts
+        Of each name text, number, text, number, ...
+    """
+    if len({tuple(of_name[::2]) for of_name in parts}) == 1:
+        columns = list(zip(*(map(int, of_name[1::2]) for of_name in parts), strict=True))
+        differing = [column for column in columns if len(set(column)) > 1]
+        if len(differing) == 1:
+            return list(differing[0])
+    return [int(of_name[-2]) for of_name in parts]
 
 
 def _require_single_page(tif: tifffile.TiffFile, what: str) -> None:
