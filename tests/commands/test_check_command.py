@@ -94,6 +94,15 @@ def test_rows_that_are_held_out_are_named_where_a_range_of_slices_is_trained_on(
     assert re.match(r"rows \d+\.\.\d+, counted from 0", facts(denoise("check", "--config", config))["held out"])
 
 
+def test_more_memory_than_is_free_is_said(
+    dataset: Dataset, denoise: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert facts(denoise("check", "--config", dataset.config))["host memory"].endswith("data included")
+    monkeypatch.setattr("denoise.commands.check.available_bytes", lambda: 10**8)
+    said = facts(denoise("check", "--config", dataset.config))["host memory"]
+    assert said.endswith(": more than the 0.10 GB that are free")
+
+
 def test_so_many_versions_of_a_tile_are_said_as_are_computed(dataset: Dataset, denoise: Callable[..., Outcome]) -> None:
     config = dataset.configured("infer: {", "infer: {tta: 8, ")
     assert facts(denoise("check", "--config", config))["tiles"].endswith("1.36 times, in 8 versions")

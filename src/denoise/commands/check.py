@@ -201,10 +201,15 @@ def _training(
         ),
         ("held out", held_out),
         ("training data", f"{_kept(memory, sampler)} ({gigabytes(available_bytes())} free)"),
-        ("host memory", f"about {gigabytes(most)} for training, data included"),
+        ("host memory", f"about {gigabytes(most)} for training, data included{_too_much(most)}"),
         ("models", f"{run.path} ({state})"),
     ]
     return _Part(lines, costs, symmetric)
+
+
+def _too_much(needed: int) -> str:
+    free = available_bytes()
+    return f": more than the {gigabytes(free)} that are free" if needed > free else ""
 
 
 def _kept(memory: MemoryPlan, sampler: VolumeSampler) -> str:

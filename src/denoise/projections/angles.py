@@ -124,8 +124,8 @@ class SplitAngles:
         n_angles = len(angles_rad)
         if count < 1 or n_angles < 2 * count:
             raise ScanError(
-                f"{n_angles} projections cannot be divided into {count} splits; expected at least 2 for each, and at "
-                "least 1 split: choose another --splits, or measure more"
+                f"{n_angles} projections cannot be divided into {count} splits; expected 1 to {n_angles // 2}, of at "
+                "least 2 projections each: choose another --splits, or measure more"
             )
         return cls(np.asarray(angles_rad, np.float64), np.arange(n_angles) % count)
 
