@@ -54,8 +54,8 @@ class Origin:
         # What is not asked for is left out, as in earlier versions.
         asked = config.infer.model_dump(include=_CHANGES_VALUES, exclude_defaults=True)
         more = {_ASKED: json.dumps(asked, sort_keys=True)} if asked else {}
-        if versions := named(versions_of(checkpoint, config.infer.tta)):
-            more["tta"] = versions
+        if config.infer.tta > 1 and (versions := versions_of(checkpoint, checkpoint.build(), config.infer.tta)):
+            more["tta"] = named(versions)
         if scale is not None:
             more[_SCALE] = f"{scale.mean!r}, {scale.std!r}"
         return cls({"model": digest(checkpoint.weights), "grey values": _hash(volumes, z_range), **more})

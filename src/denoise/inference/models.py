@@ -73,6 +73,14 @@ def make_denoiser(
         )
     window = inference_window(checkpoint.network, edge, infer.overlap, infer.window, shape)
     network = checkpoint.build()
+    versions = versions_of(checkpoint, network, infer.tta)
+    if 1 + len(versions) < infer.tta:
+        _log.info(
+            "infer.tta is %d, but this model gives the same for turned tiles: shifted ones are averaged, of which %d "
+            "differ",
+            infer.tta,
+            1 + len(versions),
+        )
     return Denoiser(
         network=network,
         normalization=normalization,
@@ -81,31 +89,22 @@ def make_denoiser(
         dtype=resolve_precision(infer.precision, device),
         batch_size=infer.batch_size,
         fill_non_finite=fill_non_finite,
-        versions=versions_that_differ(network, infer.tta, divisor),
+        versions=versions,
         forward_peak=kind.forward_peak(checkpoint.network.options),
     )
 
 
-def versions_of(checkpoint: Checkpoint, count: int) -> Sequence[Version]:
-    """Of so many versions of a tile (`infer.tta`) those that a model is shown besides the tile as it is."""
-    if count == 1:
-        return ()
-    divisor = find_network(checkpoint.network.name).divisor(checkpoint.network.options)
-    return versions_that_differ(checkpoint.build(), count, divisor)
+def versions_of(checkpoint: Checkpoint, network: nn.Module, count: int) -> Sequence[Version]:
+    """Of so many versions of a tile (`infer.tta`) those that a model is shown besides the tile as it is.
 
-
-def versions_that_differ(network: nn.Module, count: int, cell: int) -> Sequence[Version]:
-    """The same of a network that works on cells of so many voxels: equivariant ones get no turned tiles."""
+    Parameters
+    ----------
+    network
+        Built from the checkpoint.
+    """
     weights = SymmetricWeights.of(network) if count > 1 else None
-    versions = versions_for(weights is not None and weights.hold, count, cell)
-    if len(versions) + 1 < count:
-        _log.info(
-            "infer.tta is %d, but this model gives the same for turned tiles: shifted ones are averaged, of which %d "
-            "differ",
-            count,
-            len(versions) + 1,
-        )
-    return versions
+    cell = find_network(checkpoint.network.name).divisor(checkpoint.network.options)
+    return versions_for(weights is not None and weights.hold, count, cell)
 
 
 def warn_of_another_scale(normalization: Normalization, grid: Volume, z_range: range) -> None:

@@ -86,7 +86,5 @@ def versions_for(symmetric: bool, count: int, cell: int) -> Sequence[Version]:
 
 
 def named(versions: Sequence[Version]) -> str:
-    """How many and which, for descriptions; empty for the tile as it is."""
-    if not versions:
-        return ""
-    return f"{1 + len(versions)}{' shifted' if isinstance(versions[0], Shifted) else ''}"
+    """How many are averaged, and which, for descriptions."""
+    return f"{1 + len(versions)}{' shifted' if any(isinstance(one, Shifted) for one in versions) else ''}"
