@@ -23,6 +23,7 @@ from denoise.inference import engine, transfer
 from denoise.inference.blend import SlabAccumulator
 from denoise.inference.engine import Denoiser
 from denoise.inference.transfer import DeviceLink
+from denoise.inference.versions import turned
 from denoise.memory import is_out_of_memory
 from denoise.modes import mode_of
 from denoise.networks.catalogue import build_network, find_network
@@ -79,7 +80,7 @@ def test_a_training_step_lies_wholly_on_the_device(spec: NetworkSpec) -> None:
 @pytest.mark.parametrize("spec", NETWORKS, ids=lambda spec: spec.name)
 @pytest.mark.parametrize("turns", [1, 8])
 def test_tiles_are_predicted_and_blended_on_the_device(spec: NetworkSpec, turns: int) -> None:
-    denoiser = denoiser_of(spec, META, turns=turns).prepared()
+    denoiser = denoiser_of(spec, META, versions=turned(turns)).prepared()
     grid = TileGrid((32, 40, 40), denoiser.window)
     blended = SlabAccumulator(grid, [0], 1, META)
     slab = torch.empty((1, denoiser.window.read_zyx[0], 48, 48), device=META)
