@@ -6,10 +6,12 @@ A plugin: test modules name it in ``pytest_plugins``. What the system does not p
 from __future__ import annotations
 
 import ctypes
+import json
 import os
 import resource
+import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import TypeAlias
@@ -19,6 +21,25 @@ import pytest
 _NEW_MOUNTS = 0x00020000  # CLONE_NEWNS
 _PRIVATE, _READ_ONLY, _REMOUNT, _DETACH = 0x44000, 1, 32, 2  # MS_REC | MS_PRIVATE, MS_RDONLY, ..., MNT_DETACH
 _OVERRIDES = 0b110  # CAP_DAC_OVERRIDE and CAP_DAC_READ_SEARCH: root's freedom from permissions
+
+_IN_LITTLE_MEMORY = """
+import json, resource, sys
+from pathlib import Path
+import torch
+from denoise.cli import main
+torch.set_num_threads(1)
+n_bytes, *commands = json.loads(sys.argv[1])
+for last, command in zip((False, True), commands, strict=True):
+    if last:
+        used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+        resource.setrlimit(resource.RLIMIT_AS, (used + n_bytes, resource.getrlimit(resource.RLIMIT_AS)[1]))
+    sys.argv[1:] = command
+    try:
+        main()
+    except SystemExit as ended:
+        if last or ended.code:
+            raise
+"""
 
 Disk: TypeAlias = Callable[[int], Path]
 
@@ -87,22 +108,21 @@ def permissions_hold() -> Iterator[None]:
 
 
 @pytest.fixture
-def little_memory() -> Callable[[int], AbstractContextManager[None]]:
-    """``with little_memory(n_bytes)``: so much more address space than is in use, and no more."""
+def denoise_in_little_memory() -> Callable[..., subprocess.CompletedProcess[str]]:
+    """``denoise_in_little_memory(n_bytes, before, command)``: with so much more address space than another took before.
 
-    @contextmanager
-    def limited(n_bytes: int) -> Iterator[None]:
-        if sys.platform != "linux":
-            pytest.skip("needs Linux")
-        soft, hard = resource.getrlimit(resource.RLIMIT_AS)
-        used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-        resource.setrlimit(resource.RLIMIT_AS, (used + n_bytes, hard))
-        try:
-            yield
-        finally:
-            resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
+    In a process of its own: where memory was short once, oneDNN makes no kernel any more in that thread.
+    """
+    if sys.platform != "linux":
+        pytest.skip("needs Linux")
 
-    return limited
+    def run(n_bytes: int, *commands: Sequence[object]) -> subprocess.CompletedProcess[str]:
+        said = json.dumps([n_bytes, *([str(part) for part in command] for command in commands)])
+        return subprocess.run(
+            [sys.executable, "-c", _IN_LITTLE_MEMORY, said], capture_output=True, text=True, check=False
+        )
+
+    return run
 
 
 @pytest.fixture

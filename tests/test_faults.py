@@ -314,30 +314,33 @@ def test_a_read_only_disk_is_told_before_anything_is_computed(
 
 def test_memory_that_runs_out_on_the_host_is_a_sentence_and_leaves_nothing_partial(
     finished: Dataset,
-    denoise: Callable[..., Outcome],
-    little_memory: Callable[[int], AbstractContextManager[None]],
+    denoise_in_little_memory: Callable[..., subprocess.CompletedProcess[str]],
     tmp_path: Path,
 ) -> None:
     tifffile.imwrite(tmp_path / "wide.tif", np.zeros((3, 4096, 4096), np.float32), photometric="minisblack")
     config = finished.configured("full: whole", f"full: {tmp_path / 'wide.tif'}")
-    with little_memory(96 * 2**20):
-        error = denoise("volume", "--config", config, "--output", tmp_path / "out.h5").error
-    assert "memory" in error
-    assert {p.name for p in tmp_path.rglob("*") if finished.folder not in (p, *p.parents)} == {"wide.tif"}
+    small = ("volume", "--config", finished.config, "--output", tmp_path / "small.h5")
+    wide = ("volume", "--config", config, "--output", tmp_path / "out.h5")
+    done = denoise_in_little_memory(96 * 2**20, small, wide)
+    assert done.returncode == 2, done.stderr
+    assert re.search(r"^error: .*memory", done.stderr, re.MULTILINE), done.stderr
+    assert "Traceback" not in done.stderr
+    left = {p.name for p in tmp_path.rglob("*") if finished.folder not in (p, *p.parents)}
+    assert left == {"wide.tif", "small.h5"}
 
 
 def test_training_where_memory_runs_out_on_the_host_goes_on_in_parts_or_ends_in_a_sentence(
     finished: Dataset,
-    denoise: Callable[..., Outcome],
-    little_memory: Callable[[int], AbstractContextManager[None]],
+    denoise_in_little_memory: Callable[..., subprocess.CompletedProcess[str]],
     tmp_path: Path,
 ) -> None:
     config = finished.configured("patch_size: 16, batch_size: 4", "patch_size: 48, batch_size: 512")
-    with little_memory(96 * 2**20):
-        outcome = denoise("train", "--config", config, "--output-dir", tmp_path / "run")
+    small = ("train", "--config", finished.config, "--output-dir", tmp_path / "small")
+    large = ("train", "--config", config, "--output-dir", tmp_path / "run")
+    done = denoise_in_little_memory(96 * 2**20, small, large)
     # How much room a single block leaves depends on what the process has loaded by then.
-    assert "steps of 512 blocks go on in" in outcome.log
-    assert outcome.code == 0 or "too small for one block" in outcome.error
+    assert "steps of 512 blocks go on in" in done.stderr
+    assert done.returncode == 0 or "too small for one block" in done.stderr
     for model in (tmp_path / "run").glob("best_*.pth"):
         assert Checkpoint.load(model).step > 0
 
