@@ -12,6 +12,7 @@ import pytest
 
 from denoise.commands import confidence
 from denoise.commands.origin import uncertainty_path
+from denoise.trust.confidence import disagreement_of
 
 if TYPE_CHECKING:
     from tiny_dataset import Dataset, Outcome, Tools
@@ -74,8 +75,9 @@ def test_a_model_that_cannot_be_calibrated_is_refused_before_anything_is_denoise
 ) -> None:
     out = finished.folder / "out.h5"
     before = {path.name for path in finished.folder.iterdir()}
-    disagreement = confidence.calibrated.__globals__["disagreement_of"]
-    monkeypatch.setitem(confidence.calibrated.__globals__, "disagreement_of", lambda outputs: 0 * disagreement(outputs))
+    monkeypatch.setattr(
+        "denoise.trust.confidence.disagreement_of", lambda outputs: np.zeros_like(disagreement_of(outputs))
+    )
     error = denoise("volume", "--config", finished.config, "--output", out, "--confidence", "--device", "cpu").error
     assert "train again with a larger train.validation_fraction, or leave out --confidence" in error
     assert {path.name for path in finished.folder.iterdir()} == before

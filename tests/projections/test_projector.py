@@ -20,8 +20,8 @@ def angles_of(count: int) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
     return np.arange(count) * (np.pi / count)
 
 
-@pytest.mark.parametrize(("allowed", "numba_s_own", "threads"), [("1", None, 1), ("1,4", None, 1), ("no", "1", 1)])
-def test_numba_takes_no_more_threads_than_others_may(allowed: str, numba_s_own: str | None, threads: int) -> None:
+@pytest.mark.parametrize(("allowed", "numba_s_own"), [("1", None), ("1,4", None), ("2", "1")])
+def test_numba_takes_no_more_threads_than_others_may(allowed: str, numba_s_own: str | None) -> None:
     """Where its threads are OpenMP's, it would raise their number for torch too."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("OMP", "NUMBA"))}
     environment["OMP_NUM_THREADS"] = allowed
@@ -29,7 +29,7 @@ def test_numba_takes_no_more_threads_than_others_may(allowed: str, numba_s_own: 
         environment["NUMBA_NUM_THREADS"] = numba_s_own
     script = "from denoise.projections import projector; import numba; print(numba.get_num_threads())"
     done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True)
-    assert int(done.stdout) == threads
+    assert int(done.stdout) == 1
 
 
 def test_a_voxel_falls_on_the_column_that_the_back_projection_takes_it_from() -> None:

@@ -153,30 +153,41 @@ def require_one_division(paths: Sequence[str]) -> None:
     ConfigError
         Names two of them, and the first difference.
     """
-    # What `prepare` writes are folders; it takes a while to look into others.
-    facts = [_stored_facts(path) if Path(path).is_dir() else {} for path in paths]
+    facts = [_facts_of_folder(path) for path in paths]
     for path, said in zip(paths[1:], facts[1:], strict=True):
-        if not all(name in said and said[name] == facts[0].get(name) for name in _OF_THE_FILE):
-            continue  # of another scan, or not made by `prepare`
-        for name in sorted((facts[0].keys() | said.keys()) - {_PART}):
-            one, other = (found.get(name, _BEFORE.get(name)) for found in (facts[0], said))
-            if one != other:
-                raise ConfigError(
-                    f"{paths[0]} and {path} were made from one scan, but not together: with {name} = {one!r} and "
-                    f"{other!r}, so that their noise is not independent or their grey values differ; name splits of "
-                    "one `denoise prepare`, or make them anew with --overwrite"
-                )
+        if difference := _first_difference(facts[0], said, {_PART}):
+            name, one, other = difference
+            raise ConfigError(
+                f"{paths[0]} and {path} were made from one scan, but not together: with {name} = {one!r} and "
+                f"{other!r}, so that their noise is not independent or their grey values differ; name splits of "
+                "one `denoise prepare`, or make them anew with --overwrite"
+            )
 
 
 def how_full_differs(full: str, split: str) -> str | None:
     """Why the full reconstruction of a scan does not belong to a split of it; None where it does, or does not say."""
-    made, parts = (_stored_facts(path) if Path(path).is_dir() else {} for path in (full, split))
-    if not all(name in made and made[name] == parts.get(name) for name in _OF_THE_FILE):
-        return None  # of another scan, or not made by `prepare`
-    for name in sorted((made.keys() | parts.keys()) - {_PART} - _OF_SPLITS):
-        one, other = (found.get(name, _BEFORE.get(name)) for found in (made, parts))
-        if one != other:
-            return f"was made with {name} = {one!r}, the splits with {other!r}"
+    made, parts = (_facts_of_folder(path) for path in (full, split))
+    if difference := _first_difference(made, parts, {_PART} | _OF_SPLITS):
+        name, one, other = difference
+        return f"was made with {name} = {one!r}, the splits with {other!r}"
+    return None
+
+
+def _facts_of_folder(path: str) -> dict[str, Any]:
+    """What `prepare` writes are folders; it takes a while to look into others, which say nothing."""
+    return _stored_facts(path) if Path(path).is_dir() else {}
+
+
+def _first_difference(
+    one: Mapping[str, Any], other: Mapping[str, Any], besides: set[str]
+) -> tuple[str, object, object] | None:
+    """Of two volumes of one scan: a fact besides these, and both values; None too where they are not of one scan."""
+    if not all(name in other and other[name] == one.get(name) for name in _OF_THE_FILE):
+        return None  # or not made by `prepare`
+    for name in sorted((one.keys() | other.keys()) - besides):
+        values = tuple(found.get(name, _BEFORE.get(name)) for found in (one, other))
+        if values[0] != values[1]:
+            return name, values[0], values[1]
     return None
 
 
